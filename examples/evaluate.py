@@ -1,0 +1,39 @@
+"""Evaluates a finetuned FLIP on labelled rows.
+
+python examples/evaluate.py --model runs/flip/model --data.source movielens-100k --rows test
+"""
+
+import json
+from collections.abc import Sequence
+
+from datasets import Dataset
+
+from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
+from flip_hf.processing_flip import count_fallbacks
+from flip_hf.training.data import load_click_log
+from flip_hf.training.evaluation import evaluate_ctr
+from flip_hf.training.run import make_accelerator
+from flip_hf.training.run_config import EvaluateRun, parse_run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    settings = parse_run(EvaluateRun, arguments)
+    accelerator = make_accelerator(settings.precision)
+    processor = FlipProcessor.from_pretrained(settings.model)
+    model = FlipForCTR.from_pretrained(settings.model, **({"mode": settings.mode} if settings.mode else {}))
+    split: Dataset = load_click_log(settings.data).splits[settings.rows]
+    rows = processor.encode_dataset(split)
+    collator = FlipCTRCollator(processor, model.config.mode)
+    metrics = evaluate_ctr(accelerator.prepare(model), rows, collator, settings.batch_size, accelerator, settings.rows)
+    if accelerator.is_main_process:
+        report = json.dumps(
+            {"rows": len(rows), "metrics": metrics, "fallbacks": count_fallbacks(rows, processor.fields)}, indent=2
+        )
+        print(report)
+        if settings.output is not None:
+            settings.output.write_text(report + "\n", encoding="utf-8")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Finetunes FLIP on clicks: both towers, or one of them alone; from a pretrained FLIP or from scratch.
+
+python examples/finetune.py --config examples/configs/ml-100k/finetune.yaml --output_dir runs/flip
+python examples/finetune.py --config ... --mode id --output_dir runs/flip-id
+"""
+
+from collections.abc import Sequence
+
+from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
+from flip_hf.training.build import new_model
+from flip_hf.training.data import load_click_log
+from flip_hf.training.evaluation import evaluate_ctr
+from flip_hf.training.loop import Goal, train
+from flip_hf.training.run import Run
+from flip_hf.training.run_config import FinetuneRun, parse_run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    settings = parse_run(FinetuneRun, arguments)
+    training = settings.training
+    run = Run(settings.output_dir, settings, training.seed, training.precision)
+
+    log = load_click_log(settings.data)
+    if settings.pretrained is not None:
+        processor = FlipProcessor.from_pretrained(settings.pretrained)
+        model = FlipForCTR.from_pretrained(settings.pretrained, mode=settings.mode)
+    else:
+        processor = FlipProcessor.fit(
+            log.splits["train"],
+            log.fields,
+            settings.model.text_encoder,
+            label=log.label,
+            max_length=settings.model.max_length,
+        )
+        model = new_model(FlipForCTR, settings.model, processor, settings.mode)
+    rows = {name: processor.encode_dataset(split) for name, split in log.splits.items()}
+    collator = FlipCTRCollator(processor, settings.mode)
+
+    result = train(
+        model,
+        rows["train"],
+        collator,
+        training,
+        run,
+        Goal("auc", larger_is_better=True),
+        lambda prepared, moment: evaluate_ctr(
+            prepared, rows["validation"], collator, training.evaluation_batch_size, run.accelerator, moment
+        ),
+        processor,
+    )
+    if "test" in rows:
+        # The only time that test rows are read: the best model is chosen by now.
+        best = run.accelerator.prepare(FlipForCTR.from_pretrained(run.model_folder))
+        result["test"] = evaluate_ctr(
+            best, rows["test"], collator, training.evaluation_batch_size, run.accelerator, "test"
+        )
+        run.log("test", result["test"])
+    run.finish(data=log.facts, result=result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Pretrains FLIP: aligns the two views of a click log, without labels.
+
+python examples/pretrain.py --config examples/configs/ml-100k/pretrain.yaml --output_dir runs/pretrain
+accelerate launch examples/pretrain.py --config ...
+"""
+
+from collections.abc import Sequence
+
+from flip_hf import FlipForPreTraining, FlipPretrainingCollator, FlipProcessor
+from flip_hf.training.build import new_model
+from flip_hf.training.data import load_click_log
+from flip_hf.training.evaluation import evaluate_pretraining
+from flip_hf.training.loop import Goal, train
+from flip_hf.training.run import Run
+from flip_hf.training.run_config import PretrainRun, parse_run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    settings = parse_run(PretrainRun, arguments)
+    training = settings.training
+    run = Run(settings.output_dir, settings, training.seed, training.precision)
+
+    log = load_click_log(settings.data)
+    processor = FlipProcessor.fit(
+        log.splits["train"],
+        log.fields,
+        settings.model.text_encoder,
+        label=log.label,
+        max_length=settings.model.max_length,
+    )
+    train_rows = processor.encode_dataset(log.splits["train"], with_label=False)
+    validation_rows = processor.encode_dataset(log.splits["validation"], with_label=False)
+
+    model = new_model(FlipForPreTraining, settings.model, processor)
+    model.set_feature_counts(processor.feature_counts)
+    masking = settings.masking
+    collator = FlipPretrainingCollator(processor, training.seed, masking.text_mask_ratio, masking.tabular_mask_ratio)
+    # Masks of an epoch that training never sees, the same at every evaluation.
+    validation_collator = FlipPretrainingCollator(
+        processor, training.seed + 1, masking.text_mask_ratio, masking.tabular_mask_ratio
+    )
+    result = train(
+        model,
+        train_rows,
+        collator,
+        training,
+        run,
+        Goal("loss", larger_is_better=False),
+        lambda prepared, moment: evaluate_pretraining(
+            prepared, validation_rows, validation_collator, training.batch_size, run.accelerator, moment
+        ),
+        processor,
+    )
+    run.finish(data=log.facts, result=result)
+
+
+if __name__ == "__main__":
+    main()

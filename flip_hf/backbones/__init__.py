@@ -1,0 +1,32 @@
+"""ID-based models, one file each. To add one: write the file, add its line to `BACKBONES`."""
+
+import inspect
+from typing import Any
+
+from flip_hf.backbones.base import Backbone, BackboneOutput
+from flip_hf.backbones.dcnv2 import DCNv2
+from flip_hf.backbones.deepfm import DeepFM
+
+BACKBONES: dict[str, type[Backbone]] = {
+    "dcnv2": DCNv2,
+    "deepfm": DeepFM,
+}
+
+
+def backbone_class(name: str) -> type[Backbone]:
+    """The registered ID-based model of that name, or a ValueError that lists the names."""
+    if name not in BACKBONES:
+        raise ValueError(f"backbone={name!r} is not one of {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+def build_backbone(name: str, num_fields: int, embedding_dim: int, options: dict[str, Any]) -> Backbone:
+    """An ID-based model with its own options; an option it does not have is a ValueError."""
+    cls = backbone_class(name)
+    known = [p for p in inspect.signature(cls).parameters if p not in ("num_fields", "embedding_dim")]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"backbone {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    return cls(num_fields, embedding_dim, **options)
+
+
+__all__ = ["BACKBONES", "Backbone", "BackboneOutput", "backbone_class", "build_backbone"]

@@ -1,0 +1,1 @@
+"""From a click log's rows to the tensors of a batch."""

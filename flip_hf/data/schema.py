@@ -1,0 +1,229 @@
+"""What a raw column value means: the canonical strings of a field, and labels."""
+
+import enum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_NOTHING = object()
+_SHOWN_CHARACTERS = 80
+
+
+class InputError(ValueError):
+    """Something in a user's data, named by file, field, row and value, with what to do about it.
+
+    Reads `clicks.csv, field 'user_id', row 3, value 2.5: an id must be ...`; what is not known is left out.
+
+    Args:
+        message: what is wrong and what to do.
+        source: the file.
+        field: the column.
+        row: the row's number, counted from 0 without the header.
+        value: the value; a long one is cut in the message.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        source: str | None = None,
+        field: str | None = None,
+        row: int | None = None,
+        value: Any = _NOTHING,
+    ) -> None:
+        parts = [source] if source is not None else []
+        if field is not None:
+            parts.append(f"field {field!r}")
+        if row is not None:
+            parts.append(f"row {row}")
+        if value is not _NOTHING:
+            parts.append(f"value {_shown(value)}")
+        super().__init__(f"{', '.join(parts)}: {message}" if parts else message)
+        self.message = message
+        self.source = source
+        self.field = field
+        self.row = row
+        self.value = None if value is _NOTHING else value
+
+
+class Fallback(enum.IntFlag):
+    """The defined fallback that stood in for what a value was; a row has one byte of flags for each field."""
+
+    OOV = 1
+    MISSING = 2
+    STRIPPED = 4
+    BOOLEAN = 8
+    TRUNCATED = 16
+
+
+def canonical_strings(
+    column: pa.Array | pa.ChunkedArray, field: str, *, first_row: int = 0, source: str | None = None
+) -> tuple[pa.Array, np.ndarray]:
+    """The string that stands for each value of a categorical field.
+
+    Whole numbers are written in decimal, whatever their type; strings are kept but for white space at their ends, so
+    `007` and `7` differ and `1` and `"1"` do not; bytes are read as UTF-8; Booleans are `true` and `false`; dates,
+    times and decimals are written as Arrow writes them. What is null, NaN or empty is missing. A column of
+    floating-point numbers, which is what integers with a null among them become in pandas, is read back as whole
+    numbers.
+
+    Args:
+        column: the values.
+        field: the column's name, for errors.
+        first_row: number of the first row, for errors.
+        source: the file, for errors.
+
+    Returns:
+        The strings, Arrow string (rows,), null where missing; and flags of `Fallback` out of MISSING, STRIPPED and
+        BOOLEAN, uint8 (rows,).
+
+    Raises:
+        InputError: a number is not whole, infinite or too large to be exact; bytes are not UTF-8; a value holds several
+            or is of a kind that has no string.
+    """
+    column = _plain(column)
+    kind = column.type
+    at = _Place(column, field, first_row, source)
+    flags = np.zeros(len(column), dtype=np.uint8)
+    if pa.types.is_boolean(kind):
+        strings = pc.if_else(column, "true", "false")
+        flags[_mask(pc.is_valid(column))] |= np.uint8(Fallback.BOOLEAN)
+    elif pa.types.is_floating(kind):
+        strings = _whole_numbers(column, at)
+    elif _is_text(kind) or _is_bytes(kind):
+        strings = _decoded(column, at)
+    elif pa.types.is_nested(kind):
+        at.fail(pc.is_valid(column), "a categorical field holds one value per row; join several into a string")
+        strings = pa.nulls(len(column), pa.string())
+    else:
+        strings = _cast(column, at)
+
+    stripped = pc.utf8_trim_whitespace(strings)
+    flags[_mask(pc.not_equal(stripped, strings))] |= np.uint8(Fallback.STRIPPED)
+    result = pc.if_else(pc.equal(stripped, ""), pa.scalar(None, pa.string()), stripped)
+    flags[_mask(pc.is_null(result))] |= np.uint8(Fallback.MISSING)
+    return result, flags
+
+
+def canonical_labels(
+    column: pa.Array | pa.ChunkedArray, field: str, *, first_row: int = 0, source: str | None = None
+) -> np.ndarray:
+    """Labels as numbers, float32 (rows,) of 0 and 1.
+
+    Takes whole or floating-point 0 and 1, Booleans, and the strings `0`, `1`, `0.0`, `1.0`, `true`, `false` in any
+    case.
+
+    Args:
+        column: the values.
+        field: the column's name, for errors.
+        first_row: number of the first row, for errors.
+        source: the file, for errors.
+
+    Raises:
+        InputError: a value is anything else, missing included.
+    """
+    column = _plain(column)
+    kind = column.type
+    at = _Place(column, field, first_row, source)
+    clicked = skipped = pa.array(np.zeros(len(column), dtype=bool))
+    if _is_text(kind):
+        words = pc.utf8_lower(pc.utf8_trim_whitespace(_decoded(column, at)))
+        clicked = pc.is_in(words, pa.array(["1", "1.0", "true"]))
+        skipped = pc.is_in(words, pa.array(["0", "0.0", "false"]))
+    elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        # Not a safe cast: a whole number too large to be exact is no label either way.
+        numbers = column.cast(pa.float64(), safe=False)
+        clicked, skipped = pc.equal(numbers, 1), pc.equal(numbers, 0)
+    labels = _mask(clicked)
+    at.fail(~(labels | _mask(skipped)), "a label is 0 or 1; turn ratings into labels and drop rows without one before")
+    return labels.astype(np.float32)
+
+
+class _Place:
+    """Where a column is from: what an error about one of its values says."""
+
+    def __init__(self, column: pa.Array, field: str, first_row: int, source: str | None) -> None:
+        self.column, self.field, self.first_row, self.source = column, field, first_row, source
+
+    def fail(self, bad: pa.Array | np.ndarray, message: str) -> None:
+        """Raises for the first row where `bad` holds, if there is one."""
+        rows = np.flatnonzero(bad if isinstance(bad, np.ndarray) else _mask(bad))
+        if len(rows):
+            row = int(rows[0])
+            value = self.column[row].as_py()
+            raise InputError(message, source=self.source, field=self.field, row=self.first_row + row, value=value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str | bytes):
+        value = value[: _SHOWN_CHARACTERS + 1]
+    try:
+        shown = repr(value)
+    except Exception:  # a whole number of over 4300 digits, or an object whose repr is broken
+        shown = f"of type {type(value).__name__}"
+    return shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + "..."
+
+
+def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _mask(condition: pa.Array) -> np.ndarray:
+    mask: np.ndarray = pc.fill_null(condition, False).to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    views = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(is_kind(kind) for is_kind in views)
+
+
+def _whole_numbers(column: pa.Array, at: _Place) -> pa.Array:
+    exact_below = {16: 2.0**11, 32: 2.0**24, 64: 2.0**53}[column.type.bit_width]
+    numbers = column.cast(pa.float64())
+    numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+    broken = _mask(pc.not_equal(pc.floor(numbers), numbers)) | _mask(pc.is_inf(numbers))
+    inexact = _mask(pc.greater_equal(pc.abs(numbers), exact_below)) & ~broken
+    # The first row that is wrong is named, whichever way it is wrong.
+    if inexact.any() and not broken[: inexact.argmax()].any():
+        at.fail(inexact, f"too large to be exact as {column.type}, so the id may have changed; store it as a string")
+    at.fail(broken, "an id must be a whole number; store it as a string or an integer")
+    return numbers.cast(pa.int64()).cast(pa.string())
+
+
+def _decoded(column: pa.Array, at: _Place) -> pa.Array:
+    """Text or bytes as text that is UTF-8. Arrow takes a Parquet file's word that its strings are."""
+    raw = column.cast(pa.binary())
+    try:
+        return raw.cast(pa.string())
+    except pa.ArrowInvalid:
+        broken = np.array([not _is_utf8(v) for v in raw.to_pylist()])
+        _Place(raw, at.field, at.first_row, at.source).fail(broken, "not UTF-8; convert it to UTF-8 before")
+        raise
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        (value or b"").decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _cast(column: pa.Array, at: _Place) -> pa.Array:
+    message = f"an id can't be of type {column.type}; store it as a string or an integer"
+    # Arrow would cast what an extension type is stored as, such as the 16 bytes of a UUID.
+    if isinstance(column.type, pa.BaseExtensionType):
+        raise InputError(message, source=at.source, field=at.field)
+    try:
+        return column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(message, source=at.source, field=at.field) from error

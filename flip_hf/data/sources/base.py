@@ -1,0 +1,33 @@
+"""What a dataset source gives, so that examples, tests and model cards can use any of them alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from datasets import Dataset
+
+from flip_hf.configuration_flip import FieldConfig
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A named click log.
+
+    Attributes:
+        name: the key in `DATASETS`.
+        load: returns all rows in the raw files' order, with one column a field, `label` (int8, 0 or 1) and
+            `timestamp` (int64, seconds since 1970-01-01 UTC). Raises `flip_hf.fetch.FetchError` where the files
+            cannot be had, and `ValueError` where they are not what they should be.
+        fields: the fields in the order of the template, a column of `load()` each.
+        description: what a row is and how its label comes about, for model cards.
+        homepage: where the data's owner describes it.
+        licence: what the data's owner allows.
+        citation: BibTeX.
+    """
+
+    name: str
+    load: Callable[[], Dataset]
+    fields: tuple[FieldConfig, ...]
+    description: str
+    homepage: str
+    licence: str
+    citation: str

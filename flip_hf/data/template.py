@@ -1,0 +1,195 @@
+"""The textual view: rows as sentences, assembled from token segments that were tokenised once."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flip_hf.configuration_flip import FieldConfig
+
+NO_FIELD = -1
+"""`token_field_ids` of tokens that are not part of a value."""
+MISSING_TEXT = "missing"
+"""What the text shows for a value that is missing."""
+# Segments kept before the cache starts afresh: a million short ones are some 20 MB.
+_MAX_SEGMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class AssembledText:
+    """The tokens of some rows, one after the other.
+
+    Attributes:
+        input_ids: int32 (tokens,), special tokens included.
+        token_field_ids: int16 (tokens,), the field's place on tokens of its value, `NO_FIELD` elsewhere.
+        offsets: int64 (rows + 1,), where each row starts and ends.
+        truncated: bool (rows, fields), whose value lost tokens.
+    """
+
+    input_ids: np.ndarray
+    token_field_ids: np.ndarray
+    offsets: np.ndarray
+    truncated: np.ndarray
+
+
+class TextTemplate:
+    """Writes `user id is 196 . genre is Comedy .` without tokenising sentences.
+
+    The sentence of a row is cut at its spaces into constant pieces (`user id is`, ` . genre is`, ` .`) and one segment
+    for each value. Tokenizers that never merge across a space (WordPiece, byte-level BPE, SentencePiece) give the pieces
+    the same tokens as the sentence, so a segment is tokenised once, kept, and copied from then on. The full stop stands
+    apart because a byte-level BPE would merge it with the value's last punctuation mark.
+
+    The text shows the value as it is, also where its feature is OOV. Special tokens that a value spells out are
+    tokenised as plain characters. Runs of white space in a value become one space.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        fields: the fields in the order of the sentence.
+        max_length: most tokens of a row. Where a row has more, its longest values are cut first, and every field
+            keeps at least one token.
+
+    Raises:
+        ValueError: `max_length` does not leave one token for each field.
+    """
+
+    def __init__(self, tokenizer: Any, fields: Sequence[FieldConfig], max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.fields = list(fields)
+        self.max_length = max_length
+        names = [f.display_name for f in self.fields]
+        self._constants = [f"{names[0]} is", *(f" . {name} is" for name in names[1:]), " ."]
+        self._max_tokens = np.array([f.max_tokens for f in self.fields])
+        self._reset()
+        self._num_constant_tokens = int(self._lengths(self._constant_segments).sum())
+        self._budget = max_length - self._num_constant_tokens
+        if self._budget < len(self.fields):
+            raise ValueError(
+                f"max_length={max_length} leaves no room for {len(self.fields)} values beside "
+                f"{self._num_constant_tokens} tokens of template; raise max_length or shorten the fields' text_name"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer, "fields": self.fields, "max_length": self.max_length}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def sentence(self, values: Sequence[str | None]) -> str:
+        """The text of one row, one value a field (null where missing), before it is cut to length."""
+        shown = [self._shown(v) for v in values]
+        pieces = [text for constant, value in zip(self._constants, shown, strict=False) for text in (constant, value)]
+        return "".join([*pieces, self._constants[-1]])
+
+    def assemble(self, columns: Sequence[pa.Array]) -> AssembledText:
+        """The tokens of rows given as one column of canonical strings a field, null where missing."""
+        if len(self._starts) > _MAX_SEGMENTS:
+            self._reset()
+        num_rows, num_fields = len(columns[0]), len(self.fields)
+        segments = np.stack([self._segments_of(column) for column in columns], axis=1)  # (rows, fields)
+        full = self._lengths(segments)
+        lengths = self._fit(np.minimum(full, self._max_tokens))
+
+        # Constants and values take turns: constant, value, constant, ..., value, constant.
+        pieces = np.empty((num_rows, 2 * num_fields + 1), dtype=np.int64)
+        pieces[:, 0::2], pieces[:, 1::2] = self._constant_segments, segments
+        piece_lengths = self._lengths(pieces)
+        piece_lengths[:, 1::2] = lengths
+        starts = np.frombuffer(self._starts, dtype=np.int64)[pieces]
+
+        flat_lengths = piece_lengths.ravel()
+        ends = flat_lengths.cumsum()
+        total = int(ends[-1]) if len(ends) else 0
+        gather = np.arange(total) + np.repeat(starts.ravel() - (ends - flat_lengths), flat_lengths)
+        piece_fields = np.full(2 * num_fields + 1, NO_FIELD, dtype=np.int16)
+        piece_fields[1::2] = np.arange(num_fields)
+        offsets = np.concatenate([[0], piece_lengths.sum(axis=1).cumsum()])
+        return AssembledText(
+            input_ids=np.frombuffer(self._tokens, dtype=np.int32)[gather],
+            token_field_ids=np.repeat(np.tile(piece_fields, num_rows), flat_lengths),
+            offsets=offsets,
+            truncated=lengths < full,
+        )
+
+    def _reset(self) -> None:
+        self._ids: dict[str, int] = {}
+        self._tokens, self._starts, self._ends = array("i"), array("q"), array("q")
+        head, tail = self._special_tokens()
+        constants = self._tokenize(self._constants)
+        constants[0], constants[-1] = head + constants[0], constants[-1] + tail
+        self._constant_segments = np.array([self._store(tokens) for tokens in constants])
+
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after a sentence."""
+        plain = self._tokenize(["a"])[0]
+        framed = self.tokenizer("a", return_attention_mask=False)["input_ids"]
+        start = next(i for i in range(len(framed)) if framed[i : i + len(plain)] == plain)
+        return framed[:start], framed[start + len(plain) :]
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        tokens: list[list[int]] = self.tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        return tokens
+
+    def _store(self, tokens: list[int]) -> int:
+        self._starts.append(len(self._tokens))
+        self._tokens.extend(tokens)
+        self._ends.append(len(self._tokens))
+        return len(self._starts) - 1
+
+    def _lengths(self, segments: np.ndarray) -> np.ndarray:
+        starts, ends = np.frombuffer(self._starts, dtype=np.int64), np.frombuffer(self._ends, dtype=np.int64)
+        lengths: np.ndarray = ends[segments] - starts[segments]
+        return lengths
+
+    def _shown(self, value: str | None) -> str:
+        """The segment of a value as text: a space and the value, or the MISSING text where nothing can be shown."""
+        text = " " + " ".join((value or "").split())
+        if text == " " or not self._tokenize([text])[0]:
+            return " " + MISSING_TEXT
+        return text
+
+    def _segments_of(self, column: pa.Array) -> np.ndarray:
+        encoded = column.dictionary_encode()
+        texts = encoded.dictionary.to_pylist()
+        if encoded.null_count:
+            texts.append(None)
+        indices = pc.fill_null(encoded.indices, len(texts) - 1).to_numpy(zero_copy_only=False)
+        keys = [" ".join((t or "").split()) for t in texts]
+        new = list(dict.fromkeys(k for k in keys if k not in self._ids))
+        for key, tokens in zip(new, self._tokenize([f" {k}" for k in new]), strict=True):
+            # Control characters alone leave some tokenizers with nothing: such a value has nothing to show.
+            self._ids[key] = self._store(tokens if key and tokens else self._tokenize([f" {MISSING_TEXT}"])[0])
+        segments: np.ndarray = np.array([self._ids[k] for k in keys], dtype=np.int64)[indices]
+        return segments
+
+    def _fit(self, lengths: np.ndarray) -> np.ndarray:
+        """Cuts the longest values of rows that exceed the budget, int64 (rows, fields) -> the same.
+
+        Each such row has one limit that its values share; tokens that the limit leaves over go to the first of those
+        that were cut.
+        """
+        too_long = lengths.sum(axis=1) > self._budget
+        if not too_long.any():
+            return lengths
+        long = lengths[too_long]
+        ascending = np.sort(long, axis=1)
+        before = np.concatenate([np.zeros((len(long), 1), dtype=np.int64), ascending.cumsum(axis=1)[:, :-1]], axis=1)
+        # If all values from this one on shared what the shorter ones leave.
+        shares = (self._budget - before) // np.arange(long.shape[1], 0, -1)
+        first_cut = (ascending > shares).argmax(axis=1)
+        limits = shares[np.arange(len(long)), first_cut, None]
+        cut = long > limits
+        fitted = np.where(cut, limits, long)
+        left_over = self._budget - fitted.sum(axis=1, keepdims=True)
+        fitted += cut & (cut.cumsum(axis=1) <= left_over)
+        result = lengths.copy()
+        result[too_long] = fitted
+        return result

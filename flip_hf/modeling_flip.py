@@ -1,0 +1,398 @@
+"""The FLIP models: wiring of the two towers, the objectives and the heads."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
+
+from flip_hf.backbones import Backbone, backbone_class, build_backbone
+from flip_hf.configuration_flip import FlipConfig
+from flip_hf.fetch import resolve_pretrained
+from flip_hf.nn.embeddings import FeatureEmbedding
+from flip_hf.nn.fusion import LearnedWeightFusion
+from flip_hf.nn.pooling import TEXT_POOLING
+from flip_hf.objectives import OBJECTIVES, ObjectiveOutput, PretrainingBatch
+from flip_hf.outputs import FlipForCTROutput, FlipForPreTrainingOutput, FlipModelOutput
+
+ItemCounts = Mapping[str, torch.Tensor | float]
+"""What each part of a loss is divided by, by the part's name."""
+
+
+class FlipPreTrainedModel(PreTrainedModel):
+    """What the FLIP models share: initialisation, loading, and how a text encoder is taken over."""
+
+    config_class = FlipConfig
+    base_model_prefix = "flip"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    new_parameters: tuple[str, ...] = ()
+    """Prefixes of what a checkpoint of another FLIP model may lack: the heads that this model starts afresh."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif callable(start := getattr(module, "init_parameters", None)):
+            start()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text encoder's token embeddings."""
+        text_model: Any = self.base_model.text_model
+        if text_model is None:
+            raise ValueError(f"a model in mode={self.config.mode!r} has no text encoder")
+        embeddings: nn.Module = text_model.get_input_embeddings()
+        return embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the text encoder's token embeddings."""
+        text_model: Any = self.base_model.text_model
+        text_model.set_input_embeddings(value)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a model as transformers does, but from safetensors only, and refuses a checkpoint that is not what its configuration says.
+
+        Args:
+            pretrained_model_name_or_path: a local folder or a repository's name.
+            args: as in transformers.
+            kwargs: as in transformers; settings of FlipConfig such as `mode="id"` replace the saved ones.
+
+        Raises:
+            ValueError: weights that the configuration asks for are not in the checkpoint, or have another shape.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+        kwargs["use_safetensors"] = True
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        model, info = loaded
+        if info["mismatched_keys"] and not may_mismatch:
+            name, saved, wanted = sorted(info["mismatched_keys"])[0]
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: {name} has the shape {tuple(saved)} in the weights, but config.json "
+                f"describes {tuple(wanted)}; one of the two was edited or belongs to another model"
+            )
+        if missing := sorted(k for k in info["missing_keys"] if not k.startswith(cls.new_parameters)):
+            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks weights that mode={model.config.mode!r} needs: {shown}. Load "
+                "it in the mode it was saved in, or repair config.json so that it describes these weights"
+            )
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def from_text_pretrained(cls, name_or_path: str, config: FlipConfig, **kwargs: Any) -> Self:
+        """A new model whose text encoder starts from a plain transformers checkpoint; all else starts afresh.
+
+        Args:
+            name_or_path: the text encoder: a local folder, a repository, or a model that an installed package carries.
+            config: `config.text_config` must describe that text encoder.
+            kwargs: passed on to the loading of the text encoder, such as `revision`.
+
+        Raises:
+            ValueError: the checkpoint is not what `config.text_config` describes.
+            flip_hf.fetch.FetchError: the name could not be found anywhere.
+        """
+        path = resolve_pretrained(name_or_path)
+        saved = AutoConfig.from_pretrained(path, **kwargs)
+        wanted: Any = config.text_config
+        for setting in ("model_type", "hidden_size", "vocab_size"):
+            if getattr(wanted, setting) != getattr(saved, setting):
+                raise ValueError(
+                    f"config.text_config has {setting}={getattr(wanted, setting)!r}, but the text encoder "
+                    f"{name_or_path} has {getattr(saved, setting)!r}; build the configuration with "
+                    f"text_config=AutoConfig.from_pretrained({str(path)!r})"
+                )
+        text_model, info = AutoModel.from_pretrained(
+            path, config=wanted, output_loading_info=True, use_safetensors=True, **kwargs
+        )
+        if missing := sorted(k for k in info["missing_keys"] if not k.startswith("pooler.")):
+            raise ValueError(f"the text encoder {name_or_path} lacks weights: {', '.join(missing[:3])}")
+        return cls(config, text_model=text_model)
+
+
+class FlipModel(FlipPreTrainedModel):
+    """The two towers: an ID-based model over the tabular view, a text encoder over the textual view."""
+
+    def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.feature_embeddings: FeatureEmbedding | None = None
+        self.backbone: Backbone | None = None
+        self.text_model: Any = None
+        if config.mode != "text":
+            self.feature_embeddings = FeatureEmbedding(
+                config.field_bounds,
+                config.embedding_dim,
+                config.feature_initializer_range,
+                backbone_class(config.backbone).extra_dim,
+            )
+            self.backbone = build_backbone(
+                config.backbone, len(config.fields), config.embedding_dim, config.backbone_options
+            )
+        if config.mode != "id":
+            self.text_model = text_model if text_model is not None else AutoModel.from_config(config.text_config)
+            if getattr(self.text_model, "pooler", None) is not None:
+                # Nothing reads it, and distributed training stops at parameters without gradients.
+                self.text_model.pooler = None
+        self.post_init()
+
+    @property
+    def tabular_size(self) -> int:
+        """Width of the tabular representation."""
+        assert self.backbone is not None
+        return self.backbone.representation_size
+
+    @property
+    def text_size(self) -> int:
+        """Width of the text encoder."""
+        size: int = self.config.text_config.hidden_size
+        return size
+
+    def encode_tabular(self, feature_ids: torch.Tensor) -> FlipModelOutput:
+        """The tabular tower: int64 (B, F) -> its parts of FlipModelOutput."""
+        assert self.feature_embeddings is not None and self.backbone is not None
+        embeddings = self.feature_embeddings(feature_ids)  # (B, F, D)
+        representation, logits = self.backbone(embeddings)
+        return FlipModelOutput(field_embeddings=embeddings, tabular_representation=representation, id_logits=logits)
+
+    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> FlipModelOutput:
+        """The textual tower: int64 (B, T) twice -> its parts of FlipModelOutput."""
+        states = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, C)
+        pooled = TEXT_POOLING[self.config.text_pooling](states, attention_mask)
+        return FlipModelOutput(token_states=states, text_representation=pooled)
+
+    def forward(
+        self,
+        feature_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> FlipModelOutput:
+        """Encodes the views of the towers that are built.
+
+        Args:
+            feature_ids: int64 (B, F); needed unless the mode is "text".
+            input_ids: int64 (B, T); needed unless the mode is "id".
+            attention_mask: int64 (B, T), 1 on tokens and 0 on padding; needed with `input_ids`.
+        """
+        parts: dict[str, Any] = {}
+        if self.config.mode != "text":
+            if feature_ids is None:
+                raise ValueError(f"mode={self.config.mode!r} needs feature_ids")
+            parts.update(self.encode_tabular(feature_ids))
+        if self.config.mode != "id":
+            if input_ids is None or attention_mask is None:
+                raise ValueError(f"mode={self.config.mode!r} needs input_ids and attention_mask")
+            parts.update(self.encode_text(input_ids, attention_mask))
+        return FlipModelOutput(**parts)
+
+
+class FlipForPreTraining(FlipPreTrainedModel):
+    """Both towers with the pretraining objectives (FLIP, Section 3.3).
+
+    Each view that an active objective declares is encoded once; the total is the weighted sum of their losses.
+    """
+
+    new_parameters = ("objectives.",)
+
+    def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if config.mode != "joint":
+            raise ValueError(f"pretraining aligns both towers: mode must be 'joint', got {config.mode!r}")
+        if unknown := sorted(set(config.objectives) - set(OBJECTIVES)):
+            raise ValueError(f"objectives {', '.join(unknown)} are not among {', '.join(OBJECTIVES)}")
+        self.flip = FlipModel(config, text_model)
+        self.objectives = nn.ModuleDict(
+            {
+                name: objective(config, self.flip.tabular_size, self.flip.text_size)
+                for name, objective in OBJECTIVES.items()
+                if config.objectives.get(name, 0) > 0
+            }
+        )
+        self.views = frozenset().union(*(OBJECTIVES[name].views for name in self.objectives))
+        self.post_init()
+
+    def set_feature_counts(self, counts: torch.Tensor) -> None:
+        """Tells the objectives that sample negatives how often each feature was seen: int64 (features,)."""
+        for objective in self.objectives.values():
+            if callable(set_counts := getattr(objective, "set_feature_counts", None)):
+                set_counts(counts)
+
+    def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What each objective's loss over this batch is summed over, int64 (): masked tokens, features or rows."""
+        counts = {}
+        for name in self.objectives:
+            cls = OBJECTIVES[name]
+            counts[name] = cls.num_items(batch["feature_ids"], batch[cls.labels] if cls.labels else None)
+        return counts
+
+    def forward(
+        self,
+        feature_ids: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        masked_feature_ids: torch.Tensor | None = None,
+        mtm_labels: torch.Tensor | None = None,
+        masked_input_ids: torch.Tensor | None = None,
+        mlm_labels: torch.Tensor | None = None,
+        num_items: ItemCounts | None = None,
+    ) -> FlipForPreTrainingOutput:
+        """The losses of one batch.
+
+        Args:
+            feature_ids: int64 (B, F), complete.
+            input_ids: int64 (B, T), complete.
+            attention_mask: int64 (B, T).
+            masked_feature_ids: int64 (B, F), with the mask feature where masked.
+            mtm_labels: int64 (B, F), the masked features' ids, -100 elsewhere.
+            masked_input_ids: int64 (B, T), with the tokenizer's mask token where masked.
+            mlm_labels: int64 (B, T), the masked tokens' ids, -100 elsewhere.
+            num_items: what to divide each objective's summed loss by; by default what this batch holds. A training
+                loop passes the number over all accumulated batches and processes, so that every masked item weighs
+                the same.
+        """
+        inputs = {
+            "masked_tabular": masked_feature_ids,
+            "masked_text": masked_input_ids,
+            "mtm_labels": mtm_labels,
+            "mlm_labels": mlm_labels,
+        }
+        needed = self.views | {OBJECTIVES[name].labels for name in self.objectives}
+        if absent := sorted(name for name, value in inputs.items() if name in needed and value is None):
+            raise ValueError(
+                f"objectives {', '.join(self.objectives)} need {', '.join(absent)}; FlipPretrainingCollator makes them"
+            )
+        tabular = self.flip.encode_tabular(feature_ids)
+        masked_tabular = masked_text = text = None
+        if "masked_tabular" in self.views and masked_feature_ids is not None:
+            masked_tabular = self.flip.encode_tabular(masked_feature_ids)
+        if "text" in self.views:
+            text = self.flip.encode_text(input_ids, attention_mask)
+        if "masked_text" in self.views and masked_input_ids is not None:
+            masked_text = self.flip.encode_text(masked_input_ids, attention_mask)
+
+        assert self.flip.feature_embeddings is not None
+        token_embeddings: Any = self.get_input_embeddings()
+        batch = PretrainingBatch(
+            feature_ids=feature_ids,
+            attention_mask=attention_mask,
+            mtm_labels=mtm_labels,
+            mlm_labels=mlm_labels,
+            tabular=tabular.tabular_representation,
+            masked_tabular=masked_tabular.tabular_representation if masked_tabular else None,
+            text=text.text_representation if text else None,
+            token_states=text.token_states if text else None,
+            masked_token_states=masked_text.token_states if masked_text else None,
+            feature_embeddings=self.flip.feature_embeddings.embeddings,
+            token_embeddings=token_embeddings.weight,
+        )
+        losses: dict[str, torch.Tensor] = {}
+        metrics: dict[str, torch.Tensor] = {}
+        for name, objective in self.objectives.items():
+            output: ObjectiveOutput = objective(batch)
+            divisor = output.num_items if num_items is None else num_items[name]
+            losses[name] = output.loss_sum / torch.as_tensor(divisor, device=output.loss_sum.device).clamp(min=1)
+            metrics.update(output.metrics)
+        total = torch.stack([self.config.objectives[name] * loss for name, loss in losses.items()]).sum()
+        assert tabular.id_logits is not None
+        # No objective reads the click logit, and distributed training waits for a gradient of every parameter.
+        total = total + 0.0 * tabular.id_logits.sum()
+        return FlipForPreTrainingOutput(
+            loss=total,
+            **{f"{name}_loss": loss for name, loss in losses.items()},
+            metrics=metrics,
+            feature_penalty=_feature_penalty(tabular.field_embeddings),
+        )
+
+
+class FlipForCTR(FlipPreTrainedModel):
+    """Click-through-rate prediction from either tower or from both (FLIP, Section 3.4).
+
+    In mode `"joint"` the logit is `a * id_logits + (1 - a) * text_logits` with a learned `a`, and the loss is the sum
+    of the binary cross-entropies of the three logits. In the modes `"id"` and `"text"` one tower is built, and its logit
+    and loss are the model's.
+    """
+
+    new_parameters = ("text_head.", "fusion.")
+    _keys_to_ignore_on_load_unexpected: Any = (r"^objectives\.",)
+    _keep_in_fp32_modules_strict: ClassVar[Any] = {"fusion"}
+
+    def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.flip = FlipModel(config, text_model)
+        if config.mode != "id":
+            self.text_head = nn.Sequential(nn.Dropout(config.head_dropout), nn.Linear(self.flip.text_size, 1))
+        if config.mode == "joint":
+            self.fusion = LearnedWeightFusion()
+        absent = {"joint": [], "id": [r"^flip\.text_model\.", r"^text_head\.", r"^fusion\."]}
+        absent["text"] = [r"^flip\.feature_embeddings\.", r"^flip\.backbone\.", r"^fusion\."]
+        self._keys_to_ignore_on_load_unexpected = [*self._keys_to_ignore_on_load_unexpected, *absent[config.mode]]
+        self.post_init()
+
+    def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the loss over this batch is summed over, int64 (): rows."""
+        return {"ctr": torch.tensor(len(batch["labels"]), device=batch["labels"].device)}
+
+    def forward(
+        self,
+        feature_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items: ItemCounts | None = None,
+    ) -> FlipForCTROutput:
+        """Click logits, and the loss where labels are given.
+
+        Args:
+            feature_ids: int64 (B, F); not read in mode "text".
+            input_ids: int64 (B, T); not read in mode "id".
+            attention_mask: int64 (B, T); not read in mode "id".
+            labels: 0 or 1, any numeric type (B,).
+            num_items: `{"ctr": n}`, the number of rows to divide the summed loss by; by default this batch's.
+        """
+        views = self.flip(feature_ids, input_ids, attention_mask)
+        id_logits: torch.Tensor | None = views.id_logits
+        text_logits: torch.Tensor | None = None
+        if views.text_representation is not None:
+            text_logits = self.text_head(views.text_representation).squeeze(-1)
+        if id_logits is not None and text_logits is not None:
+            logits = self.fusion(id_logits, text_logits)
+        else:
+            logits = id_logits if id_logits is not None else text_logits
+
+        losses: dict[str, torch.Tensor] = {}
+        if labels is not None:
+            divisor = labels.numel() if num_items is None else num_items["ctr"]
+            losses["loss"] = _mean_cross_entropy(logits, labels, divisor)
+            if id_logits is not None and text_logits is not None:
+                losses["id_loss"] = _mean_cross_entropy(id_logits, labels, divisor)
+                losses["text_loss"] = _mean_cross_entropy(text_logits, labels, divisor)
+                losses["loss"] = losses["loss"] + losses["id_loss"] + losses["text_loss"]
+        return FlipForCTROutput(
+            logits=logits,
+            id_logits=id_logits,
+            text_logits=text_logits,
+            feature_penalty=_feature_penalty(views.field_embeddings),
+            **losses,
+        )
+
+
+def _mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, divisor: torch.Tensor | float) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum") / divisor
+
+
+def _feature_penalty(field_embeddings: torch.Tensor | None) -> torch.Tensor | None:
+    return None if field_embeddings is None else field_embeddings.float().square().sum(dim=(1, 2)).mean()

@@ -1,0 +1,14 @@
+"""Pretraining objectives, one file each. To add one: write the file, add its line to `OBJECTIVES`."""
+
+from flip_hf.objectives.base import Objective, ObjectiveOutput, PretrainingBatch
+from flip_hf.objectives.icl import InstanceContrastiveLearning
+from flip_hf.objectives.mlm import MaskedLanguageModeling
+from flip_hf.objectives.mtm import MaskedTabularModeling
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "mlm": MaskedLanguageModeling,
+    "mtm": MaskedTabularModeling,
+    "icl": InstanceContrastiveLearning,
+}
+
+__all__ = ["OBJECTIVES", "Objective", "ObjectiveOutput", "PretrainingBatch"]

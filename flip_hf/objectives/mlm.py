@@ -1,0 +1,39 @@
+"""Masked language modelling, told by the tabular view (FLIP, Section 3.3.1)."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flip_hf.configuration_flip import IGNORED_LABEL, FlipConfig
+from flip_hf.objectives.base import Objective, ObjectiveOutput, PretrainingBatch, mean_over_items
+
+
+class MaskedLanguageModeling(Objective):
+    """Recovers the tokens of a masked field from the masked text and the complete tabular view.
+
+    Each masked token's state is concatenated with the complete tabular representation, transformed, and scored against
+    the text encoder's own input embeddings. States are gathered at masked positions first: the projection onto the
+    vocabulary of all positions would cost more than the encoder.
+
+    The loss is the cross-entropy over the vocabulary. Metric: `mlm_accuracy`, the share of masked tokens recovered.
+    """
+
+    views = frozenset({"tabular", "masked_text"})
+    labels = "mlm_labels"
+
+    def __init__(self, config: FlipConfig, tabular_size: int, text_size: int) -> None:
+        super().__init__(config, tabular_size, text_size)
+        self.dense = nn.Linear(text_size + tabular_size, text_size)
+        self.norm = nn.LayerNorm(text_size)
+
+    def forward(self, batch: PretrainingBatch) -> ObjectiveOutput:
+        assert batch.mlm_labels is not None and batch.masked_token_states is not None and batch.tabular is not None
+        masked = batch.mlm_labels != IGNORED_LABEL  # (B, T)
+        rows, positions = masked.nonzero(as_tuple=True)  # (M,), (M,)
+        states = torch.cat([batch.masked_token_states[rows, positions], batch.tabular[rows]], dim=-1)  # (M, C + H)
+        hidden = self.norm(F.gelu(self.dense(states)))  # (M, C)
+        logits = F.linear(hidden, batch.token_embeddings).float()  # (M, V)
+        targets = batch.mlm_labels[rows, positions]
+        loss_sum = F.cross_entropy(logits, targets, reduction="sum")
+        accuracy = mean_over_items(logits.argmax(dim=-1) == targets)
+        return ObjectiveOutput(loss_sum, masked.sum(), {"mlm_accuracy": accuracy})

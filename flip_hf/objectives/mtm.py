@@ -1,0 +1,174 @@
+"""Masked tabular modelling, told by the text (FLIP, Section 3.3.2)."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from flip_hf.configuration_flip import IGNORED_LABEL, NUM_SHARED_FEATURES, FlipConfig
+from flip_hf.objectives.base import Objective, ObjectiveOutput, PretrainingBatch, mean_over_items
+
+
+class TextSummary(nn.Module):
+    """One head of cross-attention: the tabular vector asks, the token states answer.
+
+    Shape:
+        - inputs: float (B, H), float (B, T, C), int64 (B, T)
+        - output: float (B, size)
+    """
+
+    def __init__(self, tabular_size: int, text_size: int, size: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(tabular_size, size)
+        self.key = nn.Linear(text_size, size)
+        self.value = nn.Linear(text_size, size)
+
+    def forward(self, tabular: torch.Tensor, token_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        query = self.query(tabular).unsqueeze(1)  # (B, 1, size)
+        mask = attention_mask.bool().unsqueeze(1)  # (B, 1, T)
+        summary = F.scaled_dot_product_attention(query, self.key(token_states), self.value(token_states), mask)
+        return summary.squeeze(1)
+
+
+class MaskedTabularModeling(Objective):
+    """Recovers the masked features from the masked tabular view and the complete text.
+
+    The masked tabular representation is concatenated with a cross-attention summary of the text and projected once for
+    each field. A feature's score is the product with its embedding plus a bias, and means the logarithm of
+    `p(feature | row) / q(feature)`, where `q` is the unigram distribution over the candidates: the masked feature's own
+    field (`mtm_negatives="field"`) or all features (`"global"`). So all scores at zero is the unigram model, and the
+    corrections for sampling from `q` cancel. With `k` negatives drawn from `q`:
+
+    - `"nce"`: `softplus(log k - s(target)) + sum over negatives of softplus(s(negative) - log k)` (Gutmann and
+      Hyvärinen, AISTATS 2010, with the normaliser held at 1 as in Mnih and Teh, ICML 2012; the paper's choice);
+    - `"sampled_softmax"`: cross-entropy of the target against the negatives (Jean et al., ACL 2015), those that equal
+      the target left out;
+    - `"full_softmax"`: cross-entropy over every candidate of `s + log q`.
+
+    A field with no more than `k` features is scored by the full softmax over the field under each of the three when
+    negatives come from the field. Metric: `mtm_accuracy`, the share of masked features that score highest among the
+    candidates that were scored.
+    """
+
+    views = frozenset({"masked_tabular", "text"})
+    labels = "mtm_labels"
+
+    cumulative_counts: torch.Tensor
+
+    def __init__(self, config: FlipConfig, tabular_size: int, text_size: int) -> None:
+        super().__init__(config, tabular_size, text_size)
+        self.loss = config.mtm_loss
+        self.negatives = config.mtm_negatives
+        self.num_negatives = config.mtm_num_negatives
+        self.field_bounds = tuple(config.field_bounds)
+        self.num_fields = len(config.fields)
+        self.summary = TextSummary(tabular_size, text_size, config.projection_dim)
+        self.transform = nn.Linear(tabular_size + config.projection_dim, config.projection_dim)
+        self.norm = nn.LayerNorm(config.projection_dim)
+        self.field_projection = nn.Linear(config.projection_dim, self.num_fields * config.embedding_dim)
+        self.bias = nn.Parameter(torch.empty(config.num_features))
+        # Counts summed up in the order of the ids: one search draws from any range, and differences are the counts.
+        self.register_buffer("cumulative_counts", torch.empty(config.num_features + 1, dtype=torch.int64))
+
+    def init_parameters(self) -> None:
+        """Starts the biases at zero and the counts at one; called by the model that owns this module."""
+        init.zeros_(self.bias)
+        counts = torch.ones(len(self.bias), dtype=torch.int64)
+        init.copy_(self.cumulative_counts, self._cumulate(counts))
+
+    def set_feature_counts(self, counts: torch.Tensor) -> None:
+        """Sets the unigram distribution.
+
+        Args:
+            counts: int64 (N,), how often each feature was seen. A feature never seen counts as seen once, so that it
+                has a probability if it comes; padding and mask count as never seen.
+        """
+        if counts.shape != self.bias.shape:
+            raise ValueError(f"feature counts must have the shape {tuple(self.bias.shape)}, got {tuple(counts.shape)}")
+        self.cumulative_counts.copy_(self._cumulate(counts.clamp(min=1)))
+
+    @staticmethod
+    def _cumulate(counts: torch.Tensor) -> torch.Tensor:
+        counts = counts.to(torch.int64).clone()
+        counts[:NUM_SHARED_FEATURES] = 0
+        return F.pad(counts.cumsum(0), (1, 0))
+
+    def forward(self, batch: PretrainingBatch) -> ObjectiveOutput:
+        assert batch.mtm_labels is not None and batch.masked_tabular is not None and batch.token_states is not None
+        summary = self.summary(batch.masked_tabular, batch.token_states, batch.attention_mask)  # (B, P)
+        hidden = self.norm(F.gelu(self.transform(torch.cat([batch.masked_tabular, summary], dim=-1))))  # (B, P)
+        predictions = self.field_projection(hidden).unflatten(-1, (self.num_fields, -1))  # (B, F, D)
+        masked = batch.mtm_labels != IGNORED_LABEL  # (B, F)
+        rows, fields = masked.nonzero(as_tuple=True)  # (M,), (M,)
+        # Scores are logarithms of probabilities that differ by orders of magnitude: single precision throughout.
+        with torch.autocast(predictions.device.type, enabled=False):
+            predicted = predictions[rows, fields].float()  # (M, D)
+            targets = batch.mtm_labels[rows, fields]
+            if self.loss == "full_softmax":
+                losses, correct = self._full(predicted, targets, fields, batch.feature_embeddings)
+            else:
+                losses, correct = self._sampled(predicted, targets, fields, batch.feature_embeddings)
+        return ObjectiveOutput(losses.sum(), masked.sum(), {"mtm_accuracy": mean_over_items(correct)})
+
+    def _counts(self, first: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        return self.cumulative_counts[end] - self.cumulative_counts[first]
+
+    def _candidate_range(self, fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """First id and end of the candidates of each masked position, int64 (M,) and (M,)."""
+        bounds = torch.tensor(self.field_bounds, device=fields.device)
+        if self.negatives == "field":
+            return bounds[fields], bounds[fields + 1]
+        return torch.full_like(fields, NUM_SHARED_FEATURES), torch.full_like(fields, self.field_bounds[-1])
+
+    def _full(
+        self, predicted: torch.Tensor, targets: torch.Tensor, fields: torch.Tensor, embeddings: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Exact losses (M,) and whether the target scored highest, bool (M,)."""
+        first, end = self._candidate_range(fields)
+        losses, correct = torch.zeros_like(predicted[:, 0]), torch.zeros_like(targets, dtype=torch.bool)
+        for low, high in sorted(set(zip(first.tolist(), end.tolist(), strict=True))):
+            chosen = (first == low).nonzero(as_tuple=True)[0]
+            counts = self.cumulative_counts[low : high + 1].diff()
+            log_q = counts.double().log() - counts.sum().double().log()
+            scores = predicted[chosen] @ embeddings[low:high].T + self.bias[low:high] + log_q.float()
+            losses[chosen] = F.cross_entropy(scores, targets[chosen] - low, reduction="none")
+            correct[chosen] = scores.argmax(dim=-1) == targets[chosen] - low
+        return losses, correct
+
+    def _sampled(
+        self, predicted: torch.Tensor, targets: torch.Tensor, fields: torch.Tensor, embeddings: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses (M,) and whether the target scored highest, bool (M,).
+
+        Every position scores `1 + k` candidates: the target and `k` negatives, or, where the field is small, all
+        of the field, filled up with candidates that do not count.
+        """
+        k = self.num_negatives
+        first, end = self._candidate_range(fields)
+        below, total = self.cumulative_counts[first], self._counts(first, end)  # (M,), (M,)
+        draws = (torch.rand(len(targets), k, device=targets.device, dtype=torch.float64) * total.unsqueeze(1)).long()
+        draws = torch.minimum(draws, total.unsqueeze(1) - 1) + below.unsqueeze(1)
+        negatives = torch.searchsorted(self.cumulative_counts, draws, right=True) - 1  # (M, k)
+        candidates = torch.cat([targets.unsqueeze(1), negatives], dim=1)  # (M, 1 + k)
+
+        exact = end - first <= k  # (M,)
+        whole_field = first.unsqueeze(1) + torch.arange(k + 1, device=targets.device)  # (M, 1 + k)
+        counted = ~exact.unsqueeze(1) | (whole_field < end.unsqueeze(1))
+        candidates = torch.where(exact.unsqueeze(1), whole_field.clamp(max=self.field_bounds[-1] - 1), candidates)
+        target_places = torch.where(exact, targets - first, 0)
+
+        scores = torch.einsum("md,mkd->mk", predicted, embeddings[candidates]) + self.bias[candidates]
+        log_q = self._counts(candidates, candidates + 1).double().log() - total.double().log().unsqueeze(1)
+        # Only over a whole field does the unigram distribution stay in the score; elsewhere its correction cancels it.
+        scores = torch.where(exact.unsqueeze(1), scores + log_q.float(), scores)
+        is_target = F.one_hot(target_places, k + 1).bool()
+        accidental = ~exact.unsqueeze(1) & ~is_target & (candidates == targets.unsqueeze(1))
+        softmax_scores = scores.masked_fill(~counted | accidental, float("-inf"))
+        losses = F.cross_entropy(softmax_scores, target_places, reduction="none")
+        if self.loss == "nce":
+            ratios = scores - math.log(k)
+            noise_contrastive = torch.where(is_target, F.softplus(-ratios), F.softplus(ratios)).sum(dim=1)
+            losses = torch.where(exact, losses, noise_contrastive)
+        return losses, softmax_scores.argmax(dim=-1) == target_places

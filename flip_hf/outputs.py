@@ -1,0 +1,73 @@
+"""What the models return: the glossary of shapes.
+
+Letters: B rows in the batch, F fields, D width of a feature's embedding, H width of the tabular representation,
+T tokens, C width of the text encoder.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class FlipModelOutput(ModelOutput):
+    """What `FlipModel` makes of the two views of a batch; the parts of a tower that is not built are None.
+
+    Args:
+        field_embeddings: float (B, F, D), the feature embeddings that the ID-based model read.
+        tabular_representation: float (B, H), what the ID-based model makes of the row.
+        id_logits: float (B,), the ID-based model's logit.
+        token_states: float (B, T, C), the text encoder's last hidden states.
+        text_representation: float (B, C), the pooled text.
+    """
+
+    field_embeddings: torch.Tensor | None = None
+    tabular_representation: torch.Tensor | None = None
+    id_logits: torch.Tensor | None = None
+    token_states: torch.Tensor | None = None
+    text_representation: torch.Tensor | None = None
+
+
+@dataclass
+class FlipForPreTrainingOutput(ModelOutput):
+    """The pretraining losses, each a mean over what was masked (MLM, MTM) or over rows (ICL).
+
+    Args:
+        loss: float (), the weighted sum of the parts.
+        mlm_loss: float (), masked language modelling.
+        mtm_loss: float (), masked tabular modelling.
+        icl_loss: float (), instance-level contrastive learning.
+        metrics: name to float (), detached: accuracies that a log should show.
+        feature_penalty: float (), mean over rows of the summed squares of the feature embeddings that the row reads.
+    """
+
+    loss: torch.Tensor | None = None
+    mlm_loss: torch.Tensor | None = None
+    mtm_loss: torch.Tensor | None = None
+    icl_loss: torch.Tensor | None = None
+    metrics: dict[str, torch.Tensor] | None = None
+    feature_penalty: torch.Tensor | None = None
+
+
+@dataclass
+class FlipForCTROutput(ModelOutput):
+    """Click logits; those of a tower that is not built are None. `sigmoid(logits)` is the click probability.
+
+    Args:
+        loss: float (), the sum of the binary cross-entropies of the logits below, given labels.
+        logits: float (B,), joint mode: `a * id_logits + (1 - a) * text_logits`; else the one tower's logits.
+        id_logits: float (B,), of the ID-based model.
+        text_logits: float (B,), of the text encoder.
+        id_loss: float (), binary cross-entropy of `id_logits`, joint mode only.
+        text_loss: float (), binary cross-entropy of `text_logits`, joint mode only.
+        feature_penalty: float (), mean over rows of the summed squares of the feature embeddings that the row reads.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    id_logits: torch.Tensor | None = None
+    text_logits: torch.Tensor | None = None
+    id_loss: torch.Tensor | None = None
+    text_loss: torch.Tensor | None = None
+    feature_penalty: torch.Tensor | None = None

@@ -1,0 +1,334 @@
+"""FlipProcessor: rows of a click log -> both views."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.utils import PROCESSOR_NAME, cached_file
+
+from flip_hf.configuration_flip import OOV_OFFSET, FieldConfig, as_fields
+from flip_hf.data.collators import pad_ragged
+from flip_hf.data.schema import Fallback, InputError, canonical_labels, canonical_strings
+from flip_hf.data.tables import stream_tables, to_table
+from flip_hf.data.template import TextTemplate
+from flip_hf.data.vocabulary import FeatureVocabulary
+from flip_hf.fetch import resolve_pretrained
+
+VOCABULARY_NAME = "vocabulary.parquet"
+_LONGEST_TEXT = 512
+_BATCH_ROWS = 8192
+
+
+class FlipProcessor(ProcessorMixin):
+    """Turns rows into `feature_ids` (tabular view) and `input_ids` (textual view).
+
+    Make one with `FlipProcessor.fit(...)` or `FlipProcessor.from_pretrained(...)`.
+
+    Args:
+        tokenizer: the text encoder's fast tokenizer.
+        vocabulary: the fitted features.
+        label: name of the label column (0 or 1), where the log has one.
+        max_length: most tokens of a row's text, special tokens included.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        vocabulary: FeatureVocabulary | None = None,
+        label: str | None = None,
+        max_length: int = _LONGEST_TEXT,
+    ) -> None:
+        super().__init__(tokenizer)
+        if vocabulary is None:
+            raise ValueError("make a processor with FlipProcessor.fit or FlipProcessor.from_pretrained")
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer; FLIP needs one")
+        self.vocabulary = vocabulary
+        self.label = label
+        self.max_length = max_length
+        self.template = TextTemplate(tokenizer, vocabulary.fields, max_length)
+
+    @property
+    def fields(self) -> list[FieldConfig]:
+        """The fitted fields, in the order of the columns of `feature_ids`."""
+        return self.vocabulary.fields
+
+    @property
+    def feature_counts(self) -> torch.Tensor:
+        """int64 (features,): how often fitting saw each feature."""
+        return torch.from_numpy(self.vocabulary.counts)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What calling the processor returns."""
+        return ["feature_ids", "input_ids", "attention_mask"]
+
+    @property
+    def _columns(self) -> list[str]:
+        return [f.name for f in self.fields]
+
+    @classmethod
+    def fit(
+        cls,
+        dataset: Any,
+        fields: Sequence[FieldConfig | str],
+        tokenizer: Any,
+        label: str | None = None,
+        max_length: int | None = None,
+    ) -> Self:
+        """Learns which values each field has. Fit on training rows only.
+
+        Args:
+            dataset: a `datasets.Dataset`, a pandas or Arrow table, a dict of columns, a list of dicts, or the path
+                of a CSV or Parquet file, which is read in a stream.
+            fields: the fields, in the order of the text.
+            tokenizer: a fast tokenizer, or the name or folder of one.
+            label: name of the label column.
+            max_length: most tokens of a row's text; by default what the tokenizer allows, at most 512.
+
+        Raises:
+            InputError: a column is missing, a value can't be an id, or there are no rows.
+        """
+        if isinstance(tokenizer, str | Path):
+            tokenizer = AutoTokenizer.from_pretrained(resolve_pretrained(str(tokenizer)))
+        unfitted = as_fields(fields)
+        if not unfitted:
+            raise ValueError("a processor needs at least one field: fields=[FieldConfig('user_id'), ...]")
+        if label in [f.name for f in unfitted]:
+            raise ValueError(f"{label!r} is the label and can't be a field as well: the model would read the answer")
+
+        def columns() -> Iterator[dict[str, pa.Array]]:
+            first_row = 0
+            for table in _tables(dataset, [f.name for f in unfitted], label):
+                yield {
+                    f.name: canonical_strings(table[f.name], f.name, first_row=first_row, source=_source(dataset))[0]
+                    for f in unfitted
+                }
+                first_row += len(table)
+
+        vocabulary = FeatureVocabulary.fit(columns(), unfitted)
+        return cls(tokenizer, vocabulary, label, max_length or min(tokenizer.model_max_length, _LONGEST_TEXT))
+
+    def encode(self, rows: Any, *, first_row: int = 0, with_label: bool = False, source: str | None = None) -> pa.Table:
+        """Both views of rows, not yet padded.
+
+        Args:
+            rows: a list of dicts, a dict of columns, a pandas or Arrow table, or a `datasets.Dataset`.
+            first_row: number of the first row, for error messages and masks.
+            with_label: whether to read the label column too.
+            source: where the rows come from, for error messages.
+
+        Returns:
+            One row each: `row` int64, its number; `feature_ids` int64 [F]; `input_ids` int32 [tokens];
+            `token_field_ids` int16 [tokens], the field's place on tokens of its value and -1 elsewhere;
+            `fallbacks` uint8 [F], flags of `Fallback`; with `with_label`, `label` float32.
+
+        Raises:
+            InputError: a column is missing, or a value can't be an id or a label.
+        """
+        label = self._label_name() if with_label else None
+        table = to_table(
+            rows, [*self._columns, *([label] if label else [])], optional=self._ignorable(label), source=source
+        )
+        num_rows, num_fields = len(table), len(self.fields)
+        feature_ids = np.empty((num_rows, num_fields), dtype=np.int64)
+        fallbacks = np.empty((num_rows, num_fields), dtype=np.uint8)
+        values = []
+        for i, name in enumerate(self._columns):
+            strings, fallbacks[:, i] = canonical_strings(table[name], name, first_row=first_row, source=source)
+            feature_ids[:, i] = self.vocabulary.lookup(i, strings)
+            values.append(strings)
+        firsts = np.array(self.vocabulary.bounds[:-1])
+        fallbacks[feature_ids == firsts + OOV_OFFSET] |= np.uint8(Fallback.OOV)
+        text = self.template.assemble(values)
+        fallbacks[text.truncated] |= np.uint8(Fallback.TRUNCATED)
+
+        offsets = pa.array(text.offsets, pa.int32())
+        columns = {
+            "row": pa.array(np.arange(first_row, first_row + num_rows)),
+            "feature_ids": pa.FixedSizeListArray.from_arrays(pa.array(feature_ids.ravel()), num_fields),
+            "input_ids": pa.ListArray.from_arrays(offsets, pa.array(text.input_ids)),
+            "token_field_ids": pa.ListArray.from_arrays(offsets, pa.array(text.token_field_ids)),
+            "fallbacks": pa.FixedSizeListArray.from_arrays(pa.array(fallbacks.ravel()), num_fields),
+        }
+        if label:
+            columns["label"] = pa.array(canonical_labels(table[label], label, first_row=first_row, source=source))
+        return pa.table(columns)
+
+    def encode_dataset(self, dataset: datasets.Dataset, *, with_label: bool | None = None) -> datasets.Dataset:
+        """Encodes a whole dataset in batches; cached by datasets where the dataset lies on disk.
+
+        Args:
+            dataset: the rows; columns that are no field are dropped.
+            with_label: whether to read the label column; by default where the processor has a label.
+
+        Returns:
+            A dataset of what `encode` returns.
+
+        Raises:
+            InputError: as in `encode`, or there are no rows.
+        """
+        if with_label is None:
+            with_label = self.label is not None
+        if len(dataset) == 0:
+            raise InputError("there are no rows to encode; check the file or the filter that made them")
+
+        def encode(table: pa.Table, indices: list[int]) -> pa.Table:
+            return self.encode(table, first_row=indices[0], with_label=with_label)
+
+        content = hashlib.sha256(f"{dataset._fingerprint} {self.content_hash()} {with_label}".encode()).hexdigest()
+        encoded = dataset.with_format("arrow").map(
+            encode,
+            batched=True,
+            with_indices=True,
+            batch_size=_BATCH_ROWS,
+            remove_columns=dataset.column_names,
+            new_fingerprint=content[:32],
+            desc="Encoding",
+        )
+        return encoded.with_format("numpy")
+
+    def __call__(self, rows: Any, return_tensors: str | None = None, pad_to_multiple_of: int = 8) -> BatchFeature:
+        """What `FlipForCTR` takes.
+
+        Args:
+            rows: as in `encode`.
+            return_tensors: "pt", "np", or None for lists.
+            pad_to_multiple_of: the text is padded to the longest row's length, rounded up to this.
+
+        Returns:
+            `feature_ids` int64 (B, F), `input_ids` and `attention_mask` int64 (B, T).
+        """
+        encoded = self.encode(rows)
+        input_ids = [np.asarray(ids) for ids in encoded["input_ids"].to_pylist()]
+        lengths = np.array([len(ids) for ids in input_ids], dtype=np.int64)
+        padded = pad_ragged(input_ids, self.tokenizer.pad_token_id, pad_to_multiple_of)
+        arrays = {
+            "feature_ids": encoded["feature_ids"]
+            .combine_chunks()
+            .flatten()
+            .to_numpy()
+            .reshape(-1, len(self.fields))
+            .copy(),
+            "input_ids": padded,
+            "attention_mask": (np.arange(padded.shape[1]) < lengths[:, None]).astype(np.int64),
+        }
+        if return_tensors is None:
+            return BatchFeature({name: array.tolist() for name, array in arrays.items()})
+        return BatchFeature(arrays, tensor_type=return_tensors)
+
+    def content_hash(self) -> str:
+        """A hash of everything that decides how a row is encoded."""
+        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode())
+        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        sink = pa.BufferOutputStream()
+        table = self.vocabulary.to_table()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        digest.update(sink.getvalue())
+        return digest.hexdigest()
+
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The settings beside the tokenizer's and the vocabulary's files."""
+        return {
+            "processor_class": type(self).__name__,
+            "fields": [asdict(f) for f in self.fields],
+            "label": self.label,
+            "max_length": self.max_length,
+        }
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Writes the tokenizer's files, `processor_config.json` and `vocabulary.parquet`.
+
+        Args:
+            save_directory: folder to write to, made where it is missing.
+            push_to_hub: must be False; `flip_hf.hub.push_to_hub` pushes model, processor and card together.
+            kwargs: accepted for transformers' sake.
+        """
+        if push_to_hub:
+            raise ValueError("save_pretrained writes to a folder; push with processor.push_to_hub(repo_id)")
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer._set_processor_class(type(self).__name__)
+        files = list(self.tokenizer.save_pretrained(folder))
+        self.vocabulary.save(folder / VOCABULARY_NAME)
+        (folder / PROCESSOR_NAME).write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        return [*files, str(folder / VOCABULARY_NAME), str(folder / PROCESSOR_NAME)]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Loads what `save_pretrained` wrote.
+
+        Args:
+            pretrained_model_name_or_path: a local folder or a repository's name.
+            kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and the like, as in transformers.
+
+        Raises:
+            InputError: the files disagree with each other or can't be read.
+            OSError: the folder or repository lacks a file.
+        """
+        name = str(pretrained_model_name_or_path)
+        hub = {k: v for k, v in kwargs.items() if k in _HUB_SETTINGS}
+        settings_file = str(cached_file(name, PROCESSOR_NAME, **hub))
+        vocabulary_file = str(cached_file(name, VOCABULARY_NAME, **hub))
+        try:
+            settings = json.loads(Path(settings_file).read_text("utf-8"))
+            fields = as_fields(settings["fields"])
+            label, max_length = settings["label"], settings["max_length"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"not a FLIP processor's settings: {error}", source=settings_file) from error
+        vocabulary = FeatureVocabulary.load(vocabulary_file, fields)
+        return cls(AutoTokenizer.from_pretrained(name, **hub), vocabulary, label, max_length)
+
+    def _label_name(self) -> str:
+        if self.label is None:
+            raise ValueError("this processor was fitted without a label column: FlipProcessor.fit(..., label='label')")
+        return self.label
+
+    def _ignorable(self, label: str | None) -> list[str]:
+        """A label that is there but not asked for is no surprise."""
+        return [self.label] if self.label and not label else []
+
+
+_HUB_SETTINGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
+
+
+def _source(dataset: Any) -> str | None:
+    return str(dataset) if isinstance(dataset, str | Path) else None
+
+
+def _tables(dataset: Any, columns: Sequence[str], label: str | None) -> Iterable[pa.Table]:
+    optional = [label] if label else []
+    if isinstance(dataset, str | Path):
+        return stream_tables(dataset, columns, optional=optional)
+    if isinstance(dataset, datasets.Dataset):
+        batches = dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
+        return (to_table(batch, columns, optional=optional) for batch in batches)
+    return [to_table(dataset, columns, optional=optional)]
+
+
+def count_fallbacks(encoded: datasets.Dataset | pa.Table, fields: Sequence[FieldConfig]) -> dict[str, dict[str, int]]:
+    """How often each field fell back, by the name of the fallback; fields and fallbacks that never did are left out.
+
+    Args:
+        encoded: what `FlipProcessor.encode` or `encode_dataset` returned.
+        fields: the processor's fields.
+    """
+    table = encoded.with_format("arrow")[:] if isinstance(encoded, datasets.Dataset) else encoded
+    counts: dict[str, dict[str, int]] = {}
+    for chunk in table["fallbacks"].chunks:
+        flags = chunk.flatten().to_numpy().reshape(-1, len(fields))
+        for i, field in enumerate(fields):
+            for kind in Fallback:
+                if number := int(np.count_nonzero(flags[:, i] & kind)):
+                    of_field = counts.setdefault(field.name, {})
+                    of_field[str(kind.name).lower()] = of_field.get(str(kind.name).lower(), 0) + number
+    return counts

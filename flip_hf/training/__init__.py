@@ -1,0 +1,1 @@
+"""What the example scripts share: the run's configuration, the one loop, and what it reports."""

@@ -1,0 +1,33 @@
+"""New models from a run's settings."""
+
+from typing import Any, TypeVar
+
+from transformers import AutoConfig
+
+from flip_hf.configuration_flip import FlipConfig
+from flip_hf.fetch import resolve_pretrained
+from flip_hf.training.run_config import ModelConfig
+
+Model = TypeVar("Model")
+
+
+def new_model(cls: type[Model], settings: ModelConfig, processor: Any, mode: str = "joint") -> Model:
+    """A model with fresh heads and ID-based model, and a pretrained text encoder where the mode has one.
+
+    Args:
+        cls: `FlipForPreTraining` or `FlipForCTR`.
+        settings: what to build.
+        processor: fitted; gives the fields.
+        mode: which towers.
+    """
+    encoder = resolve_pretrained(settings.text_encoder)
+    config = FlipConfig(
+        text_config=AutoConfig.from_pretrained(encoder),
+        text_layers=settings.text_layers,
+        fields=processor.fields,
+        mode=mode,
+        **settings.options,
+    )
+    build: Any = cls
+    model: Model = build(config) if mode == "id" else build.from_text_pretrained(encoder, config)
+    return model

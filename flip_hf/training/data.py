@@ -1,0 +1,69 @@
+"""The click log of a run, split and with its fields."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from flip_hf.configuration_flip import FieldConfig, as_fields
+from flip_hf.data.schema import InputError
+from flip_hf.data.sources import DATASETS
+from flip_hf.data.splits import load_splits
+from flip_hf.data.tables import read_table
+from flip_hf.training.run_config import DataConfig
+
+
+@dataclass(frozen=True)
+class ClickLog:
+    """Rows and what their columns mean.
+
+    Attributes:
+        splits: "train" and "validation", and where there is one "test".
+        fields: the fields in the order of the text.
+        label: the label column.
+        facts: what a run's record says of the data.
+    """
+
+    splits: DatasetDict
+    fields: Sequence[FieldConfig]
+    label: str
+    facts: dict[str, Any]
+
+
+def load_click_log(config: DataConfig) -> ClickLog:
+    """The click log that a run's settings name.
+
+    Raises:
+        ValueError: neither a named dataset nor files, or both.
+        InputError: a file can't be read or lacks a column.
+        flip_hf.fetch.FetchError: the named dataset can't be had.
+    """
+    files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
+    given = {name: path for name, path in files.items() if path is not None}
+    if (config.source is None) == (not given):
+        raise ValueError("set either data.source or data.train_file and data.validation_file")
+    if config.source is not None:
+        fields: Sequence[FieldConfig] = DATASETS[config.source].fields if config.source in DATASETS else ()
+        splits, label = load_splits(config.source, config.split, config.split_seed), "label"
+        facts: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
+    else:
+        if not config.fields or "train" not in given or "validation" not in given:
+            raise ValueError("with files, data.train_file, data.validation_file and data.fields must all be set")
+        fields, label = as_fields(config.fields), config.label
+        splits = DatasetDict({name: _read(path, fields, label) for name, path in given.items()})
+        facts = {f"{name}_file": path.name for name, path in given.items()}
+    for name, most in (("train", config.max_train_rows), ("validation", config.max_validation_rows)):
+        if most is not None:
+            splits[name] = splits[name].select(range(min(most, len(splits[name]))))
+    facts["rows"] = {name: len(rows) for name, rows in splits.items()}
+    facts["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
+    return ClickLog(splits, fields, label, facts)
+
+
+def _read(path: Path, fields: Sequence[FieldConfig], label: str) -> Dataset:
+    table = read_table(path, [*(f.name for f in fields), label])
+    if len(table) == 0:
+        raise InputError("there are no rows; training and evaluation need some", source=str(path))
+    return Dataset(table)

@@ -1,0 +1,102 @@
+"""What a model is worth on rows it was not trained on."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from flip_hf.training.metrics import ClickMetrics
+
+
+def text_lengths(rows: Dataset) -> np.ndarray:
+    """Tokens of each encoded row, int64 (rows,)."""
+    lists = rows.with_format("arrow").select_columns(["input_ids"])[:]["input_ids"]
+    lengths: np.ndarray = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in lists.chunks])
+    return lengths
+
+
+@torch.no_grad()
+def click_logits(
+    model: Any, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
+) -> dict[str, np.ndarray]:
+    """Logits of every tower that is built, and labels where the rows have them, float32 (rows,) in the rows' order.
+
+    Args:
+        model: a prepared `FlipForCTR`.
+        rows: encoded rows.
+        collator: makes a batch of them.
+        batch_size: rows of a batch on each device; rows of like length share one.
+        accelerator: what prepared the model.
+        description: shown beside the progress bar.
+    """
+    model.eval()
+    order = np.argsort(text_lengths(rows), kind="stable")
+    loader = accelerator.prepare(_loader(rows.select(order), collator, batch_size))
+    parts: dict[str, list[np.ndarray]] = {}
+    for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
+        labels = batch.pop("labels", None)
+        output = model(**batch)
+        found = {name: output[name] for name in ("logits", "id_logits", "text_logits") if name in output}
+        if labels is not None:
+            found["labels"] = labels
+        for name, values in accelerator.gather_for_metrics(found).items():
+            parts.setdefault(name, []).append(values.float().cpu().numpy())
+    # The position at which each row was scored.
+    places = np.argsort(order)
+    return {name: np.concatenate(values)[places] for name, values in parts.items()}
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Click probabilities of logits, float64 (rows,)."""
+    result: np.ndarray = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return result
+
+
+def evaluate_ctr(
+    model: Any, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
+) -> dict[str, float]:
+    """All of `METRICS` of the model's logits, and with both towers of each tower's, as `id_auc` and `text_auc`."""
+    scores = click_logits(model, rows, collator, batch_size, accelerator, description)
+    labels = scores.pop("labels").astype(np.int8)
+    if "id_logits" not in scores or "text_logits" not in scores:
+        scores = {"logits": scores["logits"]}
+    results: dict[str, float] = {}
+    for name, logits in scores.items():
+        metrics = ClickMetrics(keep_in_memory=True).compute(predictions=probabilities(logits), references=labels)
+        results.update({name.removesuffix("logits") + metric: value for metric, value in metrics.items()})
+    return results
+
+
+def _loader(rows: Dataset, collator: Any, batch_size: int) -> DataLoader[Any]:
+    return DataLoader(rows, batch_size=batch_size, collate_fn=collator)
+
+
+@torch.no_grad()
+def evaluate_pretraining(
+    model: Any, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
+) -> dict[str, float]:
+    """The pretraining losses and metrics, each a mean over all items of all rows; arguments as in `click_logits`.
+
+    ICL's depend on the batch size, which should be the one trained with.
+    """
+    model.eval()
+    loader = accelerator.prepare(_loader(rows, collator, batch_size))
+    plain = accelerator.unwrap_model(model)
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, torch.Tensor] = {}
+    for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
+        output = model(**batch)
+        items = plain.num_items(batch)
+        found = {f"{name}_loss": output[f"{name}_loss"] for name in items} | output.metrics
+        for name, value in found.items():
+            number = items[name.split("_")[0]]
+            sums[name] = sums.get(name, torch.zeros((), device=number.device)) + value * number
+            counts[name] = counts.get(name, torch.zeros((), device=number.device)) + number
+    totals, numbers = accelerator.reduce(sums, "sum"), accelerator.reduce(counts, "sum")
+    results = {name: (totals[name] / numbers[name].clamp(min=1)).item() for name in totals}
+    results["loss"] = sum(plain.config.objectives[name] * results[f"{name}_loss"] for name in plain.objectives)
+    return results

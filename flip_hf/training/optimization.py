@@ -1,0 +1,42 @@
+"""The optimiser and its schedule."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import get_cosine_schedule_with_warmup
+
+from flip_hf.training.run_config import TrainingConfig
+
+
+def parameter_groups(model: Any, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Groups by learning rate (text encoder or the rest) and weight decay (matrices other than embeddings, or not).
+
+    Embeddings are not decayed: decay would also shrink the rows that a batch does not read.
+    """
+    text_model = model.base_model.text_model
+    in_text_encoder = set() if text_model is None else {id(p) for p in text_model.parameters()}
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    if model.base_model.feature_embeddings is not None:
+        embeddings.add(id(model.base_model.feature_embeddings.weight))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        rate = config.text_learning_rate if id(parameter) in in_text_encoder else config.learning_rate
+        decay = config.weight_decay if parameter.ndim >= 2 and id(parameter) not in embeddings else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def build_optimizer(model: Any, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW with the implementation that does all parameters in one pass."""
+    return torch.optim.AdamW(parameter_groups(model, config), fused=True)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, total_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """A linear rise, then a cosine down to zero at `total_steps`."""
+    schedule: torch.optim.lr_scheduler.LRScheduler = get_cosine_schedule_with_warmup(
+        optimizer, round(config.warmup_ratio * total_steps), total_steps
+    )
+    return schedule

@@ -1,0 +1,228 @@
+"""Settings of a run: plain dataclasses, read from YAML files and overridden on the command line."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from flip_hf.fetch import MINILM
+
+
+@dataclass
+class DataConfig:
+    """The click log: a named dataset, or files of one's own.
+
+    Args:
+        source: a name in `flip_hf.data.sources.DATASETS`; left out where files are given.
+        split: how the named dataset is split 8:1:1, "random" or "time".
+        split_seed: seed of the random split.
+        train_file: CSV or Parquet file of training rows.
+        validation_file: CSV or Parquet file of validation rows.
+        test_file: CSV or Parquet file of test rows, read once, after training.
+        fields: the files' fields in the order of the text: column names, or mappings of `FieldConfig`'s settings.
+        label: the files' label column.
+        max_train_rows: train on the first rows of the training split only, for a smaller budget.
+        max_validation_rows: validate on the first rows of the validation split only, for a smaller budget.
+    """
+
+    source: str | None = None
+    split: str = "random"
+    split_seed: int = 0
+    train_file: Path | None = None
+    validation_file: Path | None = None
+    test_file: Path | None = None
+    fields: list[str | dict[str, Any]] = field(default_factory=list)
+    label: str = "label"
+    max_train_rows: int | None = None
+    max_validation_rows: int | None = None
+
+
+@dataclass
+class ModelConfig:
+    """What pretraining builds.
+
+    Args:
+        text_encoder: name or folder of the pretrained text encoder.
+        text_layers: build only its first layers.
+        max_length: most tokens of a row's text.
+        options: further settings of `FlipConfig`, such as `backbone` or `contrastive_temperature`.
+    """
+
+    text_encoder: str = MINILM
+    text_layers: int | None = None
+    max_length: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class MaskingConfig:
+    """What pretraining masks.
+
+    Args:
+        text_mask_ratio: share of the fields masked in the text.
+        tabular_mask_ratio: share of the fields masked in the table.
+    """
+
+    text_mask_ratio: float = 0.15
+    tabular_mask_ratio: float = 0.15
+
+
+@dataclass
+class TrainingConfig:
+    """How the one training loop runs.
+
+    Args:
+        epochs: passes over the training rows.
+        max_steps: stop after this many optimiser steps.
+        batch_size: rows of a batch on each device.
+        accumulation: batches of one optimiser step.
+        learning_rate: peak learning rate of everything but the text encoder.
+        text_learning_rate: peak learning rate of the text encoder.
+        weight_decay: AdamW's, on matrices other than embeddings.
+        feature_l2: L2 penalty on the feature embeddings that a batch reads.
+        warmup_ratio: share of the steps in which the learning rate rises, before it falls as a cosine.
+        max_gradient_norm: gradients are scaled down to this norm.
+        precision: "bf16" autocast, "fp32", or "auto": bf16 where the device computes in it.
+        evaluation_batch_size: rows of a batch in evaluation, on each device.
+        evaluations_per_epoch: evaluations on the validation rows in each epoch.
+        patience: stop after this many evaluations without a better one.
+        log_steps: optimiser steps between two lines of the log.
+        workers: processes that prepare batches.
+        seed: of everything random.
+    """
+
+    epochs: int = 1
+    max_steps: int | None = None
+    batch_size: int = 128
+    accumulation: int = 1
+    learning_rate: float = 1e-3
+    text_learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    feature_l2: float = 0.0
+    warmup_ratio: float = 0.05
+    max_gradient_norm: float = 1.0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    evaluation_batch_size: int = 512
+    evaluations_per_epoch: int = 1
+    patience: int = 2
+    log_steps: int = 10
+    workers: int = 0
+    seed: int = 0
+
+
+@dataclass
+class PretrainRun:
+    """A pretraining run.
+
+    Args:
+        output_dir: where the model, the log and the run's record go.
+        data: the click log.
+        model: what is built.
+        masking: what is masked.
+        training: how it is trained.
+    """
+
+    output_dir: Path
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass
+class FinetuneRun:
+    """A finetuning run.
+
+    Args:
+        output_dir: where the model, the log and the run's record go.
+        pretrained: folder or repository of a pretrained FLIP; left out, the model starts without pretraining.
+        mode: "joint" trains both towers, "id" the ID-based model alone, "text" the text encoder alone.
+        data: the click log.
+        model: what is built where nothing is pretrained.
+        training: how it is trained.
+    """
+
+    output_dir: Path
+    pretrained: str | None = None
+    mode: Literal["joint", "id", "text"] = "joint"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass
+class EvaluateRun:
+    """An evaluation of a finetuned model on labelled rows.
+
+    Args:
+        model: folder or repository of the model.
+        output: JSON file to write the metrics to; printed only where left out.
+        mode: score with both towers or with one; by default as the model was saved.
+        data: the click log, which must be the one the model was trained on for the split to mean anything.
+        rows: which split is read.
+        batch_size: rows of a batch.
+        precision: as in training.
+    """
+
+    model: str
+    output: Path | None = None
+    mode: Literal["joint", "id", "text"] | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    rows: Literal["train", "validation", "test"] = "test"
+    batch_size: int = 512
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+
+
+@dataclass
+class PredictRun:
+    """Scores of a file's rows.
+
+    Args:
+        model: folder or repository of the model.
+        input: CSV or Parquet file with the fields' columns.
+        output: Parquet file to write: the input's row numbers and click probabilities.
+        mode: score with both towers or with one; by default as the model was saved.
+        batch_size: rows of a batch.
+        chunk_rows: rows held in memory at a time.
+        precision: as in training.
+    """
+
+    model: str
+    input: Path
+    output: Path
+    mode: Literal["joint", "id", "text"] | None = None
+    batch_size: int = 512
+    chunk_rows: int = 8192
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+
+
+RunConfig = TypeVar("RunConfig", PretrainRun, FinetuneRun, EvaluateRun, PredictRun)
+
+
+def parse_run(kind: type[RunConfig], arguments: Sequence[str] | None = None) -> RunConfig:
+    """The run that the command line asks for: `--config FILE.yaml`, then overrides such as `--training.epochs 3`.
+
+    Args:
+        kind: the run's dataclass.
+        arguments: the command line; by default the program's own.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description=kind.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments override it")
+    parser.add_class_arguments(kind)
+    parsed = parser.parse_args(arguments)
+    parsed.pop("config")
+    run: RunConfig = kind(**parser.instantiate_classes(parsed).as_dict())
+    return run
+
+
+def as_plain(run: Any) -> dict[str, Any]:
+    """A run's settings as plain JSON types."""
+    return {name: _plain(value) for name, value in asdict(run).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in value.items()}
+    return str(value) if isinstance(value, Path) else value

