@@ -53,7 +53,7 @@ def test_every_form_gives_the_same_table(rows):
 
 @pytest.mark.parametrize("rows", FORMS.values(), ids=FORMS.keys())
 def test_a_missing_column_is_named(rows):
-    with pytest.raises(InputError, match="clicks, field 'genre': the column is missing; .* 'item', 'user'"):
+    with pytest.raises(InputError, match=r"clicks, field 'genre': the column is missing; .* 'item', 'user'"):
         to_table(rows, ["user", "genre"], optional=["item"], source="clicks")
 
 
@@ -270,8 +270,8 @@ def test_csv_rows_are_counted_over_the_whole_file(tmp_path, monkeypatch):
         read = []
         with pytest.raises(InputError, match=message):
             read.extend(stream_tables(write(tmp_path / "a.csv", good + bad), ["f"], optional=["g"]))
-        assert all(len(piece) < 1000 for piece in read)
-    path = write(tmp_path / "a.csv", good + b'1,"x\n' + good)
+        assert len(read) > 10  # what stood before the bad row came in pieces, none of them the whole file
+    path = write(tmp_path / "a.csv", good + b'1,"x\n' + b"1,2\n" * 3000)
     with pytest.raises(InputError, match="a quote is never closed"):
         list(stream_tables(path, ["f"], optional=["g"]))
 
@@ -302,9 +302,8 @@ def test_a_parquet_file_broken_within_is_named(tmp_path):
     path.write_bytes(data)
     read = []
     with pytest.raises(InputError, match=rf"^{path}: not readable as Parquet from row 2000 on"):
-        for piece in stream_tables(path, ["f"], batch_rows=500):
-            read.append(len(piece))
-    assert read == [500] * 4
+        read.extend(stream_tables(path, ["f"], batch_rows=500))
+    assert [len(piece) for piece in read] == [500] * 4
 
 
 def test_a_parquet_column_there_twice_is_named(tmp_path):

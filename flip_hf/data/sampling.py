@@ -12,20 +12,31 @@ _BATCHES_IN_A_GROUP = 50
 class LengthGroupedBatchSampler(Sampler[list[int]]):
     """Batches of rows of like length, in an order that depends on the seed and the epoch alone.
 
-    Rows are shuffled, cut into groups of 50 batches, sorted by length within each group and cut into batches, and the
-    batches are shuffled.
+    Rows are shuffled and cut into batches of sizes that differ by one at most, so that no small batch is left over;
+    each run of 50 batches is sorted by length; and the batches are shuffled. Where several processes train, a batch
+    is that of all of them, and each takes its share: every row is read once in an epoch.
 
     Args:
         lengths: int (rows,), tokens of each row.
-        batch_size: rows of a batch; the last may be smaller.
+        batch_size: most rows of a batch on one process.
         seed: the run's seed.
+        num_processes: processes that share the batches.
+        process_index: this process's place among them.
+
+    Raises:
+        ValueError: there are fewer rows than processes.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: np.ndarray, batch_size: int, seed: int, num_processes: int = 1, process_index: int = 0
+    ) -> None:
+        if len(lengths) < num_processes:
+            raise ValueError(f"{len(lengths)} rows cannot be shared by {num_processes} processes")
         self.lengths = lengths
-        self.batch_size = batch_size
+        self.num_batches = -(-len(lengths) // (batch_size * num_processes))
         self.seed = seed
-        self.drop_last = False
+        self.num_processes = num_processes
+        self.process_index = process_index
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -33,15 +44,15 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
         # RandomState's stream is the same in every numpy version (NEP 19).
         random = np.random.RandomState([self.seed % (1 << 32), self.epoch])
         order = random.permutation(len(self.lengths))
-        size = _BATCHES_IN_A_GROUP * self.batch_size
-        groups = [order[start : start + size] for start in range(0, len(order), size)]
-        order = np.concatenate([group[np.argsort(self.lengths[group], kind="stable")] for group in groups])
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        for i in random.permutation(len(batches)):
-            yield batches[i].tolist()
+        ends = np.arange(1, self.num_batches + 1) * len(order) // self.num_batches
+        for group in np.split(order, ends[_BATCHES_IN_A_GROUP - 1 : -1 : _BATCHES_IN_A_GROUP]):
+            group[:] = group[np.argsort(self.lengths[group], kind="stable")]
+        batches = np.split(order, ends[:-1])
+        for i in random.permutation(self.num_batches):
+            yield batches[i][self.process_index :: self.num_processes].tolist()

@@ -23,8 +23,8 @@ from flip_hf.data.schema import InputError, canonical_strings
 logger = logging.getLogger(__name__)
 
 _already_ignored: set[tuple[str, ...]] = set()
-# How much of a CSV file is parsed at a time; a row must fit into it.
-_CSV_BLOCK_BYTES = 1 << 24
+# How much of a CSV file is parsed at a time; a row must fit into it, and Arrow reads some 32 of these ahead.
+_CSV_BLOCK_BYTES = 1 << 22
 # What Arrow raises where it can't make an array of Python objects.
 _NOT_ARROW = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
@@ -144,6 +144,11 @@ def _as_string(value: Any, field: str, row: int, source: str | None) -> str | No
         # Python refuses to write whole numbers of over 4300 digits.
         with suppress(ValueError):
             return str(int(value))
+    elif isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        # What is left to `canonical_strings` below costs a hundred times as much a value.
+        return str(int(value))
+    elif isinstance(value, float) and value != value:
+        return None
     elif hasattr(value, "__array__"):
         # A NumPy or PyTorch number; what holds several stays an array.
         value = np.asarray(value)[()]

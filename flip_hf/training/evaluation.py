@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from flip_hf.training.metrics import ClickMetrics
+from flip_hf.training.metrics import compute_metrics
 
 
 def text_lengths(rows: Dataset) -> np.ndarray:
@@ -66,7 +66,7 @@ def evaluate_ctr(
         scores = {"logits": scores["logits"]}
     results: dict[str, float] = {}
     for name, logits in scores.items():
-        metrics = ClickMetrics(keep_in_memory=True).compute(predictions=probabilities(logits), references=labels)
+        metrics = compute_metrics(labels, probabilities(logits))
         results.update({name.removesuffix("logits") + metric: value for metric, value in metrics.items()})
     return results
 

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -28,10 +29,10 @@ class Goal:
     larger_is_better: bool
 
     def better(self, value: float, best: float | None) -> bool:
-        """Whether `value` beats the best so far; NaN never does."""
-        if math.isnan(value):
-            return False
-        return best is None or (value > best if self.larger_is_better else value < best)
+        """Whether `value` beats the best so far; NaN, as of an AUC over one class, beats nothing at all."""
+        if best is None or math.isnan(best):
+            return True
+        return value > best if self.larger_is_better else value < best
 
 
 class WithRowNumbers:
@@ -73,14 +74,16 @@ def train(
         FloatingPointError: a loss is NaN or infinite; names the step, the parts of the loss and the rows.
     """
     accelerator = run.accelerator
-    sampler = LengthGroupedBatchSampler(text_lengths(rows), config.batch_size, config.seed)
+    sampler = LengthGroupedBatchSampler(
+        text_lengths(rows), config.batch_size, config.seed, accelerator.num_processes, accelerator.process_index
+    )
     loader: Any = DataLoader(
         rows,
         batch_sampler=sampler,
         collate_fn=WithRowNumbers(collator),
         num_workers=config.workers,
     )
-    model, optimizer, loader = accelerator.prepare(model, build_optimizer(model, config), loader)
+    model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     steps_per_epoch = -(-len(loader) // config.accumulation)
     total_steps = min(config.epochs * steps_per_epoch, config.max_steps or sys.maxsize)
     schedule = build_schedule(optimizer, config, total_steps)
@@ -97,8 +100,9 @@ def train(
         sampler.set_epoch(epoch)
         if hasattr(collator, "set_epoch"):
             collator.set_epoch(epoch)
+        started = monotonic()
         for step_in_epoch, window in enumerate(_windows(loader, config.accumulation), start=1):
-            started = monotonic()
+            window = send_to_device(window, accelerator.device)
             model.train()
             values = _step(model, optimizer, window, config, run, step + 1)
             schedule.step()
@@ -134,6 +138,7 @@ def train(
                         "stopped_early": not done,
                         "rows_per_second": round(trained_rows / trained_seconds, 1),
                     }
+            started = monotonic()
     raise AssertionError("the last step ends the run")
 
 

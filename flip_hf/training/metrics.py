@@ -1,10 +1,7 @@
 """Metrics of click prediction. To add one: write the function, add its line to `METRICS`."""
 
 from collections.abc import Callable
-from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 
 
@@ -33,19 +30,11 @@ def logloss(labels: np.ndarray, probabilities: np.ndarray) -> float:
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"auc": auc, "logloss": logloss}
 
 
-class ClickMetrics(evaluate.Metric):
-    """All of `METRICS` for `evaluate`: `ClickMetrics().compute(predictions=probabilities, references=labels)`."""
+def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """All of `METRICS`.
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Metrics of click-through-rate prediction.",
-            citation="",
-            inputs_description="predictions: click probabilities in [0, 1]; references: labels, 0 or 1",
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("int8")}
-            ),
-        )
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        labels, probabilities = np.asarray(references), np.asarray(predictions)
-        return {name: metric(labels, probabilities) for name, metric in METRICS.items()}
+    Args:
+        labels: 0 or 1 (rows,).
+        probabilities: of a click (rows,).
+    """
+    return {name: metric(labels, probabilities) for name, metric in METRICS.items()}

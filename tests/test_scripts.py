@@ -1,0 +1,306 @@
+"""The example scripts, run as a user runs them, on a small log of the user's own and a tiny text encoder."""
+
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pv
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from transformers import AutoModel, BertConfig
+
+from flip_hf import FlipForCTR, FlipProcessor
+from flip_hf.training.checkpoints import replace_folder
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"examples_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Each script is a process of its own; here they share one, in which accelerate keeps its state."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, wordpiece):
+    """A folder with a text encoder, three files of a click log and a configuration."""
+    folder = tmp_path_factory.mktemp("workplace")
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    AutoModel.from_config(BertConfig(**size, vocab_size=len(wordpiece))).save_pretrained(folder / "encoder")
+    wordpiece.save_pretrained(folder / "encoder")
+
+    draw = random.Random(0)
+    users = {u: draw.random() for u in range(30)}
+    items = {i: draw.random() for i in range(40)}
+
+    def table(num_rows):
+        picked = [(draw.choice(list(users)), draw.choice(list(items))) for _ in range(num_rows)]
+        return pa.table(
+            {
+                "user_id": [u for u, _ in picked],
+                "title": [f"the film number {i}!" for _, i in picked],
+                "kind": [["drama", "comedy", None][i % 3] for _, i in picked],
+                "clicked": [int(users[u] + items[i] > 1) for u, i in picked],
+            }
+        )
+
+    for name, rows in (("train", 400), ("validation", 120), ("test", 120)):
+        pq.write_table(table(rows), folder / f"{name}.parquet")
+    config = {
+        "data": {
+            **{f"{name}_file": str(folder / f"{name}.parquet") for name in ("train", "validation", "test")},
+            "fields": ["user_id", {"name": "title", "max_tokens": 8}, "kind"],
+            "label": "clicked",
+        },
+        "model": {
+            "text_encoder": str(folder / "encoder"),
+            "text_layers": 1,
+            "options": {"embedding_dim": 8, "projection_dim": 16, "backbone_options": {"hidden_sizes": [16]}},
+        },
+        "training": {"batch_size": 32, "log_steps": 5, "learning_rate": 0.01},
+    }
+    # JSON is YAML.
+    (folder / "config.yaml").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(workplace):
+    output = workplace / "pretrained"
+    script("pretrain")(["--config", str(workplace / "config.yaml"), "--output_dir", str(output)])
+    return output
+
+
+@pytest.fixture(scope="module")
+def finetuned(workplace, pretrained):
+    output = workplace / "flip"
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(output), "--training.epochs", "3"]
+    script("finetune")([*arguments, "--pretrained", str(pretrained / "model")])
+    return output
+
+
+def lines(folder, event):
+    log = (folder / "log.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, log) if line["event"] == event]
+
+
+def test_pretraining_leaves_a_model_a_log_and_a_record(pretrained):
+    logged = lines(pretrained, "train")
+    assert [line["step"] for line in logged] == [5, 10, 13]
+    shown = {"mlm_loss", "mtm_loss", "icl_loss", "icl_tabular_to_text_accuracy", "icl_text_to_tabular_accuracy"}
+    assert shown | {"mlm_accuracy", "mtm_accuracy", "rows_per_second", "gradient_norm"} <= set(logged[0])
+    assert logged[-1]["loss"] < logged[0]["loss"]
+    record = json.loads((pretrained / "run.json").read_text())
+    assert record["data"]["rows"] == {"train": 400, "validation": 120, "test": 120}
+    assert record["result"]["steps"] == 13
+    assert record["result"]["validation"]["loss"] == pytest.approx(lines(pretrained, "validation")[-1]["loss"])
+    assert FlipProcessor.from_pretrained(pretrained / "model").label == "clicked"
+
+
+def test_finetuning_keeps_the_best_model_and_reads_test_once(workplace, finetuned):
+    record = json.loads((finetuned / "run.json").read_text())
+    history = lines(finetuned, "validation")
+    assert record["result"]["validation"]["auc"] == max(line["auc"] for line in history)
+    assert record["result"]["validation"]["auc"] > 0.7
+    assert len(lines(finetuned, "test")) == 1
+    assert {"auc", "logloss", "id_auc", "text_auc"} <= set(record["result"]["test"])
+
+    output = workplace / "metrics.json"
+    arguments = ["--config", str(workplace / "data.yaml"), "--model", str(finetuned / "model"), "--output", str(output)]
+    config = json.loads((workplace / "config.yaml").read_text())
+    (workplace / "data.yaml").write_text(json.dumps({"data": config["data"]}))
+    script("evaluate")(arguments)
+    report = json.loads(output.read_text())
+    assert report["metrics"]["auc"] == pytest.approx(record["result"]["test"]["auc"], abs=1e-6)
+    assert report["fallbacks"]["kind"]["missing"] > 0
+
+
+@pytest.mark.parametrize("mode", ["id", "text"])
+def test_one_tower_is_finetuned_alone(workplace, pretrained, mode, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / mode), "--mode", mode]
+    script("finetune")([*arguments, "--pretrained", str(pretrained / "model"), "--training.accumulation", "2"])
+    model = FlipForCTR.from_pretrained(tmp_path / mode / "model")
+    assert model.config.mode == mode
+    assert json.loads((tmp_path / mode / "run.json").read_text())["result"]["steps"] == 7
+
+
+def test_finetuning_needs_no_pretraining(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path), "--mode", "id"]
+    script("finetune")([*arguments, "--training.max_steps", "3"])
+    assert json.loads((tmp_path / "run.json").read_text())["result"]["steps"] == 3
+
+
+def unseen_rows():
+    """Rows that were not part of the data: new users, new titles, a missing kind; 50 of them."""
+    return {
+        "user_id": [str(i) for i in range(50)],
+        "title": [f"a new film, number {i}" for i in range(50)],
+        "kind": ["drama", ""] * 25,
+        "price": ["1"] * 50,
+    }
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_predict_scores_a_file_in_a_stream(finetuned, tmp_path, capsys, suffix):
+    table = pa.table(unseen_rows())
+    (pv.write_csv if suffix == "csv" else pq.write_table)(table, tmp_path / f"rows.{suffix}")
+    output = tmp_path / "scores.parquet"
+    arguments = ["--model", str(finetuned / "model"), "--input", str(tmp_path / f"rows.{suffix}")]
+    script("predict")([*arguments, "--output", str(output), "--chunk_rows", "16", "--batch_size", "8", "--precision", "fp32"])
+    scores = pq.read_table(output).to_pydict()
+    assert scores["row"] == list(range(50))
+
+    processor = FlipProcessor.from_pretrained(finetuned / "model")
+    model = FlipForCTR.from_pretrained(finetuned / "model").eval()
+    with torch.no_grad():
+        expected = model(**processor(unseen_rows(), return_tensors="pt"))
+    np.testing.assert_allclose(scores["probability"], expected.logits.sigmoid(), atol=1e-6)
+    np.testing.assert_allclose(scores["id_probability"], expected.id_logits.sigmoid(), atol=1e-6)
+    np.testing.assert_allclose(scores["text_probability"], expected.text_logits.sigmoid(), atol=1e-6)
+    printed = capsys.readouterr().out
+    assert "scored 50 rows" in printed
+    assert "user_id: 20 oov" in printed
+    assert "title: 50 oov" in printed
+    assert "kind: 25 missing" in printed
+
+
+def test_predict_of_no_rows_is_an_empty_file(finetuned, tmp_path):
+    (tmp_path / "rows.csv").write_text("user_id,title,kind\n")
+    output = tmp_path / "scores.parquet"
+    model = ["--model", str(finetuned / "model"), "--mode", "id"]
+    script("predict")([*model, "--input", str(tmp_path / "rows.csv"), "--output", str(output)])
+    assert pq.read_table(output).to_pydict() == {"row": [], "probability": []}
+
+
+def test_predict_leaves_nothing_behind_a_bad_row(finetuned, tmp_path):
+    (tmp_path / "rows.csv").write_text("user_id,title,kind\n" + "1,a,drama\n" * 30 + "1,a\n")
+    output = tmp_path / "scores.parquet"
+    arguments = ["--model", str(finetuned / "model"), "--input", str(tmp_path / "rows.csv"), "--output", str(output)]
+    with pytest.raises(ValueError, match=r"rows\.csv.*row 30"):
+        script("predict")([*arguments, "--chunk_rows", "8"])
+    assert not output.exists()
+
+
+def test_labels_are_checked_before_training(workplace, tmp_path):
+    table = pq.read_table(workplace / "train.parquet").to_pydict()
+    table["clicked"][17] = 2
+    pq.write_table(pa.table(table), tmp_path / "bad.parquet")
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / "run"), "--mode", "id"]
+    with pytest.raises(ValueError, match="field 'clicked', row 17, value 2"):
+        script("finetune")([*arguments, "--data.train_file", str(tmp_path / "bad.parquet")])
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(workplace, tmp_path, monkeypatch):
+    real = FlipForCTR.forward
+    steps = []
+
+    def forward(self, *args, **kwargs):
+        output = real(self, *args, **kwargs)
+        if self.training:
+            steps.append(1)
+            if len(steps) == 10:
+                output.loss = output.loss * float("nan")
+        return output
+
+    monkeypatch.setattr(FlipForCTR, "forward", forward)
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path), "--mode", "id"]
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 10: loss=.*rows \[\d+, "):
+        script("finetune")([*arguments, "--training.evaluations_per_epoch", "4"])
+    FlipForCTR.from_pretrained(tmp_path / "model")
+
+
+def test_the_same_seed_gives_the_same_run(workplace, tmp_path):
+    def losses(name, seed):
+        arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / name)]
+        script("pretrain")([*arguments, "--training.max_steps", "5", "--training.log_steps", "1", "--training.seed", seed])
+        return [line["loss"] for line in lines(tmp_path / name, "train")]
+
+    first = losses("first", "1")
+    assert losses("second", "1") == first
+    assert losses("third", "2") != first
+
+
+def test_an_unknown_setting_is_refused(workplace, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        script("pretrain")(["--config", str(workplace / "config.yaml"), "--training.no_such", "1"])
+    assert "no_such" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("launcher", ["python", "accelerate"])
+def test_scripts_start_from_the_command_line(workplace, tmp_path, launcher):
+    start = {
+        "python": [sys.executable],
+        "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"],
+    }[launcher]
+    start += ["--mixed_precision", "no", "--dynamo_backend", "no"] if launcher == "accelerate" else []
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path), "--training.max_steps", "2"]
+    subprocess.run([*start, str(EXAMPLES / "pretrain.py"), *arguments], check=True, capture_output=True)
+    assert json.loads((tmp_path / "run.json").read_text())["result"]["steps"] == 2
+
+
+def test_two_processes_train_together(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--training.epochs", "2", "--training.precision", "fp32"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    pretrained = tmp_path / "pretrained"
+    subprocess.run([*launch, str(EXAMPLES / "pretrain.py"), *arguments, "--output_dir", str(pretrained)], check=True)
+    record = json.loads((pretrained / "run.json").read_text())
+    assert record["device"]["processes"] == 2
+    assert record["result"]["steps"] == 14
+    assert lines(pretrained, "train")[-1]["loss"] < lines(pretrained, "train")[0]["loss"]
+
+    flip = [*arguments, "--output_dir", str(tmp_path / "flip"), "--pretrained", str(pretrained / "model")]
+    subprocess.run([*launch, str(EXAMPLES / "finetune.py"), *flip], check=True)
+    record = json.loads((tmp_path / "flip" / "run.json").read_text())
+    assert record["device"]["processes"] == 2
+    # Every test row is counted once, also where two processes do not divide them: one process finds the same.
+    output = tmp_path / "metrics.json"
+    config = json.loads((workplace / "config.yaml").read_text())
+    (tmp_path / "data.yaml").write_text(json.dumps({"data": config["data"]}))
+    evaluate = ["--config", str(tmp_path / "data.yaml"), "--model", str(tmp_path / "flip" / "model"), "--precision", "fp32"]
+    script("evaluate")([*evaluate, "--output", str(output)])
+    assert json.loads(output.read_text())["metrics"]["auc"] == pytest.approx(record["result"]["test"]["auc"], abs=1e-9)
+
+
+def test_an_interrupted_save_leaves_the_old_folder_whole(tmp_path):
+    target = tmp_path / "model"
+    replace_folder(target, lambda folder: (folder / "weights").write_text("first"))
+
+    def die(folder):
+        (folder / "weights").write_text("sec")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(target, die)
+    assert (target / "weights").read_text() == "first"
+    replace_folder(target, lambda folder: (folder / "weights").write_text("third"))
+    assert (target / "weights").read_text() == "third"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_demo_table_reads_records(tmp_path):
+    spec = importlib.util.spec_from_file_location("demo", EXAMPLES / "demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    metrics = {"auc": 0.8, "logloss": 0.4}
+    (tmp_path / "run.json").write_text(
+        json.dumps({"result": {"validation": metrics, "test": metrics}, "peak_memory_gib": 1.5})
+    )
+    assert "| FLIP | 0.8000 | 0.4000 | 0.8000 | 0.4000 | 1 min 05 s | 1.5 GiB |" in demo.table([("FLIP", tmp_path, 65.0)])
