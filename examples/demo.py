@@ -52,9 +52,7 @@ def main() -> None:
         started = time.monotonic()
         subprocess.run([sys.executable, *command], check=True)
         rows.append((title, folder / name, time.monotonic() - started))
-    print(
-        f"\n{table(rows)}\n\nThe joint model lies in {folder / 'flip' / 'model'}, for FlipForCTR.from_pretrained."
-    )
+    print(f"\n{table(rows)}\n\nThe joint model lies in {folder / 'flip' / 'model'}, for FlipForCTR.from_pretrained.")
 
 
 def table(rows: list[tuple[str, Path, float]]) -> str:

@@ -135,9 +135,8 @@ class FlipProcessor(ProcessorMixin):
             InputError: a column is missing, or a value can't be an id or a label.
         """
         label = self._label_name() if with_label else None
-        table = to_table(
-            rows, [*self._columns, *([label] if label else [])], optional=self._ignorable(label), source=source
-        )
+        columns = [*self._columns, *([label] if label else [])]
+        table = to_table(rows, columns, optional=self._ignorable(label), first_row=first_row, source=source)
         num_rows, num_fields = len(table), len(self.fields)
         feature_ids = np.empty((num_rows, num_fields), dtype=np.int64)
         fallbacks = np.empty((num_rows, num_fields), dtype=np.uint8)
@@ -152,7 +151,7 @@ class FlipProcessor(ProcessorMixin):
         fallbacks[text.truncated] |= np.uint8(Fallback.TRUNCATED)
 
         offsets = pa.array(text.offsets, pa.int32())
-        columns = {
+        encoded = {
             "row": pa.array(np.arange(first_row, first_row + num_rows)),
             "feature_ids": pa.FixedSizeListArray.from_arrays(pa.array(feature_ids.ravel()), num_fields),
             "input_ids": pa.ListArray.from_arrays(offsets, pa.array(text.input_ids)),
@@ -160,8 +159,8 @@ class FlipProcessor(ProcessorMixin):
             "fallbacks": pa.FixedSizeListArray.from_arrays(pa.array(fallbacks.ravel()), num_fields),
         }
         if label:
-            columns["label"] = pa.array(canonical_labels(table[label], label, first_row=first_row, source=source))
-        return pa.table(columns)
+            encoded["label"] = pa.array(canonical_labels(table[label], label, first_row=first_row, source=source))
+        return pa.table(encoded)
 
     def encode_dataset(self, dataset: datasets.Dataset, *, with_label: bool | None = None) -> datasets.Dataset:
         """Encodes a whole dataset in batches; cached by datasets where the dataset lies on disk.

@@ -12,7 +12,11 @@ from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining, Fli
 from flip_hf.backbones import BACKBONES
 
 MODES = ["joint", "id", "text"]
-FIELDS = [FieldConfig("user", num_features=40), FieldConfig("item", num_features=60), FieldConfig("genre", num_features=6)]
+FIELDS = [
+    FieldConfig("user", num_features=40),
+    FieldConfig("item", num_features=60),
+    FieldConfig("genre", num_features=6),
+]
 TEXT = {
     "model_type": "bert",
     "hidden_size": 32,
@@ -25,7 +29,9 @@ TEXT = {
 
 
 def make_config(**settings):
-    return FlipConfig(**{"text_config": dict(TEXT), "fields": FIELDS, "embedding_dim": 8, "projection_dim": 16, **settings})
+    return FlipConfig(
+        **{"text_config": dict(TEXT), "fields": FIELDS, "embedding_dim": 8, "projection_dim": 16, **settings}
+    )
 
 
 def make_batch(num_rows=7, seed=0):
@@ -196,7 +202,9 @@ def test_a_config_that_disagrees_with_the_weights_is_refused(saved, tmp_path):
     config = json.loads((edited / "config.json").read_text())
     config["fields"][0]["num_features"] += 1
     (edited / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"feature_embeddings\.weight has the shape \(108, 8\) .* describes \(109, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"feature_embeddings\.weight has the shape \(108, 8\) .* describes \(109, 8\)"
+    ):
         FlipForCTR.from_pretrained(edited)
 
 

@@ -163,7 +163,9 @@ def test_predict_scores_a_file_in_a_stream(finetuned, tmp_path, capsys, suffix):
     (pv.write_csv if suffix == "csv" else pq.write_table)(table, tmp_path / f"rows.{suffix}")
     output = tmp_path / "scores.parquet"
     arguments = ["--model", str(finetuned / "model"), "--input", str(tmp_path / f"rows.{suffix}")]
-    script("predict")([*arguments, "--output", str(output), "--chunk_rows", "16", "--batch_size", "8", "--precision", "fp32"])
+    script("predict")(
+        [*arguments, "--output", str(output), "--chunk_rows", "16", "--batch_size", "8", "--precision", "fp32"]
+    )
     scores = pq.read_table(output).to_pydict()
     assert scores["row"] == list(range(50))
 
@@ -230,7 +232,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(workplace, tmp_path, monkeypatc
 def test_the_same_seed_gives_the_same_run(workplace, tmp_path):
     def losses(name, seed):
         arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / name)]
-        script("pretrain")([*arguments, "--training.max_steps", "5", "--training.log_steps", "1", "--training.seed", seed])
+        script("pretrain")(
+            [*arguments, "--training.max_steps", "5", "--training.log_steps", "1", "--training.seed", seed]
+        )
         return [line["loss"] for line in lines(tmp_path / name, "train")]
 
     first = losses("first", "1")
@@ -248,7 +252,15 @@ def test_an_unknown_setting_is_refused(workplace, tmp_path, capsys):
 def test_scripts_start_from_the_command_line(workplace, tmp_path, launcher):
     start = {
         "python": [sys.executable],
-        "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"],
+        "accelerate": [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--num_processes",
+            "1",
+            "--num_machines",
+            "1",
+        ],
     }[launcher]
     start += ["--mixed_precision", "no", "--dynamo_backend", "no"] if launcher == "accelerate" else []
     arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path), "--training.max_steps", "2"]
@@ -274,7 +286,14 @@ def test_two_processes_train_together(workplace, tmp_path):
     output = tmp_path / "metrics.json"
     config = json.loads((workplace / "config.yaml").read_text())
     (tmp_path / "data.yaml").write_text(json.dumps({"data": config["data"]}))
-    evaluate = ["--config", str(tmp_path / "data.yaml"), "--model", str(tmp_path / "flip" / "model"), "--precision", "fp32"]
+    evaluate = [
+        "--config",
+        str(tmp_path / "data.yaml"),
+        "--model",
+        str(tmp_path / "flip" / "model"),
+        "--precision",
+        "fp32",
+    ]
     script("evaluate")([*evaluate, "--output", str(output)])
     assert json.loads(output.read_text())["metrics"]["auc"] == pytest.approx(record["result"]["test"]["auc"], abs=1e-9)
 
@@ -303,4 +322,6 @@ def test_demo_table_reads_records(tmp_path):
     (tmp_path / "run.json").write_text(
         json.dumps({"result": {"validation": metrics, "test": metrics}, "peak_memory_gib": 1.5})
     )
-    assert "| FLIP | 0.8000 | 0.4000 | 0.8000 | 0.4000 | 1 min 05 s | 1.5 GiB |" in demo.table([("FLIP", tmp_path, 65.0)])
+    assert "| FLIP | 0.8000 | 0.4000 | 0.8000 | 0.4000 | 1 min 05 s | 1.5 GiB |" in demo.table(
+        [("FLIP", tmp_path, 65.0)]
+    )

@@ -64,6 +64,9 @@ class TextTemplate:
         names = [f.display_name for f in self.fields]
         self._constants = [f"{names[0]} is", *(f" . {name} is" for name in names[1:]), " ."]
         self._max_tokens = np.array([f.max_tokens for f in self.fields])
+        # The unknown token is special too, but a value may well be unknown.
+        self._control_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self._control_spellings = sorted(set(tokenizer.all_special_tokens) - {tokenizer.unk_token}, key=len)
         self._reset()
         self._num_constant_tokens = int(self._lengths(self._constant_segments).sum())
         self._budget = max_length - self._num_constant_tokens
@@ -81,7 +84,7 @@ class TextTemplate:
 
     def sentence(self, values: Sequence[str | None]) -> str:
         """The text of one row, one value a field (null where missing), before it is cut to length."""
-        shown = [self._shown(v) for v in values]
+        shown = [text for text, _ in self._show([_one_line(v) for v in values])]
         pieces = [text for constant, value in zip(self._constants, shown, strict=False) for text in (constant, value)]
         return "".join([*pieces, self._constants[-1]])
 
@@ -149,12 +152,21 @@ class TextTemplate:
         lengths: np.ndarray = ends[segments] - starts[segments]
         return lengths
 
-    def _shown(self, value: str | None) -> str:
-        """The segment of a value as text: a space and the value, or the MISSING text where nothing can be shown."""
-        text = " " + " ".join((value or "").split())
-        if text == " " or not self._tokenize([text])[0]:
-            return " " + MISSING_TEXT
-        return text
+    def _show(self, values: list[str]) -> list[tuple[str, list[int]]]:
+        """The segment of each value, as text with its space in front and as tokens."""
+        texts = [f" {value}" for value in values]
+        result = list(zip(texts, self._tokenize(texts), strict=True))
+        for i, (text, tokens) in enumerate(result):
+            if not values[i] or not tokens:
+                # Also a value of control characters alone, which leaves some tokenizers with nothing to show.
+                text = f" {MISSING_TEXT}"
+                result[i] = text, self._tokenize([text])[0]
+            elif not self._control_ids.isdisjoint(tokens):
+                # Some vocabularies hold the spelling of a special token as a plain piece, with the special token's id.
+                for special in self._control_spellings:
+                    text = text.replace(special, " ".join(special))
+                result[i] = text, self._tokenize([text])[0]
+        return result
 
     def _segments_of(self, column: pa.Array) -> np.ndarray:
         encoded = column.dictionary_encode()
@@ -162,11 +174,10 @@ class TextTemplate:
         if encoded.null_count:
             texts.append(None)
         indices = pc.fill_null(encoded.indices, len(texts) - 1).to_numpy(zero_copy_only=False)
-        keys = [" ".join((t or "").split()) for t in texts]
+        keys = [_one_line(t) for t in texts]
         new = list(dict.fromkeys(k for k in keys if k not in self._ids))
-        for key, tokens in zip(new, self._tokenize([f" {k}" for k in new]), strict=True):
-            # Control characters alone leave some tokenizers with nothing: such a value has nothing to show.
-            self._ids[key] = self._store(tokens if key and tokens else self._tokenize([f" {MISSING_TEXT}"])[0])
+        for key, (_, tokens) in zip(new, self._show(new), strict=True):
+            self._ids[key] = self._store(tokens)
         segments: np.ndarray = np.array([self._ids[k] for k in keys], dtype=np.int64)[indices]
         return segments
 
@@ -193,3 +204,8 @@ class TextTemplate:
         result = lengths.copy()
         result[too_long] = fitted
         return result
+
+
+def _one_line(value: str | None) -> str:
+    """A value with runs of white space made one space; empty where missing."""
+    return " ".join((value or "").split())

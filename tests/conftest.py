@@ -1,0 +1,97 @@
+"""Tokenizers, a small click log and a processor, all made in memory."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from flip_hf import FlipProcessor
+
+CORPUS = [
+    "user id is 1234567890 . title is the film number 42 ! kind is drama comedy missing new , ( ) a film",
+    "gender is m f . age is 24 53 . it's a wonderful life (1946) ; amélie : cité des enfants perdus - heat & fargo",
+    "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ [ ] < > / ? \" ' # @ mask sep cls pad",
+] * 10
+
+
+@pytest.fixture(scope="session")
+def wordpiece():
+    """Like BERT's: lower case, accents stripped, punctuation apart."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, mask_token="[MASK]", model_max_length=128)
+
+
+@pytest.fixture(scope="session")
+def byte_bpe():
+    """Like RoBERTa's: bytes, spaces as part of the word."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, mask_token="<mask>", model_max_length=128)
+
+
+@pytest.fixture(scope="session")
+def unigram():
+    """Like SentencePiece's in XLM-RoBERTa: words cut at spaces, each with its space in front."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>")
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, mask_token="<mask>", model_max_length=128)
+
+
+@pytest.fixture(scope="session")
+def click_rows():
+    """A small log as a dict of columns: 300 rows, with missing values, punctuation and accents."""
+    draw = random.Random(0)
+    titles = ["Kolya (1996)", "Amélie: cité!", "It's a wonderful life", "Heat & Fargo", "42"]
+    rows = [
+        {
+            "user_id": draw.randrange(40),
+            "gender": draw.choice(["M", "F", None]),
+            "age": draw.randrange(18, 60),
+            "title": draw.choice(titles),
+            "genre": draw.choice(["drama", "comedy", "drama, comedy"]),
+            "label": draw.randrange(2),
+        }
+        for _ in range(300)
+    ]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+@pytest.fixture(scope="session")
+def field_names(click_rows):
+    return [name for name in click_rows if name != "label"]
+
+
+@pytest.fixture
+def processor(click_rows, field_names, wordpiece):
+    return FlipProcessor.fit(click_rows, field_names, wordpiece, label="label")

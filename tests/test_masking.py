@@ -1,0 +1,173 @@
+"""Which fields are masked, what a batch holds, and in which order rows are read."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from flip_hf import FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator
+from flip_hf.configuration_flip import IGNORED_LABEL, MASK_ID
+from flip_hf.data.masking import masked_fields, uniform
+from flip_hf.data.sampling import LengthGroupedBatchSampler
+
+
+@pytest.fixture
+def encoded(processor, click_rows):
+    table = processor.encode(click_rows, with_label=True)
+    return [
+        dict(zip(table.column_names, row, strict=True))
+        for row in zip(*(c.to_pylist() for c in table.columns), strict=True)
+    ]
+
+
+def test_all_tokens_of_a_masked_field_are_masked_and_no_others(processor, encoded):
+    batch = FlipPretrainingCollator(processor, seed=3, text_mask_ratio=0.4)(encoded)
+    mask_token = processor.tokenizer.mask_token_id
+    for i, row in enumerate(encoded):
+        length = len(row["input_ids"])
+        field_ids, ids = np.array(row["token_field_ids"]), np.array(row["input_ids"])
+        masked = batch["masked_input_ids"][i, :length].numpy() == mask_token
+        fields = set(field_ids[masked].tolist())
+        assert fields, "at least one field"
+        assert -1 not in fields, "the template is never masked"
+        assert np.array_equal(masked, np.isin(field_ids, list(fields)))
+        labels = batch["mlm_labels"][i]
+        assert np.array_equal(labels[:length][masked], ids[masked])
+        assert (labels[:length][~masked] == IGNORED_LABEL).all()
+        assert (labels[length:] == IGNORED_LABEL).all()
+        assert np.array_equal(batch["masked_input_ids"][i, :length][~masked], ids[~masked])
+        assert np.array_equal(batch["input_ids"][i, :length], ids)
+
+        table_masked = batch["masked_feature_ids"][i].numpy() == MASK_ID
+        assert table_masked.any()
+        assert np.array_equal(batch["mtm_labels"][i].numpy()[table_masked], np.array(row["feature_ids"])[table_masked])
+        assert (batch["mtm_labels"][i].numpy()[~table_masked] == IGNORED_LABEL).all()
+
+
+def test_masks_depend_on_seed_epoch_and_row_alone(processor, encoded):
+    def masks(rows, seed=0, epoch=0):
+        collator = FlipPretrainingCollator(processor, seed=seed)
+        collator.set_epoch(epoch)
+        batch = collator(rows)
+        return {
+            r["row"]: (tuple(m.tolist()), tuple(t[t != IGNORED_LABEL].tolist()))
+            for r, m, t in zip(rows, batch["mtm_labels"], batch["mlm_labels"], strict=True)
+        }
+
+    whole = masks(encoded)
+    shuffled = masks(encoded[::-1])
+    assert shuffled == whole
+    for start in range(0, 300, 70):
+        part = masks(encoded[start : start + 70])
+        assert part == {row: whole[row] for row in part}
+    assert masks(encoded, epoch=1) != whole
+    assert masks(encoded, seed=1) != whole
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**63),
+    epoch=st.integers(0, 1000),
+    first=st.integers(0, 2**40),
+    num_fields=st.integers(1, 40),
+    ratio=st.floats(0.01, 1.0),
+)
+def test_the_number_of_masked_fields(seed, epoch, first, num_fields, ratio):
+    rows = np.arange(first, first + 50)
+    chosen = masked_fields(seed, epoch, rows, num_fields, ratio, stream=0)
+    numbers = chosen.sum(axis=1)
+    assert numbers.min() >= 1
+    assert (numbers >= np.floor(ratio * num_fields)).all()
+    assert (numbers <= max(1, np.ceil(ratio * num_fields + 1e-9))).all()
+    assert np.array_equal(masked_fields(seed, epoch, rows[10:20], num_fields, ratio, stream=0), chosen[10:20])
+
+
+def test_fields_are_masked_alike_often_and_independently():
+    rows = np.arange(40_000)
+    text = masked_fields(0, 0, rows, 8, 0.15, stream=0)
+    table = masked_fields(0, 0, rows, 8, 0.15, stream=1)
+    assert text.mean() == pytest.approx(0.15, abs=0.003), "the ratio is met on average"
+    assert stats.chisquare(text.sum(axis=0)).pvalue > 1e-4
+    both = np.zeros((8, 8))
+    single = (text.sum(axis=1) == 1) & (table.sum(axis=1) == 1)
+    np.add.at(both, (text[single].argmax(axis=1), table[single].argmax(axis=1)), 1)
+    assert stats.chi2_contingency(both).pvalue > 1e-4, "the two views are masked independently"
+    numbers = uniform(5, 2, rows, stream=0, size=4)
+    assert stats.kstest(numbers.ravel(), "uniform").pvalue > 1e-4
+    assert abs(np.corrcoef(numbers, rowvar=False) - np.eye(4)).max() < 0.02
+
+
+def test_collators_emit_what_forward_takes(processor, encoded):
+    taken = set(inspect.signature(FlipForPreTraining.forward).parameters)
+    emitted = set(FlipPretrainingCollator(processor)(encoded[:4]))
+    assert emitted == taken - {"self", "num_items"}
+    taken = set(inspect.signature(FlipForCTR.forward).parameters)
+    emitted = set(FlipCTRCollator(processor)(encoded[:4]))
+    assert emitted == taken - {"self", "num_items"}
+    assert set(FlipCTRCollator(processor, mode="id")(encoded[:4])) == {"feature_ids", "labels"}
+    assert set(FlipCTRCollator(processor, mode="text")(encoded[:4])) == {"input_ids", "attention_mask", "labels"}
+    without = [{k: v for k, v in row.items() if k != "label"} for row in encoded[:4]]
+    assert "labels" not in FlipCTRCollator(processor)(without)
+
+
+def test_padding(processor, encoded):
+    batch = FlipCTRCollator(processor, pad_to_multiple_of=16)(encoded)
+    longest = max(len(row["input_ids"]) for row in encoded)
+    assert batch["input_ids"].shape[1] == -(-longest // 16) * 16
+    assert batch["attention_mask"].sum(dim=1).tolist() == [len(row["input_ids"]) for row in encoded]
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == processor.tokenizer.pad_token_id).all()
+    assert batch["labels"].dtype == torch.float32
+
+
+def test_settings_that_cannot_be_are_refused(processor, monkeypatch):
+    with pytest.raises(ValueError, match="text_mask_ratio=0"):
+        FlipPretrainingCollator(processor, text_mask_ratio=0)
+    with pytest.raises(ValueError, match="mode='both'"):
+        FlipCTRCollator(processor, mode="both")
+    monkeypatch.setattr(type(processor.tokenizer), "mask_token_id", None, raising=False)
+    with pytest.raises(ValueError, match="no mask token"):
+        FlipPretrainingCollator(processor)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_rows=st.integers(1, 700),
+    batch_size=st.integers(1, 40),
+    processes=st.integers(1, 4),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 5),
+)
+def test_every_row_is_read_once_in_an_epoch(num_rows, batch_size, processes, seed, epoch):
+    lengths = np.random.RandomState(0).randint(5, 60, num_rows)
+    if num_rows < processes:
+        with pytest.raises(ValueError, match="cannot be shared"):
+            LengthGroupedBatchSampler(lengths, batch_size, seed, processes)
+        return
+    read = []
+    for process in range(processes):
+        sampler = LengthGroupedBatchSampler(lengths, batch_size, seed, processes, process)
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert batches == list(sampler), "the order depends on seed and epoch alone"
+        assert len(batches) == len(sampler)
+        assert all(0 < len(batch) <= batch_size for batch in batches)
+        read += [row for batch in batches for row in batch]
+    assert sorted(read) == list(range(num_rows))
+
+
+def test_batches_hold_rows_of_like_length_in_a_new_order_each_epoch():
+    lengths = np.random.RandomState(0).randint(5, 60, 2000)
+    sampler = LengthGroupedBatchSampler(lengths, 16, seed=0)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+
+    def padding(batches):
+        return sum(int((lengths[b].max() - lengths[b]).sum()) for b in batches)
+
+    shuffled = np.random.RandomState(1).permutation(2000)
+    assert padding(first) < 0.15 * padding(np.array_split(shuffled, 125))

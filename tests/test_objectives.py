@@ -1,0 +1,339 @@
+"""Each loss against a reference written from its equation in NumPy, in double precision."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.special import log_softmax
+
+from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining
+from flip_hf.backbones import BACKBONES
+from flip_hf.objectives import OBJECTIVES
+
+SIZES = [30, 5, 60]
+FIELDS = [FieldConfig(f"field{i}", num_features=n) for i, n in enumerate(SIZES)]
+BOUNDS = np.cumsum([2, *SIZES])
+NUM_ROWS, NUM_TOKENS = 9, 14
+
+
+def build(cls=FlipForPreTraining, **settings):
+    torch.manual_seed(0)
+    text = {
+        "model_type": "bert",
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 70,
+        "max_position_embeddings": 32,
+    }
+    config = FlipConfig(
+        **{
+            "text_config": text,
+            "fields": FIELDS,
+            "embedding_dim": 8,
+            "projection_dim": 12,
+            "mtm_num_negatives": 7,
+            **settings,
+        }
+    )
+    model = cls(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def make_batch(seed=0, duplicate=True):
+    generator = torch.Generator().manual_seed(seed)
+    columns = [
+        torch.randint(int(a), int(b), (NUM_ROWS,), generator=generator)
+        for a, b in zip(BOUNDS, BOUNDS[1:], strict=False)
+    ]
+    feature_ids = torch.stack(columns, dim=1)
+    if duplicate:
+        feature_ids[4] = feature_ids[1]
+    lengths = torch.randint(6, NUM_TOKENS + 1, (NUM_ROWS,), generator=generator)
+    attention_mask = (torch.arange(NUM_TOKENS) < lengths[:, None]).long()
+    input_ids = torch.randint(5, 70, (NUM_ROWS, NUM_TOKENS), generator=generator) * attention_mask
+    in_table = torch.rand(feature_ids.shape, generator=generator) < 0.5
+    in_text = (torch.rand(input_ids.shape, generator=generator) < 0.3) & attention_mask.bool()
+    return {
+        "feature_ids": feature_ids,
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "masked_feature_ids": feature_ids.masked_fill(in_table, 1),
+        "mtm_labels": feature_ids.masked_fill(~in_table, -100),
+        "masked_input_ids": input_ids.masked_fill(in_text, 4),
+        "mlm_labels": input_ids.masked_fill(~in_text, -100),
+    }
+
+
+def arrays(module):
+    return {name: value.detach().double().numpy() for name, value in module.state_dict().items()}
+
+
+def linear(x, weights, name):
+    return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+
+def layer_norm(x, weights, name):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def gelu(x):
+    return x * stats.norm.cdf(x)
+
+
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+@torch.no_grad()
+def views(model, batch):
+    """The encoders' outputs, which are not what is under test here, in double precision."""
+    flip = model.flip
+    text = flip.encode_text(batch["input_ids"], batch["attention_mask"])
+    masked_text = flip.encode_text(batch["masked_input_ids"], batch["attention_mask"])
+    found = {
+        "tabular": flip.encode_tabular(batch["feature_ids"]).tabular_representation,
+        "masked_tabular": flip.encode_tabular(batch["masked_feature_ids"]).tabular_representation,
+        "text": text.text_representation,
+        "states": text.token_states,
+        "masked_states": masked_text.token_states,
+    }
+    return {name: value.double().numpy() for name, value in found.items()}
+
+
+def test_mlm_is_the_cross_entropy_of_masked_tokens():
+    model, batch = build(objectives={"mlm": 1.0}), make_batch()
+    output = model(**batch)
+    seen, weights = views(model, batch), arrays(model.objectives["mlm"])
+    words = model.get_input_embeddings().weight.detach().double().numpy()
+    losses, correct = [], []
+    for row, position in zip(*np.nonzero(batch["mlm_labels"].numpy() != -100), strict=True):
+        state = np.concatenate([seen["masked_states"][row, position], seen["tabular"][row]])
+        hidden = layer_norm(gelu(linear(state, weights, "dense")), weights, "norm")
+        scores = log_softmax(words @ hidden)
+        label = batch["mlm_labels"][row, position].item()
+        losses.append(-scores[label])
+        correct.append(scores.argmax() == label)
+    assert output.mlm_loss.item() == pytest.approx(np.mean(losses), abs=1e-5)
+    assert output.loss.item() == pytest.approx(np.mean(losses), abs=1e-5)
+    assert output.metrics["mlm_accuracy"].item() == pytest.approx(np.mean(correct), abs=1e-6)
+
+
+def mtm_reference(model, batch, counts, loss, negatives, draws):
+    """Mean loss and accuracy; `draws` are the uniform numbers (masked, k) from which negatives are made."""
+    seen, weights = views(model, batch), arrays(model.objectives["mtm"])
+    table = model.flip.feature_embeddings.embeddings.detach().double().numpy()
+    counts = np.where(np.arange(len(counts)) < 2, 0, np.maximum(counts, 1))
+    k = draws.shape[1]
+    losses, correct = [], []
+    for place, (row, field) in enumerate(zip(*np.nonzero(batch["mtm_labels"].numpy() != -100), strict=True)):
+        tabular = seen["masked_tabular"][row]
+        states = seen["states"][row][batch["attention_mask"][row].numpy() == 1]
+        query, keys = linear(tabular, weights, "summary.query"), linear(states, weights, "summary.key")
+        attention = np.exp(log_softmax(keys @ query / np.sqrt(len(query))))
+        summary = attention @ linear(states, weights, "summary.value")
+        hidden = layer_norm(gelu(linear(np.concatenate([tabular, summary]), weights, "transform")), weights, "norm")
+        predicted = linear(hidden, weights, "field_projection").reshape(len(SIZES), -1)[field]
+        scores = table @ predicted + weights["bias"]
+
+        low, high = (BOUNDS[field], BOUNDS[field + 1]) if negatives == "field" else (2, BOUNDS[-1])
+        q = counts[low:high] / counts[low:high].sum()
+        target = batch["mtm_labels"][row, field].item()
+        if loss == "full_softmax" or high - low <= k:
+            exact = log_softmax(scores[low:high] + np.log(q))
+            losses.append(-exact[target - low])
+            correct.append(exact.argmax() == target - low)
+            continue
+        cumulative = np.cumsum(counts[low:high])
+        sampled = [low + int(np.argmax(cumulative > int(u * cumulative[-1]))) for u in draws[place]]
+        if loss == "nce":
+            losses.append(softplus(np.log(k) - scores[target]) + sum(softplus(scores[n] - np.log(k)) for n in sampled))
+        else:
+            others = [scores[n] for n in sampled if n != target]
+            losses.append(-log_softmax([scores[target], *others])[0])
+        correct.append(all(scores[target] >= scores[n] for n in sampled if n != target))
+    return np.mean(losses), np.mean(correct)
+
+
+@pytest.mark.parametrize("negatives", ["field", "global"])
+@pytest.mark.parametrize("loss", ["nce", "sampled_softmax", "full_softmax"])
+def test_mtm_is_its_equation(loss, negatives):
+    model = build(objectives={"mtm": 1.0}, mtm_loss=loss, mtm_negatives=negatives)
+    counts = np.random.RandomState(0).zipf(1.5, BOUNDS[-1]).clip(max=200) - 1
+    assert (counts == 0).any(), "a feature never seen counts as seen once"
+    model.set_feature_counts(torch.from_numpy(counts))
+    for seed in range(3):
+        batch = make_batch(seed)
+        num_masked = int((batch["mtm_labels"] != -100).sum())
+        torch.manual_seed(seed)
+        draws = torch.rand(num_masked, 7, dtype=torch.float64).numpy()
+        torch.manual_seed(seed)
+        output = model(**batch)
+        expected, accuracy = mtm_reference(model, batch, counts, loss, negatives, draws)
+        assert output.mtm_loss.item() == pytest.approx(expected, abs=1e-5)
+        assert output.metrics["mtm_accuracy"].item() == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_negatives_follow_the_unigram_distribution_of_the_field(monkeypatch):
+    model = build(objectives={"mtm": 1.0}, mtm_loss="sampled_softmax", mtm_num_negatives=20)
+    counts = torch.arange(int(BOUNDS[-1])) % 13 + 1
+    model.set_feature_counts(counts)
+    head = model.objectives["mtm"]
+    seen = []
+    real = torch.searchsorted
+    monkeypatch.setattr(torch, "searchsorted", lambda *a, **k: seen.append(real(*a, **k) - 1) or seen[-1] + 1)
+    fields = torch.full((3000,), 2)
+    targets = torch.full((3000,), int(BOUNDS[2]))
+    head._sampled(torch.zeros(3000, 8), targets, fields, model.flip.feature_embeddings.embeddings)
+    drawn = np.bincount(seen[0].ravel().numpy(), minlength=BOUNDS[-1])
+    own = slice(BOUNDS[2], BOUNDS[3])
+    assert drawn[own].sum() == drawn.sum() == 60_000, "negatives stay inside the field"
+    q = counts[own].numpy() / counts[own].sum().item()
+    assert stats.chisquare(drawn[own], q * 60_000).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("duplicate", [True, False])
+def test_icl_is_symmetric_infonce_over_cosines(duplicate):
+    model, batch = build(objectives={"icl": 1.0}), make_batch(duplicate=duplicate)
+    output = model(**batch)
+    seen, weights = views(model, batch), arrays(model.objectives["icl"])
+    tabular = linear(seen["tabular"], weights, "tabular_projection")
+    text = linear(seen["text"], weights, "text_projection")
+    tabular, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (tabular, text))
+    similarity = tabular @ text.T / 0.1
+    ids = batch["feature_ids"].numpy()
+    losses, to_text, to_tabular = [], [], []
+    for i in range(NUM_ROWS):
+        others = [j for j in range(NUM_ROWS) if j == i or not (ids[i] == ids[j]).all()]
+        place = others.index(i)
+        forward, backward = similarity[i, others], similarity[others, i]
+        losses.append(-0.5 * (log_softmax(forward)[place] + log_softmax(backward)[place]))
+        to_text.append(forward.argmax() == place)
+        to_tabular.append(backward.argmax() == place)
+    assert output.icl_loss.item() == pytest.approx(np.mean(losses), abs=1e-5)
+    assert output.metrics["icl_tabular_to_text_accuracy"].item() == pytest.approx(np.mean(to_text), abs=1e-6)
+    assert output.metrics["icl_text_to_tabular_accuracy"].item() == pytest.approx(np.mean(to_tabular), abs=1e-6)
+
+
+def test_the_total_is_the_weighted_sum():
+    model, batch = build(objectives={"mlm": 0.5, "mtm": 2.0, "icl": 3.0}, mtm_loss="full_softmax"), make_batch()
+    output = model(**batch)
+    expected = 0.5 * output.mlm_loss + 2 * output.mtm_loss + 3 * output.icl_loss
+    torch.testing.assert_close(output.loss, expected)
+    rows = model.flip.feature_embeddings(batch["feature_ids"])
+    torch.testing.assert_close(output.feature_penalty, rows.square().sum() / NUM_ROWS)
+
+
+def test_items_weigh_the_same_however_they_are_batched():
+    model, batch = build(objectives={"mlm": 1.0, "mtm": 1.0}, mtm_loss="full_softmax"), make_batch()
+    whole = model(**batch)
+    whole.loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    totals = model.num_items(batch)
+    assert totals["mlm"] == (batch["mlm_labels"] != -100).sum()
+    assert totals["mtm"] == (batch["mtm_labels"] != -100).sum()
+    losses = []
+    for part in (slice(0, 2), slice(2, NUM_ROWS)):
+        output = model(**{name: value[part] for name, value in batch.items()}, num_items=totals)
+        output.loss.backward()
+        losses.append(output.loss.item())
+    assert sum(losses) == pytest.approx(whole.loss.item(), abs=1e-5)
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_masked_is_no_loss():
+    model, batch = build(), make_batch()
+    batch["mlm_labels"], batch["mtm_labels"] = (torch.full_like(batch[n], -100) for n in ("mlm_labels", "mtm_labels"))
+    output = model(**batch)
+    output.loss.backward()
+    assert output.mlm_loss.item() == output.mtm_loss.item() == 0.0
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("loss", ["nce", "sampled_softmax", "full_softmax"])
+def test_every_parameter_has_a_gradient(backbone, loss):
+    model = build(backbone=backbone, mtm_loss=loss)
+    model(**make_batch()).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_only_declared_views_are_encoded(name, monkeypatch):
+    model, batch = build(objectives={name: 1.0}), make_batch()
+    encoded = []
+    for tower, known in (
+        ("encode_text", {"input_ids": "text", "masked_input_ids": "masked_text"}),
+        ("encode_tabular", {"feature_ids": "tabular", "masked_feature_ids": "masked_tabular"}),
+    ):
+        real = getattr(model.flip, tower)
+
+        def spy(ids, *args, real=real, known=known):
+            encoded.extend(view for key, view in known.items() if ids is batch[key])
+            return real(ids, *args)
+
+        monkeypatch.setattr(model.flip, tower, spy)
+    model(**batch)
+    assert sorted(encoded) == sorted(OBJECTIVES[name].views | {"tabular"})
+    needed = OBJECTIVES[name].labels
+    if needed:
+        with pytest.raises(ValueError, match=f"{needed}.*FlipPretrainingCollator makes them"):
+            model(**{key: value for key, value in batch.items() if key != needed})
+
+
+def test_an_unknown_objective_is_refused():
+    with pytest.raises(ValueError, match="objectives rtd are not among mlm, mtm, icl"):
+        build(objectives={"rtd": 1.0})
+
+
+def test_counts_of_another_table_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(97,\), got \(5,\)"):
+        build().set_feature_counts(torch.ones(5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_finetuning_loss_is_three_cross_entropies(dtype):
+    model = build(FlipForCTR)
+    with torch.no_grad():
+        model.fusion.id_weight.fill_(0.7)
+    batch = {name: make_batch()[name] for name in ("feature_ids", "input_ids", "attention_mask")}
+    labels = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 1])
+    output = model(**batch, labels=labels.to(dtype))
+    id_logits, text_logits = (output[name].detach().double().numpy() for name in ("id_logits", "text_logits"))
+    head = arrays(model.text_head)
+    pooled = model.flip.encode_text(batch["input_ids"], batch["attention_mask"]).text_representation
+    np.testing.assert_allclose(linear(pooled.detach().double().numpy(), head, "1")[:, 0], text_logits, atol=1e-5)
+    logits = 0.7 * id_logits + 0.3 * text_logits
+    np.testing.assert_allclose(output.logits.detach().numpy(), logits, atol=1e-5)
+
+    def cross_entropy(z):
+        y = labels.numpy()
+        return np.mean(y * softplus(-z) + (1 - y) * softplus(z))
+
+    parts = [cross_entropy(z) for z in (logits, id_logits, text_logits)]
+    assert output.loss.item() == pytest.approx(sum(parts), abs=1e-5)
+    assert output.id_loss.item() == pytest.approx(parts[1], abs=1e-5)
+    assert output.text_loss.item() == pytest.approx(parts[2], abs=1e-5)
+    halved = model(**batch, labels=labels.to(dtype), num_items={"ctr": torch.tensor(18.0)})
+    assert halved.loss.item() == pytest.approx(sum(parts) / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("mode", ["joint", "id", "text"])
+def test_every_parameter_learns_from_clicks(mode, backbone):
+    model = build(FlipForCTR, mode=mode, backbone=backbone)
+    batch = {name: make_batch()[name] for name in ("feature_ids", "input_ids", "attention_mask")}
+    output = model(**batch, labels=torch.ones(NUM_ROWS))
+    output.loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(output.logits, torch.ones(NUM_ROWS))
+    if mode != "joint":
+        torch.testing.assert_close(output.loss, expected)

@@ -1,0 +1,255 @@
+"""From rows in any form to both views, and back from disk."""
+
+import json
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pv
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import BertConfig
+
+from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipProcessor
+from flip_hf.data.schema import Fallback, InputError
+from flip_hf.processing_flip import count_fallbacks
+
+
+def as_dicts(columns):
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def forms(columns, folder):
+    """The same rows in every form that users hold them."""
+    table = pa.table(columns)
+    pq.write_table(table, folder / "rows.parquet")
+    pv.write_csv(table, folder / "rows.csv")
+    return {
+        "dict": columns,
+        "dicts": as_dicts(columns),
+        "pandas": pd.DataFrame(columns),
+        "pandas of objects": pd.DataFrame(columns).astype(object),
+        "arrow": table,
+        "reordered": table.select(table.column_names[::-1]),
+        "dataset": datasets.Dataset.from_dict(columns),
+        "parquet": folder / "rows.parquet",
+        "csv": folder / "rows.csv",
+    }
+
+
+def test_every_form_of_the_rows_gives_the_same(processor, click_rows, field_names, wordpiece, tmp_path):
+    expected = processor.encode(click_rows, with_label=True)
+    for name, rows in forms(click_rows, tmp_path).items():
+        fitted = FlipProcessor.fit(rows, field_names, wordpiece, label="label")
+        assert fitted.content_hash() == processor.content_hash(), name
+        if name not in ("parquet", "csv"):
+            assert fitted.encode(rows, with_label=True).equals(expected), name
+
+
+def test_encoded_rows_have_the_documented_columns(processor, click_rows):
+    encoded = processor.encode(click_rows, first_row=1000, with_label=True)
+    num_fields = len(processor.fields)
+    assert encoded.schema == pa.schema(
+        {
+            "row": pa.int64(),
+            "feature_ids": pa.list_(pa.int64(), num_fields),
+            "input_ids": pa.list_(pa.int32()),
+            "token_field_ids": pa.list_(pa.int16()),
+            "fallbacks": pa.list_(pa.uint8(), num_fields),
+            "label": pa.float32(),
+        }
+    )
+    assert encoded["row"].to_pylist() == list(range(1000, 1300))
+    assert encoded["label"].to_pylist() == [float(v) for v in click_rows["label"]]
+    for i, (ids, row) in enumerate(zip(encoded["feature_ids"].to_pylist(), as_dicts(click_rows), strict=True)):
+        for feature, field in zip(ids, processor.fields, strict=True):
+            value = row[field.name]
+            shown = "<missing>" if value is None else str(value)
+            assert processor.vocabulary.describe(feature) == (field.name, shown), i
+
+
+def test_round_trip_through_a_folder(processor, click_rows, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = FlipProcessor.from_pretrained(tmp_path)
+    assert loaded.content_hash() == processor.content_hash()
+    assert loaded.fields == processor.fields
+    assert loaded.vocabulary == processor.vocabulary
+    assert loaded.encode(click_rows, with_label=True).equals(processor.encode(click_rows, with_label=True))
+    settings = json.loads((tmp_path / "processor_config.json").read_text())
+    assert settings["processor_class"] == "FlipProcessor"
+    assert not any(path.suffix in {".bin", ".pkl", ".pt"} for path in tmp_path.iterdir())
+    loaded.save_pretrained(tmp_path / "again")
+    for name in ("processor_config.json", "vocabulary.parquet"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda s: s.pop("fields"),
+        lambda s: s["fields"][0].update(num_features=7),
+        lambda s: s["fields"][0].update(kind="no such kind"),
+        lambda s: s["fields"].append(s["fields"][0]),
+    ],
+)
+def test_an_edited_processor_is_refused(processor, tmp_path, edit):
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    settings = json.loads(path.read_text())
+    edit(settings)
+    path.write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"processor_config\.json|vocabulary\.parquet"):
+        FlipProcessor.from_pretrained(tmp_path)
+
+
+def test_a_processor_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"processor_config\.json"):
+        FlipProcessor.from_pretrained(tmp_path)
+
+
+def test_a_dataset_is_encoded_as_its_rows_are_and_once(processor, click_rows, tmp_path, monkeypatch):
+    datasets.Dataset.from_dict(click_rows).save_to_disk(tmp_path)
+    dataset = datasets.load_from_disk(tmp_path)
+    first = processor.encode_dataset(dataset)
+    assert first.with_format("arrow")[:].equals(processor.encode(click_rows, with_label=True))
+    assert isinstance(first[0]["feature_ids"], np.ndarray)
+
+    calls = []
+    real = FlipProcessor.encode
+    monkeypatch.setattr(FlipProcessor, "encode", lambda self, *a, **k: calls.append(1) or real(self, *a, **k))
+    second = processor.encode_dataset(datasets.load_from_disk(tmp_path))
+    assert calls == [], "what was encoded before is read from the cache"
+    assert second.with_format("arrow")[:].equals(first.with_format("arrow")[:])
+
+    other = FlipProcessor(processor.tokenizer, processor.vocabulary, processor.label, max_length=40)
+    other.encode_dataset(datasets.load_from_disk(tmp_path))
+    assert calls, "another processor's cache is not taken"
+
+
+def test_calling_it_gives_what_the_model_takes(processor, click_rows):
+    rows = as_dicts(click_rows)[:5]
+    inputs = processor(rows, return_tensors="pt")
+    assert set(inputs) == set(processor.model_input_names) == {"feature_ids", "input_ids", "attention_mask"}
+    assert all(value.dtype == torch.int64 for value in inputs.values())
+    assert inputs["input_ids"].shape[1] % 8 == 0
+    encoded = processor.encode(rows)["input_ids"].to_pylist()
+    for ids, mask, expected in zip(inputs["input_ids"], inputs["attention_mask"], encoded, strict=True):
+        assert ids[mask.bool()].tolist() == expected
+        assert set(ids[~mask.bool()].tolist()) <= {processor.tokenizer.pad_token_id}
+    assert processor(rows)["feature_ids"] == inputs["feature_ids"].tolist()
+    assert isinstance(processor(rows, return_tensors="np")["input_ids"], np.ndarray)
+
+    text = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
+    text.vocab_size = len(processor.tokenizer)
+    model = FlipForCTR(FlipConfig(text_config=text, fields=processor.fields, embedding_dim=4)).eval()
+    assert model(**inputs).logits.shape == (5,)
+
+
+def test_fallbacks_are_used_and_counted(processor):
+    rows = {
+        "user_id": [10**30, -1, " 3 ", 3],
+        "gender": [None, "M", " ", "X"],
+        "age": [20.0, float("nan"), 21, 22],
+        "title": ["never seen [SEP] before", "", "Kolya (1996)", "42"],
+        "genre": [True, "drama", "drama", " ".join(["film"] * 200)],
+    }
+    encoded = processor.encode(rows)
+    assert count_fallbacks(encoded, processor.fields) == {
+        "user_id": {"oov": 2, "stripped": 1},
+        "gender": {"missing": 2, "stripped": 1, "oov": 1},
+        "age": {"missing": 1},
+        "title": {"oov": 1, "missing": 1},
+        "genre": {"oov": 2, "truncated": 1},
+    }
+    flags = np.array(encoded["fallbacks"].to_pylist())
+    assert flags[0, 0] == Fallback.OOV
+    text = processor.tokenizer.decode(encoded["input_ids"][0].as_py())
+    assert "never seen [ sep ] before" in text, "the text shows a value whose feature is OOV"
+    assert "gender is missing" in text
+    ids = np.array(encoded["feature_ids"].to_pylist())
+    assert ids[2, 0] == ids[3, 0]
+    dataset = datasets.Dataset(encoded)
+    assert count_fallbacks(dataset, processor.fields) == count_fallbacks(encoded, processor.fields)
+
+
+def test_no_rows(processor, click_rows, field_names, wordpiece):
+    none = {name: [] for name in click_rows}
+    with pytest.raises(InputError, match="no rows"):
+        FlipProcessor.fit(none, field_names, wordpiece)
+    with pytest.raises(InputError, match="no rows"):
+        processor.encode_dataset(datasets.Dataset.from_dict(none))
+    assert len(processor.encode(none)) == 0
+    inputs = processor([], return_tensors="pt")
+    assert inputs["feature_ids"].shape == (0, len(field_names))
+    assert len(inputs["input_ids"]) == 0
+
+
+def test_errors_name_what_is_wrong(processor, click_rows, field_names, wordpiece):
+    with pytest.raises(InputError, match="'age'.*missing"):
+        processor.encode({name: values for name, values in click_rows.items() if name != "age"})
+    with pytest.raises(InputError, match=r"log\.csv, field 'age', row 1003, value 20\.5"):
+        processor.encode(
+            {**{name: values[:5] for name, values in click_rows.items()}, "age": [20.0, 21.0, 22.0, 20.5, 1.0]},
+            first_row=1000,
+            source="log.csv",
+        )
+    with pytest.raises(InputError, match="field 'label', row 2, value 0.5"):
+        bad = {**{name: values[:3] for name, values in click_rows.items()}, "label": [0.0, 1.0, 0.5]}
+        processor.encode(bad, with_label=True)
+    with pytest.raises(ValueError, match="label and can't be a field"):
+        FlipProcessor.fit(click_rows, [*field_names, "label"], wordpiece, label="label")
+    with pytest.raises(ValueError, match="at least one field"):
+        FlipProcessor.fit(click_rows, [], wordpiece)
+    with pytest.raises(ValueError, match="without a label column"):
+        FlipProcessor.fit(click_rows, field_names, wordpiece).encode(click_rows, with_label=True)
+    with pytest.raises(ValueError, match="fitted|fit"):
+        FlipProcessor(wordpiece)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": ""}, "needs a column name"),
+        ({"name": 3}, "needs a column name"),
+        ({"name": "a", "kind": "picture"}, "kind='picture' is not one of categorical"),
+        ({"name": "a", "min_count": 0}, "min_count=0"),
+        ({"name": "a", "max_tokens": 1.5}, "max_tokens=1.5"),
+        ({"name": "a", "num_features": 1}, "num_features=1"),
+    ],
+)
+def test_a_field_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FieldConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "both"}, "mode='both' is not one of joint, id, text"),
+        ({"text_pooling": "max"}, "text_pooling='max'"),
+        ({"mtm_loss": "hinge"}, "mtm_loss='hinge'"),
+        ({"mtm_negatives": "batch"}, "mtm_negatives='batch'"),
+        ({"embedding_dim": 0}, "embedding_dim=0"),
+        ({"contrastive_temperature": 0}, "contrastive_temperature=0"),
+        ({"head_dropout": 1.0}, "head_dropout=1.0"),
+        ({"objectives": {"mlm": 0.0}}, "one of them positive"),
+        ({"fields": ["a", "a"]}, "fields named twice: a"),
+        ({"fields": [{"name": "a", "sise": 3}]}, "field 'a': unknown settings sise"),
+        ({"text_layers": 13}, "text_layers=13, but the text encoder has 12 layers"),
+        ({"embedding_dim": "8"}, "embedding_dim"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(Exception, match=message):
+        FlipConfig(**settings)
+
+
+def test_a_configuration_survives_saving(processor, tmp_path):
+    config = FlipConfig(fields=processor.fields, text_layers=2, objectives={"icl": 1, "mtm": 0.5}, mode="text")
+    config.save_pretrained(tmp_path)
+    loaded = FlipConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.fields == processor.fields
+    assert FlipConfig.from_pretrained(tmp_path, mode="id").mode == "id"

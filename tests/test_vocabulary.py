@@ -1,0 +1,114 @@
+"""Which values get which ids, and what a saved vocabulary promises."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flip_hf import FieldConfig
+from flip_hf.data import vocabulary as vocabulary_module
+from flip_hf.data.schema import InputError
+from flip_hf.data.vocabulary import FeatureVocabulary
+
+FIELDS = [FieldConfig("user"), FieldConfig("item")]
+rows = st.lists(st.tuples(st.sampled_from("abcde") | st.none(), st.sampled_from("vwxyz") | st.none()), min_size=1)
+
+
+def batch(pairs):
+    return {name: pa.array([p[i] for p in pairs], pa.string()) for i, name in enumerate(("user", "item"))}
+
+
+@settings(max_examples=100, deadline=None)
+@given(pairs=rows, cut=st.integers(0, 50), min_count=st.integers(1, 3))
+def test_ids_and_counts_follow_the_data(pairs, cut, min_count):
+    fields = [FieldConfig("user", min_count=min_count), FieldConfig("item")]
+    vocabulary = FeatureVocabulary.fit([batch(pairs)], fields)
+    position = 2
+    for i, field in enumerate(vocabulary.fields):
+        counted = Counter(p[i] for p in pairs)
+        num_missing = counted.pop(None, 0)
+        kept = sorted((v for v, n in counted.items() if n >= field.min_count), key=lambda v: (-counted[v], v))
+        rare = sum(n for v, n in counted.items() if v not in kept)
+        expected = [rare, num_missing, *(counted[v] for v in kept)]
+        assert vocabulary.counts[position : position + len(expected)].tolist() == expected
+        ids = vocabulary.lookup(i, pa.array([*kept, "never seen", None], pa.string()))
+        assert ids.tolist() == [*range(position + 2, position + 2 + len(kept)), position, position + 1]
+        assert ids.dtype == np.int64
+        assert [vocabulary.describe(n) for n in ids] == [(field.name, v) for v in [*kept, "<oov>", "<missing>"]]
+        position += len(expected)
+    assert len(vocabulary) == position == len(vocabulary.counts)
+
+    # Neither the order of the rows nor how they come in batches matters.
+    parts = [part for part in (pairs[::-1][:cut], pairs[::-1][cut:]) if part]
+    assert FeatureVocabulary.fit([batch(part) for part in parts], fields) == vocabulary
+
+
+def test_merging_often_changes_nothing(monkeypatch):
+    pairs = [(str(i % 97), str(i % 31)) for i in range(1000)]
+    expected = FeatureVocabulary.fit([batch(pairs)], FIELDS)
+    monkeypatch.setattr(vocabulary_module, "_MERGE_AT", 20)
+    assert FeatureVocabulary.fit([batch(pairs[i : i + 10]) for i in range(0, 1000, 10)], FIELDS) == expected
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(InputError, match="no rows"):
+        FeatureVocabulary.fit([], FIELDS)
+    with pytest.raises(InputError, match="no rows"):
+        FeatureVocabulary.fit([batch([])], FIELDS)
+
+
+@pytest.fixture
+def fitted():
+    return FeatureVocabulary.fit([batch([("a", "x"), ("a", None), ("b", "y"), ("ü", "x")])], FIELDS)
+
+
+def test_saving_and_loading_is_exact(fitted, tmp_path):
+    fitted.save(tmp_path / "v.parquet")
+    loaded = FeatureVocabulary.load(tmp_path / "v.parquet", fitted.fields)
+    assert loaded == fitted
+    assert loaded.counts.dtype == np.int64
+    assert loaded.describe(0) == (None, "<padding>")
+    assert loaded.describe(1) == (None, "<mask>")
+
+
+def edited(table, column, row, value):
+    values = table[column].cast(pa.string()).to_pylist()
+    values[row] = value
+    return table.set_column(table.column_names.index(column), column, pa.array(values, pa.string()))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.slice(0, len(t) - 1), "holds 10 features, but the fields beside it have 11"),
+        (lambda t: edited(t, "value", 4, "b"), "field 'user'.* not the features of this field"),
+        (lambda t: edited(t, "value", 4, None), "field 'user'.* not the features of this field"),
+        (lambda t: edited(t, "field", 8, "user"), "field 'item'.* not the features of this field"),
+        (lambda t: edited(t, "reserved", 2, None), "field 'user'.* not the features of this field"),
+        (lambda t: t.drop_columns(["count"]), "not a readable vocabulary"),
+    ],
+)
+def test_a_vocabulary_that_was_edited_is_refused(fitted, tmp_path, edit, message):
+    path = tmp_path / "v.parquet"
+    pq.write_table(edit(fitted.to_table()), path)
+    with pytest.raises(InputError, match=message) as caught:
+        FeatureVocabulary.load(path, fitted.fields)
+    assert str(path) in str(caught.value)
+
+
+def test_a_truncated_vocabulary_is_refused(fitted, tmp_path):
+    path = tmp_path / "v.parquet"
+    fitted.save(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="not a readable vocabulary"):
+        FeatureVocabulary.load(path, fitted.fields)
+
+
+def test_a_vocabulary_of_other_fields_is_refused(fitted, tmp_path):
+    fitted.save(tmp_path / "v.parquet")
+    with pytest.raises(InputError, match="field 'item'"):
+        FeatureVocabulary.load(tmp_path / "v.parquet", [f.fitted(f.num_features) for f in fitted.fields[::-1]])
