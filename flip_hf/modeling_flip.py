@@ -1,7 +1,7 @@
 """The FLIP models: wiring of the two towers, the objectives and the heads."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -63,7 +63,9 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Loads a model as transformers does, but from safetensors only, and refuses a checkpoint that is not what its configuration says.
+        """Loads a model as transformers does, but from safetensors only.
+
+        A checkpoint that is not what its configuration says is refused.
 
         Args:
             pretrained_model_name_or_path: a local folder or a repository's name.
@@ -322,13 +324,13 @@ class FlipForCTR(FlipPreTrainedModel):
     """Click-through-rate prediction from either tower or from both (FLIP, Section 3.4).
 
     In mode `"joint"` the logit is `a * id_logits + (1 - a) * text_logits` with a learned `a`, and the loss is the sum
-    of the binary cross-entropies of the three logits. In the modes `"id"` and `"text"` one tower is built, and its logit
-    and loss are the model's.
+    of the binary cross-entropies of the three logits. In the modes `"id"` and `"text"` one tower is built, and its
+    logit and loss are the model's.
     """
 
     new_parameters = ("text_head.", "fusion.")
     _keys_to_ignore_on_load_unexpected: Any = (r"^objectives\.",)
-    _keep_in_fp32_modules_strict: ClassVar[Any] = {"fusion"}
+    _keep_in_fp32_modules_strict = {"fusion"}
 
     def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)

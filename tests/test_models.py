@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 
 import pytest
 import safetensors
@@ -38,7 +39,7 @@ def make_batch(num_rows=7, seed=0):
     """Rows of different lengths, padded on the right."""
     generator = torch.Generator().manual_seed(seed)
     bounds = make_config().field_bounds
-    columns = [torch.randint(a, b, (num_rows,), generator=generator) for a, b in zip(bounds, bounds[1:], strict=False)]
+    columns = [torch.randint(a, b, (num_rows,), generator=generator) for a, b in pairwise(bounds)]
     lengths = torch.randint(4, 20, (num_rows,), generator=generator)
     mask = (torch.arange(20) < lengths[:, None]).long()
     tokens = torch.randint(5, 90, (num_rows, 20), generator=generator) * mask
@@ -212,7 +213,7 @@ def test_a_truncated_weight_file_is_refused(saved, tmp_path):
     _, folder = saved
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(Exception, match="(?i)safetensor|incomplete|truncat"):
+    with pytest.raises(Exception, match=r"(?i)safetensor|incomplete|truncat"):
         FlipForCTR.from_pretrained(folder)
 
 
@@ -260,7 +261,7 @@ def test_text_encoder_is_taken_over_with_its_first_layers(tmp_path):
 
 def test_a_text_encoder_that_the_config_does_not_describe_is_refused(tmp_path):
     AutoModel.from_config(BertConfig(**{**TEXT, "hidden_size": 16})).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="hidden_size=32, but the text encoder .* has 16"):
+    with pytest.raises(ValueError, match=r"hidden_size=32, but the text encoder .* has 16"):
         FlipForCTR.from_text_pretrained(str(tmp_path), make_config())
 
 

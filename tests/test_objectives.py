@@ -1,5 +1,7 @@
 """Each loss against a reference written from its equation in NumPy, in double precision."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -46,10 +48,7 @@ def build(cls=FlipForPreTraining, **settings):
 
 def make_batch(seed=0, duplicate=True):
     generator = torch.Generator().manual_seed(seed)
-    columns = [
-        torch.randint(int(a), int(b), (NUM_ROWS,), generator=generator)
-        for a, b in zip(BOUNDS, BOUNDS[1:], strict=False)
-    ]
+    columns = [torch.randint(int(a), int(b), (NUM_ROWS,), generator=generator) for a, b in pairwise(BOUNDS)]
     feature_ids = torch.stack(columns, dim=1)
     if duplicate:
         feature_ids[4] = feature_ids[1]

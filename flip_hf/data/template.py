@@ -40,9 +40,9 @@ class TextTemplate:
     """Writes `user id is 196 . genre is Comedy .` without tokenising sentences.
 
     The sentence of a row is cut at its spaces into constant pieces (`user id is`, ` . genre is`, ` .`) and one segment
-    for each value. Tokenizers that never merge across a space (WordPiece, byte-level BPE, SentencePiece) give the pieces
-    the same tokens as the sentence, so a segment is tokenised once, kept, and copied from then on. The full stop stands
-    apart because a byte-level BPE would merge it with the value's last punctuation mark.
+    for each value. Tokenizers that never merge across a space (WordPiece, byte-level BPE, SentencePiece) give the
+    pieces the same tokens as the sentence, so a segment is tokenised once, kept, and copied from then on. The full
+    stop stands apart because a byte-level BPE would merge it with the value's last punctuation mark.
 
     The text shows the value as it is, also where its feature is OOV. Special tokens that a value spells out are
     tokenised as plain characters. Runs of white space in a value become one space.

@@ -77,7 +77,7 @@ class Objective(nn.Module, ABC):
 
     @classmethod
     def num_items(cls, feature_ids: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """int64 (): what the loss of such a batch is summed over: labelled positions, or rows where there are no labels."""
+        """int64 (): what the loss of such a batch is summed over: labelled positions, or rows without labels."""
         if labels is None:
             return torch.tensor(feature_ids.shape[0], device=feature_ids.device)
         return (labels != IGNORED_LABEL).sum()
