@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -35,7 +36,7 @@ def click_logits(
     """
     model.eval()
     order = np.argsort(text_lengths(rows), kind="stable")
-    loader = accelerator.prepare(_loader(rows.select(order), collator, batch_size))
+    loader = _loader(rows.select(order), collator, batch_size, accelerator)
     parts: dict[str, list[np.ndarray]] = {}
     for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
         labels = batch.pop("labels", None)
@@ -71,8 +72,15 @@ def evaluate_ctr(
     return results
 
 
-def _loader(rows: Dataset, collator: Any, batch_size: int) -> DataLoader[Any]:
-    return DataLoader(rows, batch_size=batch_size, collate_fn=collator)
+def _loader(rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator) -> Any:
+    # Not accelerator.prepare, which keeps every loader it is given, and with it the rows, for as long as it lives.
+    return prepare_data_loader(
+        DataLoader(rows, batch_size=batch_size, collate_fn=collator),
+        accelerator.device,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        put_on_device=True,
+    )
 
 
 @torch.no_grad()
@@ -84,7 +92,7 @@ def evaluate_pretraining(
     ICL's depend on the batch size, which should be the one trained with.
     """
     model.eval()
-    loader = accelerator.prepare(_loader(rows, collator, batch_size))
+    loader = _loader(rows, collator, batch_size, accelerator)
     plain = accelerator.unwrap_model(model)
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, torch.Tensor] = {}

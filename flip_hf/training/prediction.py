@@ -1,5 +1,6 @@
 """Scores of a file's rows, in a stream."""
 
+import contextlib
 import os
 from collections import Counter
 from typing import Any
@@ -45,25 +46,27 @@ def predict_file(
     num_rows = 0
     aside = settings.output.with_name(settings.output.name + ".new")
     settings.output.parent.mkdir(parents=True, exist_ok=True)
-    writer = pq.ParquetWriter(aside if accelerator.is_main_process else pa.BufferOutputStream(), schema)
     columns = [f.name for f in processor.fields]
     optional = [processor.label] if processor.label else []
-    for table in stream_tables(settings.input, columns, optional=optional, batch_rows=settings.chunk_rows):
-        if len(table) == 0:
-            continue
-        encoded = Dataset(processor.encode(table, first_row=num_rows, source=str(settings.input)))
-        for field, counts in count_fallbacks(encoded, processor.fields).items():
-            fallbacks.update({(field, kind): number for kind, number in counts.items()})
-        logits = click_logits(
-            model, encoded.with_format("numpy"), collator, settings.batch_size, accelerator, f"rows from {num_rows}"
-        )
-        scored = {name: probabilities(logits[key]) for key, name in names.items()}
-        rows = pa.array(range(num_rows, num_rows + len(table)))
-        writer.write_table(pa.table({"row": rows, **scored}).cast(schema))
-        num_rows += len(table)
-    writer.close()
-    if accelerator.is_main_process:
-        os.replace(aside, settings.output)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(aside.unlink, missing_ok=True)
+        # Every process knows all scores; one writes them.
+        writer = cleanup.enter_context(pq.ParquetWriter(aside, schema)) if accelerator.is_main_process else None
+        for table in stream_tables(settings.input, columns, optional=optional, batch_rows=settings.chunk_rows):
+            if len(table) == 0:
+                continue
+            encoded = Dataset(processor.encode(table, first_row=num_rows, source=str(settings.input)))
+            for field, counts in count_fallbacks(encoded, processor.fields).items():
+                fallbacks.update({(field, kind): number for kind, number in counts.items()})
+            rows, description = encoded.with_format("numpy"), f"rows from {num_rows}"
+            logits = click_logits(model, rows, collator, settings.batch_size, accelerator, description)
+            if writer is not None:
+                scores = {name: probabilities(logits[key]) for key, name in names.items()}
+                writer.write_table(pa.table({"row": encoded.data["row"], **scores}).cast(schema))
+            num_rows += len(table)
+        if writer is not None:
+            writer.close()
+            os.replace(aside, settings.output)
     lines = [f"scored {num_rows} rows of {settings.input} into {settings.output}"]
     lines += [f"  {field}: {number} {kind}" for (field, kind), number in sorted(fallbacks.items())]
     return "\n".join(lines)
