@@ -228,6 +228,15 @@ def test_the_total_is_the_weighted_sum():
     torch.testing.assert_close(output.feature_penalty, rows.square().sum() / NUM_ROWS)
 
 
+def test_the_penalty_reaches_the_rows_that_a_batch_reads_and_no_others():
+    model, batch = build(FlipForCTR, mode="id"), make_batch()
+    output = model(feature_ids=batch["feature_ids"])
+    output.feature_penalty.backward()
+    table = model.flip.feature_embeddings.weight
+    read = torch.bincount(batch["feature_ids"].flatten(), minlength=len(table)).unsqueeze(1)
+    torch.testing.assert_close(table.grad, 2 * table.detach() * read / NUM_ROWS)
+
+
 def test_items_weigh_the_same_however_they_are_batched():
     model, batch = build(objectives={"mlm": 1.0, "mtm": 1.0}, mtm_loss="full_softmax"), make_batch()
     whole = model(**batch)
