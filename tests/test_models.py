@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import safetensors
 import torch
-from transformers import AutoModel, BertConfig, DistilBertConfig
+from transformers import AutoConfig, AutoModel, BertConfig, DistilBertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel
 from flip_hf.backbones import BACKBONES
@@ -308,7 +308,7 @@ def test_fields_must_be_fitted():
         FlipForCTR(make_config(fields=[FieldConfig("user")]))
 
 
-def test_gradient_checkpointing_changes_nothing():
+def test_activation_checkpointing_changes_nothing():
     torch.manual_seed(0)
     model = FlipForCTR(make_config(head_dropout=0.0, backbone_options={"dropout": 0.0}))
     model.config.text_config.hidden_dropout_prob = 0.0
@@ -321,7 +321,12 @@ def test_gradient_checkpointing_changes_nothing():
     model(**batch, labels=labels).loss.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model(**batch, labels=labels).loss.backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_config_is_found_by_its_model_type(saved):
+    _, folder = saved
+    assert type(AutoConfig.from_pretrained(folder)) is FlipConfig

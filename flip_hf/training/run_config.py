@@ -213,7 +213,7 @@ def parse_run(kind: type[RunConfig], arguments: Sequence[str] | None = None) -> 
     parser.add_class_arguments(kind)
     parsed = parser.parse_args(arguments)
     parsed.pop("config")
-    run: RunConfig = kind(**parser.instantiate_classes(parsed).as_dict())
+    run: RunConfig = kind(**parser.instantiate(parsed).as_dict())
     return run
 
 
