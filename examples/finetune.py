@@ -7,7 +7,7 @@ python examples/finetune.py --config ... --mode id --output_dir runs/flip-id
 from collections.abc import Sequence
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
-from flip_hf.training.build import new_model
+from flip_hf.training.build import fit_processor, new_model
 from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import evaluate_ctr
 from flip_hf.training.loop import Goal, train
@@ -25,13 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         processor = FlipProcessor.from_pretrained(settings.pretrained)
         model = FlipForCTR.from_pretrained(settings.pretrained, mode=settings.mode)
     else:
-        processor = FlipProcessor.fit(
-            log.splits["train"],
-            log.fields,
-            settings.model.text_encoder,
-            label=log.label,
-            max_length=settings.model.max_length,
-        )
+        processor = fit_processor(log, settings.model)
         model = new_model(FlipForCTR, settings.model, processor, settings.mode)
     rows = {name: processor.encode_dataset(split) for name, split in log.splits.items()}
     collator = FlipCTRCollator(processor, settings.mode)

@@ -6,8 +6,8 @@ accelerate launch examples/pretrain.py --config ...
 
 from collections.abc import Sequence
 
-from flip_hf import FlipForPreTraining, FlipPretrainingCollator, FlipProcessor
-from flip_hf.training.build import new_model
+from flip_hf import FlipForPreTraining, FlipPretrainingCollator
+from flip_hf.training.build import fit_processor, new_model
 from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import evaluate_pretraining
 from flip_hf.training.loop import Goal, train
@@ -21,13 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = Run(settings.output_dir, settings, training.seed, training.precision)
 
     log = load_click_log(settings.data)
-    processor = FlipProcessor.fit(
-        log.splits["train"],
-        log.fields,
-        settings.model.text_encoder,
-        label=log.label,
-        max_length=settings.model.max_length,
-    )
+    processor = fit_processor(log, settings.model)
     train_rows = processor.encode_dataset(log.splits["train"], with_label=False)
     validation_rows = processor.encode_dataset(log.splits["validation"], with_label=False)
 
@@ -35,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model.set_feature_counts(processor.feature_counts)
     masking = settings.masking
     collator = FlipPretrainingCollator(processor, training.seed, masking.text_mask_ratio, masking.tabular_mask_ratio)
-    # Masks of an epoch that training never sees, the same at every evaluation.
+    # Masks that training never sees, the same at every evaluation.
     validation_collator = FlipPretrainingCollator(
         processor, training.seed + 1, masking.text_mask_ratio, masking.tabular_mask_ratio
     )

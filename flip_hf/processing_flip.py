@@ -249,7 +249,7 @@ class FlipProcessor(ProcessorMixin):
 
         Args:
             save_directory: folder to write to, made where it is missing.
-            push_to_hub: must be False; `flip_hf.hub.push_to_hub` pushes model, processor and card together.
+            push_to_hub: must be False; `processor.push_to_hub(repo_id)` pushes.
             kwargs: accepted for transformers' sake.
         """
         if push_to_hub:

@@ -211,7 +211,8 @@ def test_labels_are_checked_before_training(workplace, tmp_path):
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(workplace, tmp_path, monkeypatch):
+@pytest.mark.parametrize("what", ["loss", "gradient's norm"])
+def test_what_is_not_finite_stops_the_run(workplace, tmp_path, monkeypatch, what):
     real = FlipForCTR.forward
     steps = []
 
@@ -220,12 +221,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(workplace, tmp_path, monkeypatc
         if self.training:
             steps.append(1)
             if len(steps) == 10:
-                output.loss = output.loss * float("nan")
+                # A square root has no finite gradient at zero.
+                extra = (0.0 * output.loss).sqrt() if what != "loss" else float("nan")
+                output.loss = output.loss + extra
         return output
 
     monkeypatch.setattr(FlipForCTR, "forward", forward)
     arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path), "--mode", "id"]
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 10: loss=.*rows \[\d+, "):
+    with pytest.raises(FloatingPointError, match=rf"the {what} is nan at step 10: loss=.*rows \[\d+, "):
         script("finetune")([*arguments, "--training.evaluations_per_epoch", "4"])
     FlipForCTR.from_pretrained(tmp_path / "model")
 

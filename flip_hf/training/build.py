@@ -1,4 +1,4 @@
-"""New models from a run's settings."""
+"""Processors and models from a run's settings."""
 
 from typing import Any, TypeVar
 
@@ -6,12 +6,21 @@ from transformers import AutoConfig
 
 from flip_hf.configuration_flip import FlipConfig
 from flip_hf.fetch import resolve_pretrained
+from flip_hf.processing_flip import FlipProcessor
+from flip_hf.training.data import ClickLog
 from flip_hf.training.run_config import ModelConfig
 
 Model = TypeVar("Model")
 
 
-def new_model(cls: type[Model], settings: ModelConfig, processor: Any, mode: str = "joint") -> Model:
+def fit_processor(log: ClickLog, settings: ModelConfig) -> FlipProcessor:
+    """A processor fitted on the training rows alone."""
+    return FlipProcessor.fit(
+        log.splits["train"], log.fields, settings.text_encoder, label=log.label, max_length=settings.max_length
+    )
+
+
+def new_model(cls: type[Model], settings: ModelConfig, processor: FlipProcessor, mode: str = "joint") -> Model:
     """A model with fresh heads and ID-based model, and a pretrained text encoder where the mode has one.
 
     Args:

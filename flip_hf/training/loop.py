@@ -167,23 +167,31 @@ def _step(
                 loss = loss + 0.5 * config.feature_l2 * output.feature_penalty / len(window)
             parts = {k: v.detach() for k, v in output.items() if k.endswith("loss")}
             if not torch.isfinite(loss.detach()):
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {step}: "
-                    + ", ".join(f"{k}={v.item():.4g}" for k, v in parts.items())
-                    + f"; rows {numbers.tolist()}. The best model so far is whole in {run.model_folder}; lower the "
-                    "learning rate or look at these rows"
-                )
+                raise _not_finite(f"the loss is {loss.item()}", step, parts, [numbers], run)
             accelerator.backward(loss)
         for name, value in parts.items():
             values[name] = values.get(name, torch.zeros_like(value)) + value
         for name, value in (output.get("metrics") or {}).items():
             values[name] = values.get(name, torch.zeros_like(value)) + value / len(window)
     gradient_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
+    if not torch.isfinite(gradient_norm):
+        message = f"the gradient's norm is {gradient_norm.item()}"
+        raise _not_finite(message, step, values, [numbers for numbers, _ in window], run)
     optimizer.step()
     optimizer.zero_grad()
     values["gradient_norm"] = gradient_norm
     averaged = accelerator.reduce(values, "mean")
     return {name: value.item() for name, value in averaged.items()}
+
+
+def _not_finite(
+    message: str, step: int, parts: dict[str, torch.Tensor], rows: Sequence[torch.Tensor], run: Run
+) -> FloatingPointError:
+    losses = ", ".join(f"{name}={value.item():.4g}" for name, value in parts.items())
+    return FloatingPointError(
+        f"{message} at step {step}: {losses}; rows {torch.cat(list(rows)).tolist()}. The best model so far, if there "
+        f"is one, is whole in {run.model_folder}; lower the learning rate or look at these rows"
+    )
 
 
 def _windows(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
