@@ -6,8 +6,6 @@ python examples/evaluate.py --model runs/flip/model --data.source movielens-100k
 import json
 from collections.abc import Sequence
 
-from datasets import Dataset
-
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.processing_flip import count_fallbacks
 from flip_hf.training.data import load_click_log
@@ -21,8 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(settings.precision)
     processor = FlipProcessor.from_pretrained(settings.model)
     model = FlipForCTR.from_pretrained(settings.model, **({"mode": settings.mode} if settings.mode else {}))
-    split: Dataset = load_click_log(settings.data).splits[settings.rows]
-    rows = processor.encode_dataset(split)
+    rows = load_click_log(settings.data).encode(processor, settings.rows)
     collator = FlipCTRCollator(processor, model.config.mode)
     metrics = evaluate_ctr(accelerator.prepare(model), rows, collator, settings.batch_size, accelerator, settings.rows)
     if accelerator.is_main_process:

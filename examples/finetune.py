@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         processor = fit_processor(log, settings.model)
         model = new_model(FlipForCTR, settings.model, processor, settings.mode)
-    rows = {name: processor.encode_dataset(split) for name, split in log.splits.items()}
+    rows = {split: log.encode(processor, split) for split in log.splits}
     collator = FlipCTRCollator(processor, settings.mode)
 
     result = train(

@@ -22,8 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     log = load_click_log(settings.data)
     processor = fit_processor(log, settings.model)
-    train_rows = processor.encode_dataset(log.splits["train"], with_label=False)
-    validation_rows = processor.encode_dataset(log.splits["validation"], with_label=False)
+    train_rows, validation_rows = (log.encode(processor, split, with_label=False) for split in ("train", "validation"))
 
     model = new_model(FlipForPreTraining, settings.model, processor)
     model.set_feature_counts(processor.feature_counts)

@@ -83,6 +83,7 @@ class FlipProcessor(ProcessorMixin):
         tokenizer: Any,
         label: str | None = None,
         max_length: int | None = None,
+        source: str | None = None,
     ) -> Self:
         """Learns which values each field has. Fit on training rows only.
 
@@ -93,6 +94,7 @@ class FlipProcessor(ProcessorMixin):
             tokenizer: a fast tokenizer, or the name or folder of one.
             label: name of the label column.
             max_length: most tokens of a row's text; by default what the tokenizer allows, at most 512.
+            source: where the rows come from, for error messages; by default the path, where one was given.
 
         Raises:
             InputError: a column is missing, a value can't be an id, or there are no rows.
@@ -100,6 +102,8 @@ class FlipProcessor(ProcessorMixin):
         if isinstance(tokenizer, str | Path):
             tokenizer = AutoTokenizer.from_pretrained(resolve_pretrained(str(tokenizer)))
         unfitted = as_fields(fields)
+        if isinstance(dataset, str | Path):
+            source = source or str(dataset)
         if not unfitted:
             raise ValueError("a processor needs at least one field: fields=[FieldConfig('user_id'), ...]")
         if label in [f.name for f in unfitted]:
@@ -109,7 +113,7 @@ class FlipProcessor(ProcessorMixin):
             first_row = 0
             for table in _tables(dataset, [f.name for f in unfitted], label):
                 yield {
-                    f.name: canonical_strings(table[f.name], f.name, first_row=first_row, source=_source(dataset))[0]
+                    f.name: canonical_strings(table[f.name], f.name, first_row=first_row, source=source)[0]
                     for f in unfitted
                 }
                 first_row += len(table)
@@ -162,12 +166,15 @@ class FlipProcessor(ProcessorMixin):
             encoded["label"] = pa.array(canonical_labels(table[label], label, first_row=first_row, source=source))
         return pa.table(encoded)
 
-    def encode_dataset(self, dataset: datasets.Dataset, *, with_label: bool | None = None) -> datasets.Dataset:
+    def encode_dataset(
+        self, dataset: datasets.Dataset, *, with_label: bool | None = None, source: str | None = None
+    ) -> datasets.Dataset:
         """Encodes a whole dataset in batches; cached by datasets where the dataset lies on disk.
 
         Args:
             dataset: the rows; columns that are no field are dropped.
             with_label: whether to read the label column; by default where the processor has a label.
+            source: where the rows come from, for error messages.
 
         Returns:
             A dataset of what `encode` returns.
@@ -178,10 +185,10 @@ class FlipProcessor(ProcessorMixin):
         if with_label is None:
             with_label = self.label is not None
         if len(dataset) == 0:
-            raise InputError("there are no rows to encode; check the file or the filter that made them")
+            raise InputError("there are no rows to encode; check the file or the filter that made them", source=source)
 
         def encode(table: pa.Table, indices: list[int]) -> pa.Table:
-            return self.encode(table, first_row=indices[0], with_label=with_label)
+            return self.encode(table, first_row=indices[0], with_label=with_label, source=source)
 
         content = hashlib.sha256(f"{dataset._fingerprint} {self.content_hash()} {with_label}".encode()).hexdigest()
         encoded = dataset.with_format("arrow").map(
@@ -298,10 +305,6 @@ class FlipProcessor(ProcessorMixin):
 
 
 _HUB_SETTINGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
-
-
-def _source(dataset: Any) -> str | None:
-    return str(dataset) if isinstance(dataset, str | Path) else None
 
 
 def _tables(dataset: Any, columns: Sequence[str], label: str | None) -> Iterable[pa.Table]:

@@ -206,7 +206,7 @@ def test_labels_are_checked_before_training(workplace, tmp_path):
     table["clicked"][17] = 2
     pq.write_table(pa.table(table), tmp_path / "bad.parquet")
     arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / "run"), "--mode", "id"]
-    with pytest.raises(ValueError, match="field 'clicked', row 17, value 2"):
+    with pytest.raises(ValueError, match=r"bad\.parquet, field 'clicked', row 17, value 2"):
         script("finetune")([*arguments, "--data.train_file", str(tmp_path / "bad.parquet")])
     assert not (tmp_path / "run" / "model").exists()
 

@@ -16,7 +16,12 @@ Model = TypeVar("Model")
 def fit_processor(log: ClickLog, settings: ModelConfig) -> FlipProcessor:
     """A processor fitted on the training rows alone."""
     return FlipProcessor.fit(
-        log.splits["train"], log.fields, settings.text_encoder, label=log.label, max_length=settings.max_length
+        log.splits["train"],
+        log.fields,
+        settings.text_encoder,
+        label=log.label,
+        max_length=settings.max_length,
+        source=log.sources["train"],
     )
 
 

@@ -12,6 +12,7 @@ from flip_hf.data.schema import InputError
 from flip_hf.data.sources import DATASETS
 from flip_hf.data.splits import load_splits
 from flip_hf.data.tables import read_table
+from flip_hf.processing_flip import FlipProcessor
 from flip_hf.training.run_config import DataConfig
 
 
@@ -23,13 +24,19 @@ class ClickLog:
         splits: "train" and "validation", and where there is one "test".
         fields: the fields in the order of the text.
         label: the label column.
+        sources: where each split comes from, for error messages.
         facts: what a run's record says of the data.
     """
 
     splits: DatasetDict
     fields: Sequence[FieldConfig]
     label: str
+    sources: dict[str, str]
     facts: dict[str, Any]
+
+    def encode(self, processor: FlipProcessor, split: str, *, with_label: bool = True) -> Dataset:
+        """A split's rows as `FlipProcessor.encode_dataset` gives them."""
+        return processor.encode_dataset(self.splits[split], with_label=with_label, source=self.sources[split])
 
 
 def load_click_log(config: DataConfig) -> ClickLog:
@@ -47,19 +54,21 @@ def load_click_log(config: DataConfig) -> ClickLog:
     if config.source is not None:
         fields: Sequence[FieldConfig] = DATASETS[config.source].fields if config.source in DATASETS else ()
         splits, label = load_splits(config.source, config.split, config.split_seed), "label"
+        sources = {name: f"{config.source} ({name})" for name in splits}
         facts: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
     else:
         if not config.fields or "train" not in given or "validation" not in given:
             raise ValueError("with files, data.train_file, data.validation_file and data.fields must all be set")
         fields, label = as_fields(config.fields), config.label
         splits = DatasetDict({name: _read(path, fields, label) for name, path in given.items()})
+        sources = {name: str(path) for name, path in given.items()}
         facts = {f"{name}_file": path.name for name, path in given.items()}
     for name, most in (("train", config.max_train_rows), ("validation", config.max_validation_rows)):
         if most is not None:
             splits[name] = splits[name].select(range(min(most, len(splits[name]))))
     facts["rows"] = {name: len(rows) for name, rows in splits.items()}
     facts["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
-    return ClickLog(splits, fields, label, facts)
+    return ClickLog(splits, fields, label, sources, facts)
 
 
 def _read(path: Path, fields: Sequence[FieldConfig], label: str) -> Dataset:
