@@ -18,7 +18,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     Args:
         lengths: int (rows,), tokens of each row.
-        batch_size: most rows of a batch on one process.
+        batch_size: most rows of a batch on one process. With several processes a batch size of 1 becomes 2 where a
+            process would else have no row.
         seed: the run's seed.
         num_processes: processes that share the batches.
         process_index: this process's place among them.
@@ -33,7 +34,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         if len(lengths) < num_processes:
             raise ValueError(f"{len(lengths)} rows cannot be shared by {num_processes} processes")
         self.lengths = lengths
-        self.num_batches = -(-len(lengths) // (batch_size * num_processes))
+        # No batch may be too small for every process to have a row of it.
+        self.num_batches = min(-(-len(lengths) // (batch_size * num_processes)), len(lengths) // num_processes)
         self.seed = seed
         self.num_processes = num_processes
         self.process_index = process_index
