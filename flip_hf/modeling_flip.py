@@ -45,6 +45,11 @@ class FlipPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm1d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            for name, value in module.named_buffers():
+                init.constant_(value, 1 if name == "running_var" else 0)
         elif callable(start := getattr(module, "init_parameters", None)):
             start()
 

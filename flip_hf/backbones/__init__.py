@@ -3,13 +3,41 @@
 import inspect
 from typing import Any
 
+from flip_hf.backbones.afm import AFM
+from flip_hf.backbones.afn import AFN
+from flip_hf.backbones.autoint import AutoInt
 from flip_hf.backbones.base import Backbone, BackboneOutput
+from flip_hf.backbones.dcn import DCN
 from flip_hf.backbones.dcnv2 import DCNv2
 from flip_hf.backbones.deepfm import DeepFM
+from flip_hf.backbones.fibinet import FiBiNET
+from flip_hf.backbones.finalmlp import FinalMLP
+from flip_hf.backbones.fm import FM
+from flip_hf.backbones.fnn import FNN
+from flip_hf.backbones.gdcn import GDCN
+from flip_hf.backbones.lr import LR
+from flip_hf.backbones.masknet import MaskNet
+from flip_hf.backbones.pnn import PNN
+from flip_hf.backbones.wide_deep import WideDeep
+from flip_hf.backbones.xdeepfm import XDeepFM
 
 BACKBONES: dict[str, type[Backbone]] = {
-    "dcnv2": DCNv2,
+    "lr": LR,
+    "fm": FM,
+    "fnn": FNN,
+    "wide_deep": WideDeep,
     "deepfm": DeepFM,
+    "pnn": PNN,
+    "dcn": DCN,
+    "dcnv2": DCNv2,
+    "xdeepfm": XDeepFM,
+    "afm": AFM,
+    "afn": AFN,
+    "autoint": AutoInt,
+    "fibinet": FiBiNET,
+    "finalmlp": FinalMLP,
+    "masknet": MaskNet,
+    "gdcn": GDCN,
 }
 
 

@@ -4,46 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import initialization as init
 
 from flip_hf.backbones.base import Backbone, BackboneOutput
+from flip_hf.nn.cross import CrossNetwork, LowRankCross, MatrixCross
 from flip_hf.nn.layers import MLP
-
-
-class LowRankCross(nn.Module):
-    """One cross layer as a mixture of low-rank experts (Section 3.1, equations 3 and 4).
-
-    `x' = sum_i G_i(x) * (x0 ⊙ (U_i g(C_i g(V_i^T x)) + b)) + x`, with `g = tanh`, `G` a softmax gate and `x0` the
-    network's input.
-
-    Shape:
-        - inputs: float (B, size), float (B, size)
-        - output: float (B, size)
-    """
-
-    def __init__(self, size: int, low_rank: int, num_experts: int) -> None:
-        super().__init__()
-        self.num_experts = num_experts
-        self.low_rank = low_rank
-        # V of all experts side by side in one product; C and U are products of each expert's own part.
-        self.down = nn.Linear(size, num_experts * low_rank, bias=False)
-        self.middle = nn.ModuleList(nn.Linear(low_rank, low_rank, bias=False) for _ in range(num_experts))
-        self.up = nn.ModuleList(nn.Linear(low_rank, size, bias=False) for _ in range(num_experts))
-        self.bias = nn.Parameter(torch.empty(size))
-        self.gate = nn.Linear(size, num_experts)
-
-    def init_parameters(self) -> None:
-        """Starts the bias; called by the model that owns this module."""
-        init.zeros_(self.bias)
-
-    def forward(self, x0: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        gates = self.gate(x).softmax(dim=-1)  # (B, experts)
-        low = torch.tanh(self.down(x)).unflatten(-1, (self.num_experts, self.low_rank))  # (B, experts, rank)
-        mixed = x
-        for i in range(self.num_experts):
-            expert = self.up[i](torch.tanh(self.middle[i](low[:, i]))) + self.bias  # (B, size)
-            mixed = mixed + gates[:, i : i + 1] * (x0 * expert)
-        return mixed
 
 
 class DCNv2(Backbone):
@@ -54,8 +18,10 @@ class DCNv2(Backbone):
         embedding_dim: width of a feature's embedding.
         hidden_sizes: layers of the deep network.
         cross_layers: layers of the cross network.
-        low_rank: rank of each expert.
-        num_experts: experts of each cross layer.
+        cross: `"mixture"`, low-rank experts (Section 3.1, equations 3 and 4), or `"matrix"`, one full matrix a layer
+            (equation 1).
+        low_rank: rank of each expert of a mixture.
+        num_experts: experts of each layer of a mixture.
         dropout: dropout in the deep network.
     """
 
@@ -65,21 +31,24 @@ class DCNv2(Backbone):
         embedding_dim: int,
         hidden_sizes: Sequence[int] = (256, 128),
         cross_layers: int = 3,
+        cross: str = "mixture",
         low_rank: int = 32,
         num_experts: int = 4,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        if cross not in ("mixture", "matrix"):
+            raise ValueError(f"backbone 'dcnv2': cross={cross!r} is not one of mixture, matrix")
         size = num_fields * embedding_dim
-        self.cross = nn.ModuleList(LowRankCross(size, low_rank, num_experts) for _ in range(cross_layers))
+        self.cross = CrossNetwork(
+            MatrixCross(size) if cross == "matrix" else LowRankCross(size, low_rank, num_experts)
+            for _ in range(cross_layers)
+        )
         self.deep = MLP(size, hidden_sizes, dropout)
         self.representation_size = size + self.deep.output_size
         self.output = nn.Linear(self.representation_size, 1)
 
     def forward(self, embeddings: torch.Tensor) -> BackboneOutput:
         x0 = embeddings.flatten(1)  # (B, size)
-        x = x0
-        for layer in self.cross:
-            x = layer(x0, x)
-        representation = torch.cat([x, self.deep(x0)], dim=-1)  # (B, representation_size)
+        representation = torch.cat([self.cross(x0), self.deep(x0)], dim=-1)  # (B, representation_size)
         return BackboneOutput(representation, self.output(representation).squeeze(-1))

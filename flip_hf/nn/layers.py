@@ -1,23 +1,60 @@
 """Layers that more than one backbone or head is made of."""
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from torch import nn
+from transformers import initialization as init
+
+
+def pairs_of_fields(num_fields: int) -> tuple[list[int], list[int]]:
+    """Places of the first and of the second field of every pair, in the order (0, 1), (0, 2), ..., (1, 2), ...
+
+    Raises:
+        ValueError: there are fewer than two fields, and so no pair.
+    """
+    if num_fields < 2:
+        raise ValueError(f"interactions of pairs need at least 2 fields, got {num_fields}")
+    pairs = list(combinations(range(num_fields), 2))
+    return [i for i, _ in pairs], [j for _, j in pairs]
+
+
+class FirstOrder(nn.Module):
+    """A bias and the sum of the fields' first-order weights.
+
+    Shape:
+        - input: float (B, F)
+        - output: float (B,)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(()))
+
+    def init_parameters(self) -> None:
+        """Starts the bias; called by the model that owns this module."""
+        init.zeros_(self.bias)
+
+    def forward(self, weights: torch.Tensor) -> torch.Tensor:
+        return weights.sum(dim=1) + self.bias
 
 
 class MLP(nn.Sequential):
-    """Linear, ReLU and dropout, once for each hidden size.
+    """Linear, batch normalisation if asked for, ReLU and dropout, once for each hidden size.
 
     Shape:
         - input: float (..., input_size)
         - output: float (..., hidden_sizes[-1])
     """
 
-    def __init__(self, input_size: int, hidden_sizes: Sequence[int], dropout: float = 0.0) -> None:
+    def __init__(
+        self, input_size: int, hidden_sizes: Sequence[int], dropout: float = 0.0, batch_norm: bool = False
+    ) -> None:
         layers: list[nn.Module] = []
         for hidden_size in hidden_sizes:
-            layers += [nn.Linear(input_size, hidden_size), nn.ReLU(), nn.Dropout(dropout)]
+            norm = [nn.BatchNorm1d(hidden_size)] if batch_norm else []
+            layers += [nn.Linear(input_size, hidden_size), *norm, nn.ReLU(), nn.Dropout(dropout)]
             input_size = hidden_size
         super().__init__(*layers)
         self.output_size = input_size
