@@ -5,11 +5,12 @@ python examples/evaluate.py --model runs/flip/model --data.source movielens-100k
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.processing_flip import count_fallbacks
 from flip_hf.training.data import load_click_log
-from flip_hf.training.evaluation import evaluate_ctr
+from flip_hf.training.evaluation import click_logits, ctr_metrics, slice_metrics
 from flip_hf.training.run import make_accelerator
 from flip_hf.training.run_config import EvaluateRun, parse_run
 
@@ -21,11 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = FlipForCTR.from_pretrained(settings.model, **({"mode": settings.mode} if settings.mode else {}))
     rows = load_click_log(settings.data).encode(processor, settings.rows)
     collator = FlipCTRCollator(processor, model.config.mode)
-    metrics = evaluate_ctr(accelerator.prepare(model), rows, collator, settings.batch_size, accelerator, settings.rows)
+    scores = click_logits(accelerator.prepare(model), rows, collator, settings.batch_size, accelerator, settings.rows)
     if accelerator.is_main_process:
-        report = json.dumps(
-            {"rows": len(rows), "metrics": metrics, "fallbacks": count_fallbacks(rows, processor.fields)}, indent=2
-        )
+        results: dict[str, Any] = {"rows": len(rows), "metrics": ctr_metrics(scores)}
+        if settings.slices:
+            results["slices"] = slice_metrics(scores, rows, processor.fields, settings.slices)
+        report = json.dumps(results | {"fallbacks": count_fallbacks(rows, processor.fields)}, indent=2)
         print(report)
         if settings.output is not None:
             settings.output.write_text(report + "\n", encoding="utf-8")

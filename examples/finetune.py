@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log = load_click_log(settings.data)
     if settings.pretrained is not None:
         processor = FlipProcessor.from_pretrained(settings.pretrained)
-        model = FlipForCTR.from_pretrained(settings.pretrained, mode=settings.mode)
+        model = FlipForCTR.from_pretrained(settings.pretrained, mode=settings.mode, **settings.model.options)
     else:
         processor = fit_processor(log, settings.model)
         model = new_model(FlipForCTR, settings.model, processor, settings.mode)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = train(
         model,
         rows["train"],
-        collator,
+        FlipCTRCollator(processor, settings.mode, training.oov_dropout, training.seed),
         training,
         run,
         Goal("auc", larger_is_better=True),

@@ -24,11 +24,40 @@ MISSING_OFFSET = 1
 NUM_RESERVED_FEATURES = 2
 """Features at the head of each field's range that stand for no value: OOV and MISSING."""
 
-FIELD_KINDS = ("categorical",)
+BUCKETINGS = ("quantile", "log")
 MODES = ("joint", "id", "text")
+FUSIONS = ("learned_weight", "gated")
 TEXT_POOLINGS = ("cls", "mean")
 MTM_LOSSES = ("nce", "sampled_softmax", "full_softmax")
 MTM_NEGATIVES = ("field", "global")
+
+
+@dataclass(frozen=True)
+class FieldKindTraits:
+    """What the models must know of a kind of field; how its values are read is in `flip_hf.data.kinds`.
+
+    Args:
+        settings: the `FieldConfig` settings that only some kinds have, of those that this one has.
+        has_features: whether the tabular view shows it.
+        is_bag: whether a row holds any number of values.
+    """
+
+    settings: frozenset[str]
+    has_features: bool = True
+    is_bag: bool = False
+
+
+_VALUES = frozenset({"min_count", "hash_buckets", "share_embedding"})
+_SEVERAL = _VALUES | {"separator", "max_values"}
+
+FIELD_KINDS: dict[str, FieldKindTraits] = {
+    "categorical": FieldKindTraits(_VALUES),
+    "numeric": FieldKindTraits(frozenset({"bucketing", "num_buckets"})),
+    "multi_categorical": FieldKindTraits(_SEVERAL, is_bag=True),
+    "sequence": FieldKindTraits(_SEVERAL | {"target", "text_values"}, is_bag=True),
+    "text": FieldKindTraits(frozenset(), has_features=False),
+}
+"""The kinds of field."""
 
 
 @dataclass(frozen=True)
@@ -38,30 +67,93 @@ class FieldConfig:
     Args:
         name: column name.
         text_name: words that name the field in the text; by default `name` with spaces for underscores.
-        kind: one of `FIELD_KINDS`.
+        kind: `"categorical"`, one value a row; `"numeric"`, a number, by its bucket in the table and as it is in the
+            text; `"multi_categorical"`, any number of values whose order means nothing; `"sequence"`, values in the
+            order of time, the most recent last; `"text"`, shown in the text only.
+        max_tokens: tokens that the field may contribute to a row's text; the rest is cut and counted.
         min_count: values seen fewer times than this in fitting share the field's OOV feature.
-        max_tokens: tokens that one value may contribute to the text; the rest is cut and counted.
-        num_features: rows of the feature table that the field owns, OOV and MISSING included; set by fitting.
+        hash_buckets: values hash into this many features, none is remembered and none is OOV; for fields with too
+            many values to keep.
+        share_embedding: name of the field whose features (vocabulary and rows of the feature table) this field uses
+            too.
+        separator: what stands between the values of a multi-valued column of strings; a column of lists needs none.
+        max_values: most values of a row that the tabular view shows; of a sequence the last ones.
+        target: name of the single-valued field whose embedding attends to the sequence's, as in DIN (Zhou et al., KDD
+            2018, arXiv 1706.06978, Section 4.3); without it the sequence is averaged.
+        text_values: most values of a sequence that the text shows, the most recent first; by default `max_values`.
+        bucketing: a number's bucket is one of `"quantile"`, equally many training rows in each, or `"log"`, equal
+            ratios between the bounds.
+        num_buckets: most buckets.
+        num_features: rows of the feature table that the field owned when it was fitted, OOV and MISSING included.
+        added_features: rows added by each `FlipProcessor.extend` since.
     """
 
     name: str
     text_name: str | None = None
     kind: str = "categorical"
-    min_count: int = 1
     max_tokens: int = 64
+    min_count: int = 1
+    hash_buckets: int | None = None
+    share_embedding: str | None = None
+    separator: str | None = None
+    max_values: int = 20
+    target: str | None = None
+    text_values: int | None = None
+    bucketing: str = "quantile"
+    num_buckets: int = 32
     num_features: int | None = None
+    added_features: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"a field needs a column name, such as FieldConfig('user_id'); got {self.name!r}")
         if self.kind not in FIELD_KINDS:
             raise ValueError(f"field {self.name!r}: kind={self.kind!r} is not one of {', '.join(FIELD_KINDS)}")
-        for setting, least in (("min_count", 1), ("max_tokens", 1), ("num_features", NUM_RESERVED_FEATURES)):
+        for setting in _SEVERAL | {"target", "text_values", "bucketing", "num_buckets"}:
+            if setting not in self.traits.settings and getattr(self, setting) != _DEFAULTS[setting]:
+                kinds = ", ".join(name for name, traits in FIELD_KINDS.items() if setting in traits.settings)
+                raise ValueError(
+                    f"field {self.name!r}: {setting} is a setting of the kinds {kinds}, not of kind={self.kind!r}"
+                )
+        least = {"max_tokens": 1, "min_count": 1, "hash_buckets": 1, "max_values": 1, "text_values": 1}
+        least |= {"num_buckets": 2, "num_features": NUM_RESERVED_FEATURES if self.owns_features else 0}
+        for setting, number in least.items():
             value = getattr(self, setting)
-            if setting == "num_features" and value is None:
+            if value is None and _DEFAULTS[setting] is None:
                 continue
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"field {self.name!r}: {setting}={value!r} must be a whole number of at least {least}")
+            if not isinstance(value, int) or value < number:
+                raise ValueError(
+                    f"field {self.name!r}: {setting}={value!r} must be a whole number of at least {number}"
+                )
+        if self.bucketing not in BUCKETINGS:
+            raise ValueError(f"field {self.name!r}: bucketing={self.bucketing!r} is not one of {', '.join(BUCKETINGS)}")
+        if self.separator == "":
+            raise ValueError(f"field {self.name!r}: separator must not be empty")
+        object.__setattr__(self, "added_features", tuple(self.added_features))
+        own = [setting for setting in ("min_count", "hash_buckets") if getattr(self, setting) != _DEFAULTS[setting]]
+        if self.share_embedding is not None and own:
+            raise ValueError(
+                f"field {self.name!r}: {own[0]} belongs to {self.share_embedding!r}, whose features it uses"
+            )
+        if len(own) == 2:
+            raise ValueError(f"field {self.name!r}: min_count has no meaning with hash_buckets; set one of the two")
+
+    @property
+    def traits(self) -> FieldKindTraits:
+        """What the models must know of the field's kind."""
+        return FIELD_KINDS[self.kind]
+
+    @property
+    def owns_features(self) -> bool:
+        """Whether rows of the feature table are this field's own."""
+        return self.traits.has_features and self.share_embedding is None
+
+    @property
+    def num_positions(self) -> int:
+        """Columns of `feature_ids` that the field takes."""
+        if not self.traits.has_features:
+            return 0
+        return self.max_values if self.traits.is_bag else 1
 
     @property
     def display_name(self) -> str:
@@ -70,7 +162,7 @@ class FieldConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FieldConfig":
-        """The field that `dataclasses.asdict` wrote down; a setting that does not exist is a ValueError."""
+        """The field that `to_dict` wrote down; a setting that does not exist is a ValueError."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(
@@ -79,13 +171,29 @@ class FieldConfig:
             )
         return cls(**values)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings that are not at their defaults, as plain JSON types."""
+        values = {name: value for name, value in asdict(self).items() if value != _DEFAULTS.get(name)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
     def fitted(self, num_features: int) -> "FieldConfig":
         """This field with the size that fitting gave it."""
         return replace(self, num_features=num_features)
 
+    def extended(self, num_features: int) -> "FieldConfig":
+        """This field with so many features more."""
+        return replace(self, added_features=(*self.added_features, num_features))
+
+
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(FieldConfig) if f.name != "name"}
+
 
 def as_fields(values: Sequence[FieldConfig | dict[str, Any] | str]) -> list[FieldConfig]:
-    """Fields from what users and JSON files hold: FieldConfig, dict or plain column name. Names must differ."""
+    """Fields from what users and JSON files hold: FieldConfig, dict or plain column name.
+
+    Raises:
+        ValueError: two fields have one name, or a field names another that can't be what it says.
+    """
     result = []
     for value in values:
         if isinstance(value, dict):
@@ -95,21 +203,64 @@ def as_fields(values: Sequence[FieldConfig | dict[str, Any] | str]) -> list[Fiel
     names = [f.name for f in result]
     if repeated := sorted({n for n in names if names.count(n) > 1}):
         raise ValueError(f"fields named twice: {', '.join(repeated)}")
+    by_name = {f.name: f for f in result}
+    for f in result:
+        for setting in ("share_embedding", "target"):
+            other = getattr(f, setting)
+            if other is not None and other not in by_name:
+                raise ValueError(f"field {f.name!r}: {setting}={other!r} is not the name of a field")
+        if f.share_embedding is not None:
+            owner = by_name[f.share_embedding]
+            if not owner.owns_features or "share_embedding" not in owner.traits.settings:
+                raise ValueError(f"field {f.name!r}: {owner.name!r} has no features of its own to share")
+        if f.target is not None and by_name[f.target].num_positions != 1:
+            raise ValueError(f"field {f.name!r}: target={f.target!r} must be a field with one feature a row")
     return result
 
 
-def field_bounds(fields: Sequence[FieldConfig]) -> list[int]:
-    """Ends of the fields' ranges in the global id space, `len(fields) + 1` numbers: field `i` owns ids `b[i]:b[i + 1]`.
+def tabular_fields(fields: Sequence[FieldConfig]) -> list[FieldConfig]:
+    """The fields that the tabular view shows, in order."""
+    return [f for f in fields if f.traits.has_features]
+
+
+def owned_ranges(fields: Sequence[FieldConfig]) -> list[list[tuple[int, int]]]:
+    """For each field the ranges (first, end) of the global id space that it owns.
+
+    The first range is what fitting found, OOV and MISSING at its head; each `FlipProcessor.extend` adds one behind
+    everything that was there, so that ids never change.
 
     Raises:
         ValueError: a field has no `num_features` yet.
     """
-    bounds = [NUM_SHARED_FEATURES]
-    for f in fields:
-        if f.num_features is None:
-            raise ValueError(f"field {f.name!r} is not fitted; pass the fields of a fitted processor: processor.fields")
-        bounds.append(bounds[-1] + f.num_features)
-    return bounds
+    ranges: list[list[tuple[int, int]]] = [[] for _ in fields]
+    end = NUM_SHARED_FEATURES
+    generations = max((len(f.added_features) for f in fields), default=0)
+    for generation in range(-1, generations):
+        for own, f in zip(ranges, fields, strict=True):
+            if f.num_features is None:
+                raise ValueError(
+                    f"field {f.name!r} is not fitted; pass the fields of a fitted processor: processor.fields"
+                )
+            size = f.num_features if generation < 0 else (*f.added_features, *[0] * generations)[generation]
+            if f.owns_features and (generation < 0 or size):
+                own.append((end, end + size))
+                end += size
+    return ranges
+
+
+def feature_ranges(fields: Sequence[FieldConfig]) -> list[list[tuple[int, int]]]:
+    """For each field of the tabular view the ranges (first, end) of the ids that it may hold: its own, or those it
+    shares.
+
+    The first id of the first range is the OOV feature, the next one the MISSING feature.
+    """
+    by_name = dict(zip((f.name for f in fields), owned_ranges(fields), strict=True))
+    return [by_name[f.share_embedding or f.name] for f in tabular_fields(fields)]
+
+
+def num_features(fields: Sequence[FieldConfig]) -> int:
+    """Rows of the feature table."""
+    return max((end for ranges in owned_ranges(fields) for _, end in ranges), default=NUM_SHARED_FEATURES)
 
 
 @strict
@@ -118,7 +269,8 @@ class FlipConfig(PreTrainedConfig):
 
     Args:
         text_config: configuration of the text encoder, any transformers encoder (BERT by default).
-        fields: the fitted fields, `processor.fields`; their order is the order of `feature_ids`.
+        fields: the fitted fields, `processor.fields`; their order is the order of `feature_ids`, in which a field
+            takes `num_positions` columns.
         mode: `"joint"` builds both towers, `"id"` the ID-based model alone, `"text"` the text encoder alone.
         embedding_dim: width of a feature's embedding.
         feature_initializer_range: standard deviation of the feature table at the start. Much smaller values leave
@@ -127,6 +279,8 @@ class FlipConfig(PreTrainedConfig):
         backbone_options: keyword arguments of that backbone, such as `{"hidden_sizes": [256, 128]}`.
         text_layers: build only the first layers of the text encoder; all by default.
         text_pooling: `"mean"` over tokens, or `"cls"` as in the paper (Section 3.3).
+        fusion: how a joint model's two logits become one: `"learned_weight"`, the paper's, or `"gated"`, by a gate that
+            sees which fields are OOV.
         head_dropout: dropout before the heads.
         objectives: weight of each pretraining objective, keys of `flip_hf.objectives.OBJECTIVES`.
         projection_dim: width of the space in which ICL compares the views.
@@ -149,6 +303,7 @@ class FlipConfig(PreTrainedConfig):
     backbone_options: dict[str, Any] = field(default_factory=dict)
     text_layers: int | None = None
     text_pooling: str = "mean"
+    fusion: str = "learned_weight"
     head_dropout: int | float = 0.1
     objectives: dict[str, Any] = field(default_factory=lambda: {"mlm": 1.0, "mtm": 1.0, "icl": 1.0})
     projection_dim: int = 128
@@ -169,6 +324,7 @@ class FlipConfig(PreTrainedConfig):
         """Each setting that is one of a few words."""
         for setting, allowed in (
             ("mode", MODES),
+            ("fusion", FUSIONS),
             ("text_pooling", TEXT_POOLINGS),
             ("mtm_loss", MTM_LOSSES),
             ("mtm_negatives", MTM_NEGATIVES),
@@ -191,19 +347,24 @@ class FlipConfig(PreTrainedConfig):
             )
 
     @property
-    def field_bounds(self) -> list[int]:
-        """Ends of the fields' id ranges, `len(fields) + 1` numbers."""
-        return field_bounds(self.fields)
+    def tabular_fields(self) -> list[FieldConfig]:
+        """The fields that the tabular view shows, in order."""
+        return tabular_fields(self.fields)
+
+    @property
+    def feature_ranges(self) -> list[list[tuple[int, int]]]:
+        """For each field of the tabular view the ranges (first, end) of the ids that it may hold."""
+        return feature_ranges(self.fields)
 
     @property
     def num_features(self) -> int:
         """Rows of the feature table."""
-        return self.field_bounds[-1]
+        return num_features(self.fields)
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain JSON types."""
         output: dict[str, Any] = super().to_dict()
-        output["fields"] = [asdict(f) for f in self.fields]
+        output["fields"] = [f.to_dict() for f in self.fields]
         return output
 
 

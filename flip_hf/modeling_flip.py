@@ -1,6 +1,7 @@
 """The FLIP models: wiring of the two towers, the objectives and the heads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -10,11 +11,14 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 
 from flip_hf.backbones import Backbone, backbone_class, build_backbone
-from flip_hf.configuration_flip import FlipConfig
+from flip_hf.configuration_flip import NUM_RESERVED_FEATURES, FieldConfig, FlipConfig, num_features, owned_ranges
 from flip_hf.fetch import resolve_pretrained
+from flip_hf.growth import FeatureGrowth
+from flip_hf.nn.bags import FieldPooling
 from flip_hf.nn.embeddings import FeatureEmbedding
-from flip_hf.nn.fusion import LearnedWeightFusion
+from flip_hf.nn.fusion import FUSION
 from flip_hf.nn.pooling import TEXT_POOLING
+from flip_hf.nn.ridge import ridge_predictions
 from flip_hf.objectives import OBJECTIVES, ObjectiveOutput, PretrainingBatch
 from flip_hf.outputs import FlipForCTROutput, FlipForPreTrainingOutput, FlipModelOutput
 
@@ -131,6 +135,71 @@ class FlipPreTrainedModel(PreTrainedModel):
             raise ValueError(f"the text encoder {name_or_path} lacks weights: {', '.join(missing[:3])}")
         return cls(config, text_model=text_model)
 
+    @torch.no_grad()
+    def resize_feature_embeddings(self, growth: FeatureGrowth, init: str = "mean") -> FeatureEmbedding:
+        """Makes room for the features that `processor.extend(rows)` added; all others keep their ids and weights.
+
+        Save the processor beside the model afterwards: the two must agree. An optimizer that holds the table's
+        old parameter must be built anew.
+
+        Args:
+            growth: what `processor.extend` returned.
+            init: new features start from the `"mean"` of their field, or from `"text"`: what the text tower's vector of
+                a feature's text predicts for its row of the table, by a ridge regression over the features that are
+                there. Where the text tells nothing (its leave-one-out error is no better), that is the mean again.
+
+        Returns:
+            The larger table.
+
+        Raises:
+            ValueError: the growth is not of this model's processor, or the mode has not what `init` needs.
+        """
+        flip: Any = self.base_model
+        if init not in ("mean", "text"):
+            raise ValueError(f"init={init!r} is not one of mean, text")
+        if flip.feature_embeddings is None or (init == "text" and flip.text_model is None):
+            raise ValueError(
+                f"a model in mode={self.config.mode!r} has not the towers that resizing its features with "
+                f"init={init!r} needs"
+            )
+        _check_growth(self.config.fields, growth.fields)
+        old: torch.Tensor = flip.feature_embeddings.weight
+        fields = growth.fields
+        table = torch.cat([old, old.new_zeros(num_features(fields) - len(old), old.shape[1])])
+        for ranges in owned_ranges(fields):
+            ids = torch.cat([torch.arange(*bounds) for bounds in ranges or [(0, 0)]]).to(old.device)
+            valued = ids[NUM_RESERVED_FEATURES:]
+            known = valued[valued < len(old)]
+            # A field that knew no value yet has its OOV feature to go by.
+            table[valued[valued >= len(old)]] = old[known if len(known) else ids[:1]].mean(dim=0)
+        if init == "text":
+            for known_texts, new_texts in growth.texts():
+                table[new_texts.feature_ids.to(old.device)] = ridge_predictions(
+                    self._pooled(known_texts.tokens),
+                    old[known_texts.feature_ids.to(old.device)],
+                    self._pooled(new_texts.tokens),
+                ).to(old.dtype)
+        # One configuration, which all parts of the model hold.
+        flip.config.fields = fields
+        flip.feature_embeddings.weight = nn.Parameter(table, requires_grad=old.requires_grad)
+        flip.feature_embeddings.position_ranges = _position_ranges(flip.config)
+        embeddings: FeatureEmbedding = flip.feature_embeddings
+        return embeddings
+
+    def _pooled(self, texts: list[torch.Tensor], batch_size: int = 256) -> torch.Tensor:
+        """The text tower's vectors of texts given as their tokens, float (texts, C)."""
+        flip: Any = self.base_model
+        was_training = flip.training
+        flip.eval()
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            batch = texts[start : start + batch_size]
+            masks = [torch.ones_like(tokens) for tokens in batch]
+            padded = (nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device) for rows in (batch, masks))
+            parts.append(flip.encode_text(*padded).text_representation.float())
+        flip.train(was_training)
+        return torch.cat(parts)
+
 
 class FlipModel(FlipPreTrainedModel):
     """The two towers: an ID-based model over the tabular view, a text encoder over the textual view."""
@@ -138,18 +207,25 @@ class FlipModel(FlipPreTrainedModel):
     def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.feature_embeddings: FeatureEmbedding | None = None
+        self.field_pooling: FieldPooling | None = None
         self.backbone: Backbone | None = None
         self.text_model: Any = None
         if config.mode != "text":
+            fields = config.tabular_fields
+            places = {f.name: i for i, f in enumerate(fields)}
             self.feature_embeddings = FeatureEmbedding(
-                config.field_bounds,
+                config.num_features,
+                _position_ranges(config),
                 config.embedding_dim,
                 config.feature_initializer_range,
                 backbone_class(config.backbone).extra_dim,
             )
-            self.backbone = build_backbone(
-                config.backbone, len(config.fields), config.embedding_dim, config.backbone_options
+            self.field_pooling = FieldPooling(
+                [f.num_positions for f in fields],
+                [None if f.target is None else places[f.target] for f in fields],
+                config.embedding_dim,
             )
+            self.backbone = build_backbone(config.backbone, len(fields), config.embedding_dim, config.backbone_options)
         if config.mode != "id":
             self.text_model = text_model if text_model is not None else AutoModel.from_config(config.text_config)
             if getattr(self.text_model, "pooler", None) is not None:
@@ -170,11 +246,17 @@ class FlipModel(FlipPreTrainedModel):
         return size
 
     def encode_tabular(self, feature_ids: torch.Tensor) -> FlipModelOutput:
-        """The tabular tower: int64 (B, F) -> its parts of FlipModelOutput."""
-        assert self.feature_embeddings is not None and self.backbone is not None
-        embeddings = self.feature_embeddings(feature_ids)  # (B, F, D)
+        """The tabular tower: int64 (B, P) -> its parts of FlipModelOutput."""
+        assert self.feature_embeddings is not None and self.field_pooling is not None and self.backbone is not None
+        vectors = self.feature_embeddings(feature_ids)  # (B, P, D)
+        embeddings = self.field_pooling(vectors, feature_ids)  # (B, F, D)
         representation, logits = self.backbone(embeddings)
         return FlipModelOutput(field_embeddings=embeddings, tabular_representation=representation, id_logits=logits)
+
+    def oov_shares(self, feature_ids: torch.Tensor) -> torch.Tensor:
+        """The share of each field's features that are OOV: int64 (B, P) -> float (B, F)."""
+        assert self.feature_embeddings is not None and self.field_pooling is not None
+        return self.field_pooling.shares(self.feature_embeddings.is_oov(feature_ids), feature_ids)
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> FlipModelOutput:
         """The textual tower: int64 (B, T) twice -> its parts of FlipModelOutput."""
@@ -191,7 +273,7 @@ class FlipModel(FlipPreTrainedModel):
         """Encodes the views of the towers that are built.
 
         Args:
-            feature_ids: int64 (B, F); needed unless the mode is "text".
+            feature_ids: int64 (B, P); needed unless the mode is "text".
             input_ids: int64 (B, T); needed unless the mode is "id".
             attention_mask: int64 (B, T), 1 on tokens and 0 on padding; needed with `input_ids`.
         """
@@ -238,6 +320,14 @@ class FlipForPreTraining(FlipPreTrainedModel):
             if callable(set_counts := getattr(objective, "set_feature_counts", None)):
                 set_counts(counts)
 
+    def resize_feature_embeddings(self, growth: FeatureGrowth, init: str = "mean") -> FeatureEmbedding:
+        """As in the base class; the objectives that know features learn of the new ones too."""
+        embeddings = super().resize_feature_embeddings(growth, init)
+        for objective in self.objectives.values():
+            if callable(grow := getattr(objective, "grow", None)):
+                grow(self.config, growth.feature_counts)
+        return embeddings
+
     def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What each objective's loss over this batch is summed over, int64 (): masked tokens, features or rows."""
         counts = {}
@@ -260,11 +350,11 @@ class FlipForPreTraining(FlipPreTrainedModel):
         """The losses of one batch.
 
         Args:
-            feature_ids: int64 (B, F), complete.
+            feature_ids: int64 (B, P), complete.
             input_ids: int64 (B, T), complete.
             attention_mask: int64 (B, T).
-            masked_feature_ids: int64 (B, F), with the mask feature where masked.
-            mtm_labels: int64 (B, F), the masked features' ids, -100 elsewhere.
+            masked_feature_ids: int64 (B, P), with the mask feature where masked.
+            mtm_labels: int64 (B, F), a masked field's feature, one of them where it holds several, -100 elsewhere.
             masked_input_ids: int64 (B, T), with the tokenizer's mask token where masked.
             mlm_labels: int64 (B, T), the masked tokens' ids, -100 elsewhere.
             num_items: what to divide each objective's summed loss by; by default what this batch holds. A training
@@ -328,9 +418,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
 class FlipForCTR(FlipPreTrainedModel):
     """Click-through-rate prediction from either tower or from both (FLIP, Section 3.4).
 
-    In mode `"joint"` the logit is `a * id_logits + (1 - a) * text_logits` with a learned `a`, and the loss is the sum
-    of the binary cross-entropies of the three logits. In the modes `"id"` and `"text"` one tower is built, and its
-    logit and loss are the model's.
+    In mode `"joint"` the logit is `a * id_logits + (1 - a) * text_logits`, with `a` learned or from a gate
+    (`config.fusion`), and the loss is the sum of the binary cross-entropies of the three logits. In the modes `"id"`
+    and `"text"` one tower is built, and its logit and loss are the model's.
     """
 
     new_parameters = ("text_head.", "fusion.")
@@ -343,9 +433,10 @@ class FlipForCTR(FlipPreTrainedModel):
         if config.mode != "id":
             self.text_head = nn.Sequential(nn.Dropout(config.head_dropout), nn.Linear(self.flip.text_size, 1))
         if config.mode == "joint":
-            self.fusion = LearnedWeightFusion()
+            self.fusion = FUSION[config.fusion](len(config.tabular_fields))
         absent = {"joint": [], "id": [r"^flip\.text_model\.", r"^text_head\.", r"^fusion\."]}
-        absent["text"] = [r"^flip\.feature_embeddings\.", r"^flip\.backbone\.", r"^fusion\."]
+        absent["text"] = [rf"^flip\.{part}\." for part in ("feature_embeddings", "field_pooling", "backbone")]
+        absent["text"].append(r"^fusion\.")
         self._keys_to_ignore_on_load_unexpected = [*self._keys_to_ignore_on_load_unexpected, *absent[config.mode]]
         self.post_init()
 
@@ -364,7 +455,7 @@ class FlipForCTR(FlipPreTrainedModel):
         """Click logits, and the loss where labels are given.
 
         Args:
-            feature_ids: int64 (B, F); not read in mode "text".
+            feature_ids: int64 (B, P); not read in mode "text".
             input_ids: int64 (B, T); not read in mode "id".
             attention_mask: int64 (B, T); not read in mode "id".
             labels: 0 or 1, any numeric type (B,).
@@ -376,7 +467,8 @@ class FlipForCTR(FlipPreTrainedModel):
         if views.text_representation is not None:
             text_logits = self.text_head(views.text_representation).squeeze(-1)
         if id_logits is not None and text_logits is not None:
-            logits = self.fusion(id_logits, text_logits)
+            assert feature_ids is not None
+            logits = self.fusion(id_logits, text_logits, self.flip.oov_shares(feature_ids))
         else:
             logits = id_logits if id_logits is not None else text_logits
 
@@ -403,3 +495,22 @@ def _mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, divisor: tor
 
 def _feature_penalty(field_embeddings: torch.Tensor | None) -> torch.Tensor | None:
     return None if field_embeddings is None else field_embeddings.float().square().sum(dim=(1, 2)).mean()
+
+
+def _check_growth(fields: Sequence[FieldConfig], grown: Sequence[FieldConfig]) -> None:
+    """Raises unless the second fields are the first ones with features added."""
+    same = [f.name for f in fields] == [f.name for f in grown] and all(
+        replace(new, added_features=new.added_features[: len(old.added_features)]) == old
+        for old, new in zip(fields, grown, strict=True)
+    )
+    if not same:
+        raise ValueError(
+            "this growth is not of the processor that was saved with this model; extend that one: "
+            "FlipProcessor.from_pretrained(the model's folder).extend(rows)"
+        )
+
+
+def _position_ranges(config: FlipConfig) -> list[list[tuple[int, int]]]:
+    """The ranges of ids that each position may hold."""
+    fields = zip(config.tabular_fields, config.feature_ranges, strict=True)
+    return [ranges for field, ranges in fields for _ in range(field.num_positions)]

@@ -1,6 +1,7 @@
 """What the models return: the glossary of shapes.
 
-Letters: B rows in the batch, F fields, D width of a feature's embedding, H width of the tabular representation,
+Letters: B rows in the batch, F fields of the tabular view, P positions (one for a single-valued field, `max_values` for
+one that may hold several), D width of a feature's embedding, H width of the tabular representation,
 T tokens, C width of the text encoder.
 """
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,17 +13,21 @@ import torch
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import PROCESSOR_NAME, cached_file
 
-from flip_hf.configuration_flip import OOV_OFFSET, FieldConfig, as_fields
+from flip_hf.configuration_flip import FieldConfig, as_fields, tabular_fields
 from flip_hf.data.collators import pad_ragged
-from flip_hf.data.schema import Fallback, InputError, canonical_labels, canonical_strings
-from flip_hf.data.tables import stream_tables, to_table
+from flip_hf.data.kinds import KINDS, FieldValues
+from flip_hf.data.schema import Fallback, InputError, canonical_labels
+from flip_hf.data.tables import Contents, stream_tables, to_table
 from flip_hf.data.template import TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
+from flip_hf.growth import FeatureGrowth, FeatureTexts
 
 VOCABULARY_NAME = "vocabulary.parquet"
 _LONGEST_TEXT = 512
 _BATCH_ROWS = 8192
+# Features whose texts teach a model what a new feature's text says.
+_MOST_KNOWN_TEXTS = 4096
 
 
 class FlipProcessor(ProcessorMixin):
@@ -58,7 +61,7 @@ class FlipProcessor(ProcessorMixin):
 
     @property
     def fields(self) -> list[FieldConfig]:
-        """The fitted fields, in the order of the columns of `feature_ids`."""
+        """The fitted fields, in the order of the text; those with features also in that of `feature_ids`."""
         return self.vocabulary.fields
 
     @property
@@ -109,17 +112,44 @@ class FlipProcessor(ProcessorMixin):
         if label in [f.name for f in unfitted]:
             raise ValueError(f"{label!r} is the label and can't be a field as well: the model would read the answer")
 
-        def columns() -> Iterator[dict[str, pa.Array]]:
-            first_row = 0
-            for table in _tables(dataset, [f.name for f in unfitted], label):
-                yield {
-                    f.name: canonical_strings(table[f.name], f.name, first_row=first_row, source=source)[0]
-                    for f in unfitted
-                }
-                first_row += len(table)
-
-        vocabulary = FeatureVocabulary.fit(columns(), unfitted)
+        if not tabular_fields(unfitted):
+            raise ValueError("at least one field must have ids; all of these are of the kind 'text'")
+        vocabulary = FeatureVocabulary.fit(_batches(dataset, unfitted, label, source), unfitted)
         return cls(tokenizer, vocabulary, label, max_length or min(tokenizer.model_max_length, _LONGEST_TEXT))
+
+    def extend(self, dataset: Any, source: str | None = None) -> FeatureGrowth:
+        """Gives values that fitting did not see features of their own, behind all features that are there.
+
+        Ids that were there before stay what they were. Numbers and hashed values have their buckets already, and do not
+        grow; a value that these rows hold fewer than `min_count` times stays OOV.
+
+        Args:
+            dataset: rows as in `fit`, without those that the processor was fitted on.
+            source: where the rows come from, for error messages.
+
+        Returns:
+            What `model.resize_feature_embeddings` takes.
+
+        Raises:
+            InputError: as in `fit`.
+        """
+        if isinstance(dataset, str | Path):
+            source = source or str(dataset)
+        self.vocabulary = self.vocabulary.extended(_batches(dataset, self.fields, self.label, source))
+        return FeatureGrowth(list(self.fields), self.feature_counts, self._texts_of_grown)
+
+    def _texts_of_grown(self) -> Iterator[tuple[FeatureTexts, FeatureTexts]]:
+        for i, field in enumerate(self.fields):
+            if field.owns_features and field.added_features[-1]:
+                template = TextTemplate(self.tokenizer, [field], self.max_length)
+                ids, values = self.vocabulary.valued(i)
+                num_known = len(ids) - field.added_features[-1]
+                # The frequent ones come first: their embeddings are the ones that training has shaped.
+                parts = (slice(0, min(num_known, _MOST_KNOWN_TEXTS)), slice(num_known, len(ids)))
+                known, new = (
+                    FeatureTexts(torch.from_numpy(ids[part]), _tokens(template, values[part])) for part in parts
+                )
+                yield known, new
 
     def encode(self, rows: Any, *, first_row: int = 0, with_label: bool = False, source: str | None = None) -> pa.Table:
         """Both views of rows, not yet padded.
@@ -131,33 +161,40 @@ class FlipProcessor(ProcessorMixin):
             source: where the rows come from, for error messages.
 
         Returns:
-            One row each: `row` int64, its number; `feature_ids` int64 [F]; `input_ids` int32 [tokens];
+            One row each: `row` int64, its number; `feature_ids` int64 [P], one position for each field with features,
+            or `max_values`, filled up with padding, for those that hold several; `input_ids` int32 [tokens];
             `token_field_ids` int16 [tokens], the field's place on tokens of its value and -1 elsewhere;
-            `fallbacks` uint8 [F], flags of `Fallback`; with `with_label`, `label` float32.
+            `fallbacks` uint8 [fields], flags of `Fallback`; with `with_label`, `label` float32.
 
         Raises:
             InputError: a column is missing, or a value can't be an id or a label.
         """
         label = self._label_name() if with_label else None
         columns = [*self._columns, *([label] if label else [])]
-        table = to_table(rows, columns, optional=self._ignorable(label), first_row=first_row, source=source)
+        optional = self._ignorable(label)
+        contents = _contents(self.fields)
+        table = to_table(rows, columns, optional=optional, contents=contents, first_row=first_row, source=source)
         num_rows, num_fields = len(table), len(self.fields)
-        feature_ids = np.empty((num_rows, num_fields), dtype=np.int64)
         fallbacks = np.empty((num_rows, num_fields), dtype=np.uint8)
-        values = []
-        for i, name in enumerate(self._columns):
-            strings, fallbacks[:, i] = canonical_strings(table[name], name, first_row=first_row, source=source)
-            feature_ids[:, i] = self.vocabulary.lookup(i, strings)
-            values.append(strings)
-        firsts = np.array(self.vocabulary.bounds[:-1])
-        fallbacks[feature_ids == firsts + OOV_OFFSET] |= np.uint8(Fallback.OOV)
-        text = self.template.assemble(values)
+        positions, shown = [], []
+        for i, field in enumerate(self.fields):
+            kind = KINDS[field.kind]
+            values = kind.read(table[field.name], field, first_row, source)
+            fallbacks[:, i] = values.flags
+            shown.append(kind.shown(values, field))
+            if field.traits.has_features:
+                ids, is_oov, is_cut = self.vocabulary.positions(i, values)
+                positions.append(ids)
+                fallbacks[is_oov, i] |= np.uint8(Fallback.OOV)
+                fallbacks[is_cut, i] |= np.uint8(Fallback.TRUNCATED)
+        feature_ids = np.concatenate(positions, axis=1)
+        text = self.template.assemble(shown)
         fallbacks[text.truncated] |= np.uint8(Fallback.TRUNCATED)
 
         offsets = pa.array(text.offsets, pa.int32())
         encoded = {
             "row": pa.array(np.arange(first_row, first_row + num_rows)),
-            "feature_ids": pa.FixedSizeListArray.from_arrays(pa.array(feature_ids.ravel()), num_fields),
+            "feature_ids": pa.FixedSizeListArray.from_arrays(pa.array(feature_ids.ravel()), feature_ids.shape[1]),
             "input_ids": pa.ListArray.from_arrays(offsets, pa.array(text.input_ids)),
             "token_field_ids": pa.ListArray.from_arrays(offsets, pa.array(text.token_field_ids)),
             "fallbacks": pa.FixedSizeListArray.from_arrays(pa.array(fallbacks.ravel()), num_fields),
@@ -211,7 +248,7 @@ class FlipProcessor(ProcessorMixin):
             pad_to_multiple_of: the text is padded to the longest row's length, rounded up to this.
 
         Returns:
-            `feature_ids` int64 (B, F), `input_ids` and `attention_mask` int64 (B, T).
+            `feature_ids` int64 (B, P), `input_ids` and `attention_mask` int64 (B, T).
         """
         encoded = self.encode(rows)
         input_ids = [np.asarray(ids) for ids in encoded["input_ids"].to_pylist()]
@@ -222,7 +259,7 @@ class FlipProcessor(ProcessorMixin):
             .combine_chunks()
             .flatten()
             .to_numpy()
-            .reshape(-1, len(self.fields))
+            .reshape(len(encoded), sum(f.num_positions for f in self.fields))
             .copy(),
             "input_ids": padded,
             "attention_mask": (np.arange(padded.shape[1]) < lengths[:, None]).astype(np.int64),
@@ -246,7 +283,7 @@ class FlipProcessor(ProcessorMixin):
         """The settings beside the tokenizer's and the vocabulary's files."""
         return {
             "processor_class": type(self).__name__,
-            "fields": [asdict(f) for f in self.fields],
+            "fields": [f.to_dict() for f in self.fields],
             "label": self.label,
             "max_length": self.max_length,
         }
@@ -307,14 +344,34 @@ class FlipProcessor(ProcessorMixin):
 _HUB_SETTINGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
 
 
-def _tables(dataset: Any, columns: Sequence[str], label: str | None) -> Iterable[pa.Table]:
-    optional = [label] if label else []
+def _tokens(template: TextTemplate, values: pa.Array) -> list[torch.Tensor]:
+    text = template.assemble([FieldValues(values, np.zeros(len(values), dtype=np.uint8))])
+    parts = np.split(text.input_ids.astype(np.int64), text.offsets[1:-1])
+    return [torch.from_numpy(part) for part in parts]
+
+
+def _contents(fields: Sequence[FieldConfig]) -> dict[str, Contents]:
+    return {f.name: KINDS[f.kind].column for f in fields}
+
+
+def _batches(
+    dataset: Any, fields: Sequence[FieldConfig], label: str | None, source: str | None
+) -> Iterator[dict[str, FieldValues]]:
+    """The values of each field, batch by batch."""
+    first_row = 0
+    for table in _tables(dataset, fields, label):
+        yield {f.name: KINDS[f.kind].read(table[f.name], f, first_row, source) for f in fields}
+        first_row += len(table)
+
+
+def _tables(dataset: Any, fields: Sequence[FieldConfig], label: str | None) -> Iterable[pa.Table]:
+    columns, optional = [f.name for f in fields], [label] if label else []
     if isinstance(dataset, str | Path):
         return stream_tables(dataset, columns, optional=optional)
     if isinstance(dataset, datasets.Dataset):
         batches = dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
         return (to_table(batch, columns, optional=optional) for batch in batches)
-    return [to_table(dataset, columns, optional=optional)]
+    return [to_table(dataset, columns, optional=optional, contents=_contents(fields))]
 
 
 def count_fallbacks(encoded: datasets.Dataset | pa.Table, fields: Sequence[FieldConfig]) -> dict[str, dict[str, int]]:

@@ -35,12 +35,12 @@ def test_256_rows_are_learnt_by_heart(loss):
         backbone_options={"hidden_sizes": [64], "cross_layers": 2, "low_rank": 16, "dropout": 0.0},
     )
     model = FlipForPreTraining(config)
-    bounds = torch.tensor(config.field_bounds)
+    firsts = torch.tensor([ranges[0][0] for ranges in config.feature_ranges])
     # The first two fields together tell a row from all others, and the last two follow from them.
     pairs = torch.randperm(SIZES[0] * SIZES[1])[:NUM_ROWS]
     user, item = pairs // SIZES[1], pairs % SIZES[1]
     values = torch.stack([user, item, user % SIZES[2], (user + item) % SIZES[3]], dim=1)
-    feature_ids = values + bounds[:-1] + 2
+    feature_ids = values + firsts + 2
     model.set_feature_counts(torch.bincount(feature_ids.flatten(), minlength=config.num_features))
     # [CLS], then each field's name and one token of its value.
     names = torch.arange(130, 134).expand(NUM_ROWS, 4)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from itertools import pairwise
 
 import pytest
 import safetensors
@@ -38,8 +37,8 @@ def make_config(**settings):
 def make_batch(num_rows=7, seed=0):
     """Rows of different lengths, padded on the right."""
     generator = torch.Generator().manual_seed(seed)
-    bounds = make_config().field_bounds
-    columns = [torch.randint(a, b, (num_rows,), generator=generator) for a, b in pairwise(bounds)]
+    ranges = [own[0] for own in make_config().feature_ranges]
+    columns = [torch.randint(a, b, (num_rows,), generator=generator) for a, b in ranges]
     lengths = torch.randint(4, 20, (num_rows,), generator=generator)
     mask = (torch.arange(20) < lengths[:, None]).long()
     tokens = torch.randint(5, 90, (num_rows, 20), generator=generator) * mask

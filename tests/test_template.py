@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from flip_hf import FieldConfig
 from flip_hf.data import template as template_module
+from flip_hf.data.kinds import FieldValues
 from flip_hf.data.template import NO_FIELD, TextTemplate
 
 FIELDS = [FieldConfig("user_id"), FieldConfig("title"), FieldConfig("genre", text_name="kind of film")]
@@ -27,9 +28,10 @@ def tokenizer(request):
 
 
 def columns(rows):
-    """Columns of canonical strings of rows of values."""
+    """Columns of values of rows of values."""
     stripped = [[None if v is None else v.strip() or None for v in row] for row in rows]
-    return [pa.array(column, pa.string()) for column in zip(*stripped, strict=True)]
+    flags = np.zeros(len(rows), dtype=np.uint8)
+    return [FieldValues(pa.array(column, pa.string()), flags) for column in zip(*stripped, strict=True)]
 
 
 def whole_sentence(tokenizer, template, row):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flip_hf import FieldConfig
-from flip_hf.data import vocabulary as vocabulary_module
+from flip_hf.data.kinds import FieldValues, categorical
 from flip_hf.data.schema import InputError
 from flip_hf.data.vocabulary import FeatureVocabulary
 
@@ -18,8 +18,12 @@ FIELDS = [FieldConfig("user"), FieldConfig("item")]
 rows = st.lists(st.tuples(st.sampled_from("abcde") | st.none(), st.sampled_from("vwxyz") | st.none()), min_size=1)
 
 
+def strings(values):
+    return FieldValues(pa.array(values, pa.string()), np.zeros(len(values), dtype=np.uint8))
+
+
 def batch(pairs):
-    return {name: pa.array([p[i] for p in pairs], pa.string()) for i, name in enumerate(("user", "item"))}
+    return {name: strings([p[i] for p in pairs]) for i, name in enumerate(("user", "item"))}
 
 
 @settings(max_examples=100, deadline=None)
@@ -35,7 +39,7 @@ def test_ids_and_counts_follow_the_data(pairs, cut, min_count):
         rare = sum(n for v, n in counted.items() if v not in kept)
         expected = [rare, num_missing, *(counted[v] for v in kept)]
         assert vocabulary.counts[position : position + len(expected)].tolist() == expected
-        ids = vocabulary.lookup(i, pa.array([*kept, "never seen", None], pa.string()))
+        ids = vocabulary.lookup(i, strings([*kept, "never seen", None]))
         assert ids.tolist() == [*range(position + 2, position + 2 + len(kept)), position, position + 1]
         assert ids.dtype == np.int64
         assert [vocabulary.describe(n) for n in ids] == [(field.name, v) for v in [*kept, "<oov>", "<missing>"]]
@@ -50,7 +54,7 @@ def test_ids_and_counts_follow_the_data(pairs, cut, min_count):
 def test_merging_often_changes_nothing(monkeypatch):
     pairs = [(str(i % 97), str(i % 31)) for i in range(1000)]
     expected = FeatureVocabulary.fit([batch(pairs)], FIELDS)
-    monkeypatch.setattr(vocabulary_module, "_MERGE_AT", 20)
+    monkeypatch.setattr(categorical, "_MERGE_AT", 20)
     assert FeatureVocabulary.fit([batch(pairs[i : i + 10]) for i in range(0, 1000, 10)], FIELDS) == expected
 
 

@@ -11,7 +11,8 @@ from flip_hf.nn.layers import MLP
 
 
 class MaskBlock(nn.Module):
-    """`relu(LN(W (mask(embeddings) ⊙ x)))`, the mask made of the row's embeddings (Sections 3.2 and 3.3, equations 6-11).
+    """`relu(LN(W (mask(embeddings) ⊙ x)))`, the mask made of the row's embeddings (Sections 3.2 and 3.3, equations
+    6-11).
 
     Shape:
         - inputs: float (B, embedding_size), float (B, input_size)

@@ -95,7 +95,10 @@ def canonical_strings(
     elif _is_text(kind) or _is_bytes(kind):
         strings = _decoded(column, at)
     elif pa.types.is_nested(kind):
-        at.fail(pc.is_valid(column), "a categorical field holds one value per row; join several into a string")
+        at.fail(
+            pc.is_valid(column),
+            "there must be one value per row here; several make a field of the kind multi_categorical or sequence",
+        )
         strings = pa.nulls(len(column), pa.string())
     else:
         strings = _cast(column, at)
@@ -105,6 +108,119 @@ def canonical_strings(
     result = pc.if_else(pc.equal(stripped, ""), pa.scalar(None, pa.string()), stripped)
     flags[_mask(pc.is_null(result))] |= np.uint8(Fallback.MISSING)
     return result, flags
+
+
+def canonical_numbers(
+    column: pa.Array | pa.ChunkedArray, field: str, *, first_row: int = 0, source: str | None = None
+) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+    """The number that each value of a numeric field is, and how the text shows it.
+
+    Numbers of any type are read, and strings that spell one (`-1.5`, `2e3`); a Boolean is 1 or 0. What is null, NaN or
+    empty is missing. Whole numbers are shown without a decimal point, others as short as they can be read back.
+
+    Args:
+        column: the values.
+        field: the column's name, for errors.
+        first_row: number of the first row, for errors.
+        source: the file, for errors.
+
+    Returns:
+        The numbers, float64 (rows,), NaN where missing; the text, Arrow string (rows,), null where missing; and flags
+        of `Fallback` out of MISSING, STRIPPED and BOOLEAN, uint8 (rows,).
+
+    Raises:
+        InputError: a value is infinite or no number.
+    """
+    column = _plain(column)
+    kind = column.type
+    at = _Place(column, field, first_row, source)
+    flags = np.zeros(len(column), dtype=np.uint8)
+    shown = None
+    if pa.types.is_null(kind):
+        numbers = column.cast(pa.float64())
+    elif pa.types.is_boolean(kind):
+        flags[_mask(pc.is_valid(column))] |= np.uint8(Fallback.BOOLEAN)
+        numbers = column.cast(pa.float64())
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        shown = column.cast(pa.string())
+        # Not a safe cast: a number is put into a bucket, for which a float64 is near enough to a large integer.
+        numbers = column.cast(pa.float64(), safe=False)
+    elif _is_text(kind):
+        texts = _decoded(column, at)
+        stripped = pc.utf8_trim_whitespace(texts)
+        flags[_mask(pc.not_equal(stripped, texts))] |= np.uint8(Fallback.STRIPPED)
+        numbers = _parsed(pc.if_else(pc.equal(stripped, ""), pa.scalar(None, pa.string()), stripped), at)
+    else:
+        at.fail(pc.is_valid(column), f"a number can't be of type {kind}; store it as an integer or a float")
+        numbers = pa.nulls(len(column), pa.float64())
+    at.fail(pc.is_inf(numbers), "a number must be finite; drop the row, or leave the value empty if it is not known")
+    # Adding zero makes the negative zero a plain one.
+    numbers = pc.add(pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers), 0.0)
+    missing = _mask(pc.is_null(numbers))
+    flags[missing] |= np.uint8(Fallback.MISSING)
+    strings = numbers.cast(pa.string()) if shown is None else shown
+    strings = pc.if_else(
+        pa.array(missing), pa.scalar(None, pa.string()), pc.if_else(pc.equal(strings, "-0"), "0", strings)
+    )
+    return pc.fill_null(numbers, float("nan")).to_numpy(zero_copy_only=False), strings, flags
+
+
+def canonical_lists(
+    column: pa.Array | pa.ChunkedArray,
+    field: str,
+    separator: str | None,
+    *,
+    first_row: int = 0,
+    source: str | None = None,
+) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """The strings that stand for the values of a field that holds several, in their order.
+
+    Single values are read as in `canonical_strings`; what is missing among them is left out. A row that is null or
+    holds no value is missing.
+
+    Args:
+        column: a column of lists, or of strings in which the separator stands between values.
+        field: the column's name, for errors.
+        separator: what stands between the values of a string.
+        first_row: number of the first row, for errors.
+        source: the file, for errors.
+
+    Returns:
+        All values, Arrow string (values,); where each row's begin and end, int64 (rows + 1,); and flags of `Fallback`
+        out of MISSING, STRIPPED and BOOLEAN of any of a row's values, uint8 (rows,).
+
+    Raises:
+        InputError: the column holds neither lists nor strings with a separator, or a value can't be an id.
+    """
+    column = _plain(column)
+    kind = column.type
+    at = _Place(column, field, first_row, source)
+    if _is_text(kind) or _is_bytes(kind):
+        if separator is None:
+            at.fail(pc.is_valid(column), f"strings need a separator between their values: set it for {field!r}")
+        texts = _decoded(column, at)
+        empty = pc.equal(pc.utf8_trim_whitespace(texts), "")
+        texts = pc.if_else(empty, pa.scalar(None, pa.string()), texts)
+        column = pc.split_pattern(texts, separator or ",")
+    elif pa.types.is_null(kind):
+        column = column.cast(pa.list_(pa.string()))
+    elif not any(is_list(kind) for is_list in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        at.fail(pc.is_valid(column), "must be a list of values, or a string with a separator between them")
+        column = pa.nulls(len(column), pa.list_(pa.string()))
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    rows = np.repeat(np.arange(len(column)), lengths)
+    try:
+        strings, value_flags = canonical_strings(column.flatten(), field, source=source)
+    except InputError as error:
+        row = None if error.row is None else first_row + int(rows[error.row])
+        value = {} if error.row is None else {"value": error.value}
+        raise InputError(error.message, source=source, field=field, row=row, **value) from error
+    flags = np.zeros(len(column), dtype=np.uint8)
+    np.bitwise_or.at(flags, rows, value_flags)
+    present = _mask(pc.is_valid(strings))
+    counts = np.bincount(rows[present], minlength=len(column))
+    flags[counts == 0] |= np.uint8(Fallback.MISSING)
+    return strings.filter(pa.array(present)), np.concatenate([[0], counts.cumsum()]).astype(np.int64), flags
 
 
 def canonical_labels(
@@ -197,6 +313,23 @@ def _whole_numbers(column: pa.Array, at: _Place) -> pa.Array:
         at.fail(inexact, f"too large to be exact as {column.type}, so the id may have changed; store it as a string")
     at.fail(broken, "an id must be a whole number; store it as a string or an integer")
     return numbers.cast(pa.int64()).cast(pa.string())
+
+
+def _parsed(texts: pa.Array, at: _Place) -> pa.Array:
+    """The numbers that texts spell."""
+    try:
+        return texts.cast(pa.float64())
+    except pa.ArrowInvalid:
+        at.fail(np.array([not _is_number(v) for v in texts]), "not a number; write it with digits and a decimal point")
+        raise
+
+
+def _is_number(value: pa.Scalar) -> bool:
+    try:
+        value.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _decoded(column: pa.Array, at: _Place) -> pa.Array:

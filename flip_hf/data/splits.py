@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from datasets import DatasetDict
 
+from flip_hf.data.history import add_history
 from flip_hf.data.sources import DATASETS
 
 
@@ -49,8 +50,12 @@ def split_indices(kind: str, timestamps: np.ndarray, seed: int) -> dict[str, np.
     return {"train": train, "validation": validation, "test": test}
 
 
-def load_splits(source_name: str, split: str, seed: int) -> DatasetDict:
+def load_splits(source_name: str, split: str, seed: int, history: bool = False) -> DatasetDict:
     """The dataset `source_name` of `DATASETS`, split as `split_indices` says.
+
+    With `history`, rows also have the source's history field: what the row's user liked in strictly earlier rows. With
+    the time split these are all earlier rows, as a server would know them; with the random split only training rows,
+    or else labels of validation and test rows would be among the inputs of training.
 
     Raises:
         ValueError: an unknown name or split.
@@ -61,4 +66,18 @@ def load_splits(source_name: str, split: str, seed: int) -> DatasetDict:
     dataset = DATASETS[source_name].load()
     timestamps = dataset.with_format("numpy")["timestamp"][:]
     indices = split_indices(split, timestamps, seed)
+    if history:
+        recipe = DATASETS[source_name].history
+        may_be_part = dataset.with_format("numpy")["label"][:] == 1
+        if split == "random":
+            may_be_part &= np.isin(np.arange(len(dataset)), indices["train"])
+        dataset = add_history(
+            dataset,
+            recipe.field.name,
+            user=recipe.user,
+            item=recipe.item,
+            time="timestamp",
+            eligible=may_be_part,
+            max_values=recipe.field.max_values,
+        )
     return DatasetDict({name: dataset.select(rows) for name, rows in indices.items()})

@@ -8,9 +8,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,23 +26,33 @@ logger = logging.getLogger(__name__)
 _already_ignored: set[tuple[str, ...]] = set()
 # How much of a CSV file is parsed at a time; a row must fit into it, and Arrow reads some 32 of these ahead.
 _CSV_BLOCK_BYTES = 1 << 22
+Contents = Literal["ids", "numbers", "lists", "texts"]
+"""What a column of Python objects of several types is to be read as."""
+
 # What Arrow raises where it can't make an array of Python objects.
 _NOT_ARROW = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 
 def to_table(
-    rows: Any, columns: Sequence[str], *, optional: Sequence[str] = (), first_row: int = 0, source: str | None = None
+    rows: Any,
+    columns: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    contents: Mapping[str, Contents] | None = None,
+    first_row: int = 0,
+    source: str | None = None,
 ) -> pa.Table:
     """The wanted columns of some rows, as they are: what a value means is `data.schema`'s to say.
 
-    Only where a column holds values of several Python types, or integers beyond 64 bits, is it turned into strings
-    here, by the rules of `data.schema.canonical_strings`, since Arrow can't hold it.
+    Only where a column holds values of several Python types, or integers beyond 64 bits, is it turned into strings (or
+    lists of strings) here, by the rules of `data.schema`, since Arrow can't hold it.
 
     Args:
         rows: a list of dicts, one dict, a dict of columns, a pandas DataFrame, an Arrow table or record batch, or a
             `datasets.Dataset`.
         columns: names of the columns that must be there, in the order of the result.
         optional: names of columns that are taken where they are there.
+        contents: what columns hold, by name; "ids" where left out.
         first_row: number of the first row, for errors.
         source: the file, for errors.
 
@@ -49,6 +60,7 @@ def to_table(
         InputError: a column is missing or there twice, columns differ in length, a row lacks a key, or a column of
             several types holds a value that can't be an id.
     """
+    contents = contents or {}
     if isinstance(rows, pa.RecordBatch):
         rows = pa.Table.from_batches([rows])
     if isinstance(rows, pa.Table):
@@ -56,20 +68,25 @@ def to_table(
     if isinstance(rows, pd.DataFrame):
         names = [str(name) for name in rows.columns]
         wanted = _wanted(names, columns, optional, source)
-        return _from_columns({name: rows.iloc[:, names.index(name)] for name in wanted}, first_row, source)
+        return _from_columns({name: rows.iloc[:, names.index(name)] for name in wanted}, contents, first_row, source)
     if isinstance(rows, Mapping):
         wanted = _wanted(list(rows), columns, optional, source)
         values = {name: rows[name] for name in wanted}
-        return _from_columns({k: [v] if _is_scalar(v) else v for k, v in values.items()}, first_row, source)
+        # A row's list of values is no column where another field says that there is one row.
+        is_row = any(_is_scalar(v) for k, v in values.items() if contents.get(k) != "lists")
+        wrapped = {k: [v] if _is_scalar(v) or (is_row and contents.get(k) == "lists") else v for k, v in values.items()}
+        return _from_columns(wrapped, contents, first_row, source)
     if hasattr(rows, "with_format") and hasattr(rows, "__len__"):
         wanted = _wanted(rows.column_names, columns, optional, source)
         return rows.select_columns(wanted).with_format("arrow")[:].select(wanted)
     if not isinstance(rows, Iterable):
         raise InputError("rows must be a list of dicts, a dict of lists or a table", source=source, value=rows)
-    return _from_dicts(list(rows), columns, optional, first_row, source)
+    return _from_dicts(list(rows), columns, optional, contents, first_row, source)
 
 
-def _from_columns(values: Mapping[str, Any], first_row: int, source: str | None) -> pa.Table:
+def _from_columns(
+    values: Mapping[str, Any], contents: Mapping[str, Contents], first_row: int, source: str | None
+) -> pa.Table:
     for name, column in values.items():
         if isinstance(column, Mapping | Set):
             raise InputError("a column must be a list or an array", source=source, field=name, value=column)
@@ -77,11 +94,18 @@ def _from_columns(values: Mapping[str, Any], first_row: int, source: str | None)
     if len(set(lengths.values())) > 1:
         described = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
         raise InputError(f"columns must be equally long, but {described} values", source=source)
-    return pa.table({name: _to_array(column, name, first_row, source) for name, column in values.items()})
+    return pa.table(
+        {name: _to_array(column, contents.get(name, "ids"), name, first_row, source) for name, column in values.items()}
+    )
 
 
 def _from_dicts(
-    rows: list[Any], columns: Sequence[str], optional: Sequence[str], first_row: int, source: str | None
+    rows: list[Any],
+    columns: Sequence[str],
+    optional: Sequence[str],
+    contents: Mapping[str, Contents],
+    first_row: int,
+    source: str | None,
 ) -> pa.Table:
     for number, row in enumerate(rows, first_row):
         if not isinstance(row, Mapping):
@@ -93,7 +117,8 @@ def _from_dicts(
             if name not in row:
                 message = "the row lacks this field; None says that a value is missing"
                 raise InputError(message, source=source, field=name, row=number)
-    return pa.table({name: _to_array([row[name] for row in rows], name, first_row, source) for name in wanted})
+    values = {name: [row[name] for row in rows] for name in wanted}
+    return _from_columns(values, contents, first_row, source)
 
 
 def _wanted(names: Sequence[Any], columns: Sequence[str], optional: Sequence[str], source: str | None) -> list[str]:
@@ -114,21 +139,56 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, str | bytes) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
 
 
-def _to_array(values: Any, field: str, first_row: int, source: str | None) -> pa.Array | pa.ChunkedArray:
+def _to_array(
+    values: Any, contents: Contents, field: str, first_row: int, source: str | None
+) -> pa.Array | pa.ChunkedArray:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
-    # Arrow would make floating-point numbers of integers that stand beside them, and can't mix other types at all.
+    # Arrow would make floating-point numbers of integers that stand beside them, which only numbers may become, and
+    # can't mix other types at all.
     mixed = isinstance(values, list | tuple) or isinstance(getattr(values, "dtype", None), np.dtypes.ObjectDType)
-    if not mixed or len({type(v) for v in values if v is not None}) <= 1:
+    if not mixed or contents == "numbers" or len({type(v) for v in values if v is not None}) <= 1:
         with suppress(*_NOT_ARROW):
             return pa.array(values, from_pandas=True)
-    strings = [_as_string(v, field, row, source) for row, v in enumerate(values, first_row)]
+    as_one_type = _CONVERSIONS[contents]
+    converted = [as_one_type(v, field, row, source) for row, v in enumerate(values, first_row)]
     try:
-        return pa.array(strings, pa.string())
+        return pa.array(converted, pa.list_(pa.string()) if contents == "lists" else pa.string())
     except UnicodeEncodeError as error:
         message = "text with half of a surrogate pair, which is not Unicode; mend it"
-        row = first_row + strings.index(error.object)
-        raise InputError(message, source=source, field=field, row=row, value=error.object) from error
+        row = next(
+            i for i, v in enumerate(converted) if v is not None and error.object in (v if contents == "lists" else [v])
+        )
+        raise InputError(message, source=source, field=field, row=first_row + row, value=error.object) from error
+
+
+def _as_number(value: Any, field: str, row: int, source: str | None) -> str | None:
+    """One number of a column of several types."""
+    if isinstance(value, str) or value is None:
+        return value
+    if isinstance(value, bool | np.bool_):
+        return str(int(value))
+    if isinstance(value, numbers.Number | Decimal):
+        return str(value)
+    message = f"a number can't be of type {type(value).__name__}; store it as an integer or a float"
+    raise InputError(message, source=source, field=field, row=row, value=value)
+
+
+def _as_text(value: Any, field: str, row: int, source: str | None) -> str | None:
+    """One text of a column of several types."""
+    if isinstance(value, float | np.floating):
+        return None if value != value else str(value)
+    return _as_string(value, field, row, source)
+
+
+def _as_strings(value: Any, field: str, row: int, source: str | None) -> list[str | None] | None:
+    """The values of one row of a column of several types."""
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    if _is_scalar(value) or isinstance(value, Mapping):
+        message = "must be a list of values here, as in other rows of this column"
+        raise InputError(message, source=source, field=field, row=row, value=value)
+    return [_as_string(v, field, row, source) for v in value]
 
 
 def _as_string(value: Any, field: str, row: int, source: str | None) -> str | None:
@@ -159,6 +219,14 @@ def _as_string(value: Any, field: str, row: int, source: str | None) -> str | No
         raise InputError(message, source=source, field=field, row=row, value=value) from error
     string: str | None = canonical_strings(alone, field, first_row=row, source=source)[0][0].as_py()
     return string
+
+
+_CONVERSIONS: dict[Contents, Callable[[Any, str, int, str | None], Any]] = {
+    "ids": _as_string,
+    "numbers": _as_number,
+    "lists": _as_strings,
+    "texts": _as_text,
+}
 
 
 def _stream_csv(

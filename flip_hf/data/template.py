@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flip_hf.configuration_flip import FieldConfig
+from flip_hf.data.kinds import FieldValues
 
 NO_FIELD = -1
 """`token_field_ids` of tokens that are not part of a value."""
@@ -42,7 +43,8 @@ class TextTemplate:
     The sentence of a row is cut at its spaces into constant pieces (`user id is`, ` . genre is`, ` .`) and one segment
     for each value. Tokenizers that never merge across a space (WordPiece, byte-level BPE, SentencePiece) give the
     pieces the same tokens as the sentence, so a segment is tokenised once, kept, and copied from then on. The full
-    stop stands apart because a byte-level BPE would merge it with the value's last punctuation mark.
+    stop stands apart because a byte-level BPE would merge it with the value's last punctuation mark, and so do the
+    commas between the values of a field that shows several.
 
     The text shows the value as it is, also where its feature is OOV. Special tokens that a value spells out are
     tokenised as plain characters. Runs of white space in a value become one space.
@@ -82,41 +84,75 @@ class TextTemplate:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def sentence(self, values: Sequence[str | None]) -> str:
-        """The text of one row, one value a field (null where missing), before it is cut to length."""
-        shown = [text for text, _ in self._show([_one_line(v) for v in values])]
+    def sentence(self, values: Sequence[str | list[str] | None]) -> str:
+        """The text of one row, before it is cut to length: for each field a value, None where missing, or several."""
+        several: list[list[Any]] = [(v or [None]) if isinstance(v, list) else [v] for v in values]
+        shown = [" ,".join(text for text, _ in self._show([_one_line(v) for v in vs])) for vs in several]
         pieces = [text for constant, value in zip(self._constants, shown, strict=False) for text in (constant, value)]
         return "".join([*pieces, self._constants[-1]])
 
-    def assemble(self, columns: Sequence[pa.Array]) -> AssembledText:
-        """The tokens of rows given as one column of canonical strings a field, null where missing."""
+    def assemble(self, columns: Sequence[FieldValues]) -> AssembledText:
+        """The tokens of rows given as one column of values a field, in the order in which they are shown."""
         if len(self._starts) > _MAX_SEGMENTS:
             self._reset()
         num_rows, num_fields = len(columns[0]), len(self.fields)
-        segments = np.stack([self._segments_of(column) for column in columns], axis=1)  # (rows, fields)
-        full = self._lengths(segments)
-        lengths = self._fit(np.minimum(full, self._max_tokens))
+        segments = [self._segments_of(column.strings) for column in columns]
+        # What a field shows of several values is put together behind the segments that are kept.
+        pools, starts, full = [np.frombuffer(self._tokens, dtype=np.int32)], [], []
+        for column, own in zip(columns, segments, strict=True):
+            if column.offsets is None:
+                starts.append(self._bounds(own)[0])
+                full.append(self._lengths(own))
+            else:
+                tokens, bounds = self._join(own, column.offsets)
+                starts.append(sum(map(len, pools)) + bounds[:-1])
+                full.append(np.diff(bounds))
+                pools.append(tokens)
+        full_lengths = np.stack(full, axis=1)  # (rows, fields)
+        lengths = self._fit(np.minimum(full_lengths, self._max_tokens))
 
         # Constants and values take turns: constant, value, constant, ..., value, constant.
-        pieces = np.empty((num_rows, 2 * num_fields + 1), dtype=np.int64)
-        pieces[:, 0::2], pieces[:, 1::2] = self._constant_segments, segments
-        piece_lengths = self._lengths(pieces)
-        piece_lengths[:, 1::2] = lengths
-        starts = np.frombuffer(self._starts, dtype=np.int64)[pieces]
+        piece_starts = np.empty((num_rows, 2 * num_fields + 1), dtype=np.int64)
+        piece_starts[:, 0::2], piece_starts[:, 1::2] = (
+            self._bounds(self._constant_segments)[0],
+            np.stack(starts, axis=1),
+        )
+        piece_lengths = np.empty_like(piece_starts)
+        piece_lengths[:, 0::2], piece_lengths[:, 1::2] = self._lengths(self._constant_segments), lengths
 
         flat_lengths = piece_lengths.ravel()
-        ends = flat_lengths.cumsum()
-        total = int(ends[-1]) if len(ends) else 0
-        gather = np.arange(total) + np.repeat(starts.ravel() - (ends - flat_lengths), flat_lengths)
+        gather = _places(piece_starts.ravel(), flat_lengths)
         piece_fields = np.full(2 * num_fields + 1, NO_FIELD, dtype=np.int16)
         piece_fields[1::2] = np.arange(num_fields)
         offsets = np.concatenate([[0], piece_lengths.sum(axis=1).cumsum()])
         return AssembledText(
-            input_ids=np.frombuffer(self._tokens, dtype=np.int32)[gather],
+            input_ids=(np.concatenate(pools) if len(pools) > 1 else pools[0])[gather],
             token_field_ids=np.repeat(np.tile(piece_fields, num_rows), flat_lengths),
             offsets=offsets,
-            truncated=lengths < full,
+            truncated=lengths < full_lengths,
         )
+
+    def _join(self, segments: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each row's segments with commas between them.
+
+        Args:
+            segments: int64 (values,).
+            offsets: int64 (rows + 1,), where each row's values begin and end; a row without any shows that it is
+                missing.
+
+        Returns:
+            int32 (tokens,), and where each row's begin and end, int64 (rows + 1,).
+        """
+        counts = np.diff(offsets)
+        num_pieces = np.where(counts > 0, 2 * counts - 1, 1)
+        piece_bounds = np.concatenate([[0], num_pieces.cumsum()])
+        pieces = np.full(piece_bounds[-1], self._comma)
+        pieces[piece_bounds[:-1][counts == 0]] = self._missing
+        own_places = _places(np.zeros_like(counts), counts)
+        pieces[np.repeat(piece_bounds[:-1], counts) + 2 * own_places] = segments
+        lengths = self._lengths(pieces)
+        tokens = np.frombuffer(self._tokens, dtype=np.int32)[_places(self._bounds(pieces)[0], lengths)]
+        return tokens, np.concatenate([[0], lengths.cumsum()])[piece_bounds]
 
     def _reset(self) -> None:
         self._ids: dict[str, int] = {}
@@ -125,6 +161,7 @@ class TextTemplate:
         constants = self._tokenize(self._constants)
         constants[0], constants[-1] = head + constants[0], constants[-1] + tail
         self._constant_segments = np.array([self._store(tokens) for tokens in constants])
+        self._comma, self._missing = (self._store(tokens) for tokens in self._tokenize([" ,", f" {MISSING_TEXT}"]))
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before and after a sentence."""
@@ -147,10 +184,14 @@ class TextTemplate:
         self._ends.append(len(self._tokens))
         return len(self._starts) - 1
 
-    def _lengths(self, segments: np.ndarray) -> np.ndarray:
+    def _bounds(self, segments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where segments begin and end among all tokens."""
         starts, ends = np.frombuffer(self._starts, dtype=np.int64), np.frombuffer(self._ends, dtype=np.int64)
-        lengths: np.ndarray = ends[segments] - starts[segments]
-        return lengths
+        return starts[segments], ends[segments]
+
+    def _lengths(self, segments: np.ndarray) -> np.ndarray:
+        starts, ends = self._bounds(segments)
+        return ends - starts
 
     def _show(self, values: list[str]) -> list[tuple[str, list[int]]]:
         """The segment of each value, as text with its space in front and as tokens."""
@@ -204,6 +245,14 @@ class TextTemplate:
         result = lengths.copy()
         result[too_long] = fitted
         return result
+
+
+def _places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """`start, start + 1, ...` of each range, one range after the other, int64 (sum of lengths,)."""
+    ends = lengths.cumsum()
+    total = int(ends[-1]) if len(ends) else 0
+    places: np.ndarray = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+    return places
 
 
 def _one_line(value: str | None) -> str:

@@ -15,8 +15,11 @@ from flip_hf.configuration_flip import (
     NUM_SHARED_FEATURES,
     OOV_OFFSET,
     FieldConfig,
-    field_bounds,
+    num_features,
+    owned_ranges,
 )
+from flip_hf.data.kinds import KINDS, FieldValues
+from flip_hf.data.kinds.base import CountedFeatures, FeatureIndex
 from flip_hf.data.schema import InputError
 
 _RESERVED = ("oov", "missing")
@@ -29,20 +32,21 @@ _SCHEMA = pa.schema(
         ("count", pa.int64()),
     ]
 )
-# Distinct values that fitting may hold unmerged before it sums up what repeats.
-_MERGE_AT = 1 << 20
+
+Batch = Mapping[str, FieldValues]
+"""For each field's name its values in some rows."""
 
 
 class FeatureVocabulary:
     """The features of all fields in one global id space.
 
-    Ids 0 and 1 are padding and mask. Each field then owns a contiguous range: its OOV feature, its MISSING feature, and
-    its values, the frequent ones first (ties in the order of their characters), so that ids depend neither on the
-    order of the rows nor on that of the columns.
+    Ids 0 and 1 are padding and mask. Each field with features of its own then owns a contiguous range: its OOV feature,
+    its MISSING feature, and its values, the frequent ones first (ties in the order of their characters), so that ids
+    depend neither on the order of the rows nor on that of the columns. What `extended` adds comes behind all of them.
 
     Args:
         fields: fitted fields, in the order of their ranges.
-        values: for each field its values, in the order of their ids.
+        values: for each field the values of its own features, in the order of their ids.
         counts: int64 (features,), how often each feature was seen in fitting.
     """
 
@@ -50,11 +54,13 @@ class FeatureVocabulary:
         self.fields = list(fields)
         self.values = list(values)
         self.counts = counts
-        self.bounds = field_bounds(self.fields)
-        self._ids: list[dict[str, int] | None] = [None] * len(self.fields)
+        self.ranges = owned_ranges(self.fields)
+        # The ranges that a field's values may lie in: its own, or those of the field whose features it shares.
+        self._owners = [_owner(self.fields, f) for f in self.fields]
+        self._indices: dict[int, FeatureIndex] = {}
 
     def __len__(self) -> int:
-        return self.bounds[-1]
+        return num_features(self.fields)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -67,77 +73,137 @@ class FeatureVocabulary:
     __hash__ = None  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
-        # The lookup tables are rebuilt where they are needed; workers and caches should not carry them.
-        return {**self.__dict__, "_ids": [None] * len(self.fields)}
+        # The indices are rebuilt where they are needed; workers and caches should not carry them.
+        return {**self.__dict__, "_indices": {}}
 
     @classmethod
-    def fit(cls, batches: Iterable[Mapping[str, pa.Array]], fields: Sequence[FieldConfig]) -> Self:
-        """Counts the values of each field over batches of rows.
+    def fit(cls, batches: Iterable[Batch], fields: Sequence[FieldConfig]) -> Self:
+        """Finds the features of each field in batches of rows.
 
         Args:
-            batches: for each field's name its canonical strings, null where missing (`data.schema.canonical_strings`).
+            batches: the rows.
             fields: the fields to fit, not yet sized.
 
         Raises:
             InputError: there are no rows.
         """
-        counters = [_ValueCounter() for _ in fields]
+        counters = {f.name: KINDS[f.kind].counter(f) for f in fields if f.owns_features}
         num_rows = 0
         for batch in batches:
-            for field, counter in zip(fields, counters, strict=True):
-                counter.add(batch[field.name])
+            for f in fields:
+                if f.traits.has_features:
+                    counters[f.share_embedding or f.name].add(batch[f.name])
             num_rows += len(batch[fields[0].name])
         if num_rows == 0:
             raise InputError("there are no rows to fit on; check the file or the filter that made them")
 
-        fitted, values, counts = [], [], [np.zeros(NUM_SHARED_FEATURES, dtype=np.int64)]
-        for field, counter in zip(fields, counters, strict=True):
-            kept, kept_counts, num_rare = counter.result(field.min_count)
-            fitted.append(field.fitted(NUM_RESERVED_FEATURES + len(kept)))
-            values.append(kept)
-            reserved = np.zeros(NUM_RESERVED_FEATURES, dtype=np.int64)
-            reserved[OOV_OFFSET], reserved[MISSING_OFFSET] = num_rare, counter.num_missing
-            counts += [reserved, kept_counts]
+        found = [counters[f.name].result() if f.owns_features else None for f in fields]
+        fitted = [f.fitted(_size(features)) for f, features in zip(fields, found, strict=True)]
+        values = [pa.array([], pa.string()) if features is None else features.values for features in found]
+        counts = [np.zeros(NUM_SHARED_FEATURES, dtype=np.int64)]
+        counts += [np.concatenate([_reserved_counts(f), f.counts]) for f in found if f is not None]
         return cls(fitted, values, np.concatenate(counts))
 
-    def lookup(self, field: int, values: pa.Array) -> np.ndarray:
-        """Feature ids of canonical strings of the field at that place, int64 (len(values),).
+    def extended(self, batches: Iterable[Batch]) -> Self:
+        """This vocabulary with the new values of further rows, behind all features that were there.
+
+        Only fields that remember their values grow: a number always has a bucket, and so has a hashed value. A value
+        that these rows hold fewer than `min_count` times stays OOV.
+
+        Args:
+            batches: the rows.
+
+        Raises:
+            InputError: there are no rows.
+        """
+        counters = {
+            i: KINDS[f.kind].counter(f) for i, f in enumerate(self.fields) if f.owns_features and KINDS[f.kind].grows(f)
+        }
+        counts = self.counts.copy()
+        num_rows = 0
+        for batch in batches:
+            for i, field in enumerate(self.fields):
+                if self._owners[i] in counters:
+                    counters[self._owners[i]].add(batch[field.name])
+                elif field.traits.has_features:
+                    counts += np.bincount(self.lookup(i, batch[field.name]), minlength=len(counts))
+            num_rows += len(batch[self.fields[0].name])
+        if num_rows == 0:
+            raise InputError("there are no rows to extend by; check the file or the filter that made them")
+
+        fields, values, added = [f.extended(0) for f in self.fields], list(self.values), []
+        for i, counter in counters.items():
+            found, ids = counter.result(), self._ids(i)
+            counts[ids[:NUM_RESERVED_FEATURES]] += _reserved_counts(found)
+            places = pc.fill_null(pc.index_in(found.values, values[i]), -1).to_numpy(zero_copy_only=False)
+            is_new = places < 0
+            counts[ids[NUM_RESERVED_FEATURES + places[~is_new]]] += found.counts[~is_new]
+            new = found.values.filter(pa.array(is_new))
+            fields[i] = self.fields[i].extended(len(new))
+            values[i] = pa.concat_arrays([values[i], new])
+            added.append(found.counts[is_new])
+        return type(self)(fields, values, np.concatenate([counts, *added]))
+
+    def lookup(self, field: int, values: FieldValues) -> np.ndarray:
+        """Feature ids of the values of the field at that place, int64 (values,).
 
         A null is the field's MISSING feature, a value that fitting did not keep its OOV feature.
         """
-        ids = self._ids[field]
-        if ids is None:
-            first = self.bounds[field] + NUM_RESERVED_FEATURES
-            ids = dict(zip(self.values[field].to_pylist(), range(first, self.bounds[field + 1]), strict=True))
-            self._ids[field] = ids
-        encoded = values.dictionary_encode()
-        oov = self.bounds[field] + OOV_OFFSET
-        distinct = np.array([ids.get(v, oov) for v in encoded.dictionary.to_pylist()], dtype=np.int64)
-        # One more place, for the nulls.
-        distinct = np.append(distinct, self.bounds[field] + MISSING_OFFSET)
-        return distinct[encoded.indices.fill_null(len(distinct) - 1).to_numpy(zero_copy_only=False)]
+        owner = self._owners[field]
+        if owner not in self._indices:
+            self._indices[owner] = KINDS[self.fields[owner].kind].index(self.fields[owner], self.values[owner])
+        places = self._indices[owner].places(values)
+        ranges = self.ranges[owner]
+        # Without additions a field's features stand in one row.
+        return ranges[0][0] + places if len(ranges) == 1 else self._ids(owner)[places]
+
+    def positions(self, field: int, values: FieldValues) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The columns of `feature_ids` that the field at that place takes.
+
+        Returns:
+            int64 (rows, num_positions); bool (rows,), which rows hold an OOV value; and bool (rows,), which had more
+            values than positions.
+        """
+        ids = self.lookup(field, values)
+        first = self.ranges[self._owners[field]][0][0]
+        kind = KINDS[self.fields[field].kind]
+        placed, cut = kind.arrange(ids, values, self.fields[field], first + OOV_OFFSET, first + MISSING_OFFSET)
+        return placed, (placed == first + OOV_OFFSET).any(axis=1), cut
+
+    def valued(self, field: int) -> tuple[np.ndarray, pa.Array]:
+        """The features of the field at that place that stand for a value: their ids, int64, and the values."""
+        return self._ids(field)[NUM_RESERVED_FEATURES:], self.values[field]
 
     def describe(self, feature_id: int) -> tuple[str | None, str]:
         """The field and the value of a feature; `<oov>`, `<missing>`, `<padding>` or `<mask>` for reserved ones."""
         if feature_id < NUM_SHARED_FEATURES:
             return None, f"<{_SHARED[feature_id]}>"
-        field = int(np.searchsorted(self.bounds, feature_id, side="right")) - 1
-        place = feature_id - self.bounds[field]
-        if place < NUM_RESERVED_FEATURES:
-            return self.fields[field].name, f"<{_RESERVED[place]}>"
-        return self.fields[field].name, self.values[field][place - NUM_RESERVED_FEATURES].as_py()
+        for i, field in enumerate(self.fields):
+            place = 0
+            for first, end in self.ranges[i]:
+                if first <= feature_id < end:
+                    place += feature_id - first
+                    if place < NUM_RESERVED_FEATURES:
+                        return field.name, f"<{_RESERVED[place]}>"
+                    return field.name, self.values[i][place - NUM_RESERVED_FEATURES].as_py()
+                place += end - first
+        raise IndexError(f"feature {feature_id} is outside the vocabulary of {len(self)} features")
 
     def to_table(self) -> pa.Table:
         """One row a feature, in the order of the ids: field, value, which reserved feature it is if any, count."""
         names: list[pa.Array] = [pa.nulls(NUM_SHARED_FEATURES, pa.string())]
         values: list[pa.Array] = [pa.nulls(NUM_SHARED_FEATURES, pa.string())]
         reserved: list[pa.Array] = [pa.array(_SHARED, pa.string())]
-        for field, own in zip(self.fields, self.values, strict=True):
-            names.append(pa.repeat(field.name, NUM_RESERVED_FEATURES + len(own)))
-            values += [pa.nulls(NUM_RESERVED_FEATURES, pa.string()), own]
-            reserved += [pa.array(_RESERVED, pa.string()), pa.nulls(len(own), pa.string())]
-        columns = [pa.concat_arrays(names), pa.concat_arrays(values), pa.concat_arrays(reserved), pa.array(self.counts)]
-        return pa.Table.from_arrays(columns, names=_SCHEMA.names).cast(_SCHEMA)
+        ids = [np.arange(NUM_SHARED_FEATURES)]
+        for i, (field, own) in enumerate(zip(self.fields, self.values, strict=True)):
+            if field.owns_features:
+                names.append(pa.repeat(field.name, NUM_RESERVED_FEATURES + len(own)))
+                values += [pa.nulls(NUM_RESERVED_FEATURES, pa.string()), own]
+                reserved += [pa.array(_RESERVED, pa.string()), pa.nulls(len(own), pa.string())]
+                ids.append(self._ids(i))
+        order = pa.array(np.argsort(np.concatenate(ids)))
+        columns = [pa.concat_arrays(part).take(order) for part in (names, values, reserved)]
+        return pa.Table.from_arrays([*columns, pa.array(self.counts)], names=_SCHEMA.names).cast(_SCHEMA)
 
     def save(self, path: str | Path) -> None:
         """Writes the vocabulary as Parquet."""
@@ -156,63 +222,61 @@ class FeatureVocabulary:
             raise InputError(
                 f"not a readable vocabulary ({error}); fetch or save it again", source=str(path)
             ) from error
-        bounds = field_bounds(fields)
-        if len(table) != bounds[-1]:
+        if len(table) != num_features(fields):
             raise InputError(
-                f"holds {len(table)} features, but the fields beside it have {bounds[-1]}; the two were not saved "
-                "together",
+                f"holds {len(table)} features, but the fields beside it have {num_features(fields)}; the two were not "
+                "saved together",
                 source=str(path),
             )
         names = table["field"].cast(pa.string())
         reserved = table["reserved"].cast(pa.string())
-        values, value_column = [], table["value"].combine_chunks()
-        for field, start, end in zip(fields, bounds[:-1], bounds[1:], strict=True):
-            first_value = start + NUM_RESERVED_FEATURES
-            own = value_column.slice(first_value, end - first_value)
-            if (
-                pc.unique(names.slice(start, end - start)).to_pylist() != [field.name]
-                or reserved.slice(start, NUM_RESERVED_FEATURES).to_pylist() != list(_RESERVED)
+        values = []
+        for field, ranges in zip(fields, owned_ranges(fields), strict=True):
+            slices = [slice(first, end) for first, end in ranges]
+            own = pa.concat_arrays(
+                [chunk for s in slices for chunk in table["value"][s].chunks] or [pa.array([], pa.string())]
+            )
+            own = own.slice(NUM_RESERVED_FEATURES)
+            if ranges and (
+                any(pc.unique(names[s]).to_pylist() != [field.name] for s in slices)
+                or reserved[slices[0]][:NUM_RESERVED_FEATURES].to_pylist() != list(_RESERVED)
                 or own.null_count
                 or pc.count_distinct(own).as_py() != len(own)
+                or not _is_index(field, own)
             ):
                 raise InputError(
-                    f"rows {start} to {end - 1} are not the features of this field; the vocabulary was edited or "
-                    "belongs to another processor",
+                    f"rows {ranges[0][0]} to {ranges[-1][1] - 1} are not the features of this field; the vocabulary "
+                    "was edited or belongs to another processor",
                     source=str(path),
                     field=field.name,
                 )
             values.append(own)
-        return cls(fields, values, table["count"].to_numpy())
+        return cls(fields, values, table["count"].to_numpy().copy())
+
+    def _ids(self, field: int) -> np.ndarray:
+        """The ids of the features that the field at that place owns, int64 (features,)."""
+        return np.concatenate([np.arange(first, end) for first, end in self.ranges[field]])
 
 
-class _ValueCounter:
-    """Counts the values of one field over batches, holding little more than the distinct ones."""
+def _owner(fields: Sequence[FieldConfig], field: FieldConfig) -> int:
+    """The place of the field whose features the field uses."""
+    return [f.name for f in fields].index(field.share_embedding or field.name)
 
-    def __init__(self) -> None:
-        self.num_missing = 0
-        self._parts: list[pa.Table] = []
-        self._held = 0
 
-    def add(self, values: pa.Array) -> None:
-        self.num_missing += values.null_count
-        counted = pc.value_counts(values.drop_null())
-        self._parts.append(pa.table({"value": counted.field(0), "count": counted.field(1)}))
-        self._held += len(counted)
-        if self._held > _MERGE_AT:
-            self._merge()
+def _size(features: CountedFeatures | None) -> int:
+    return 0 if features is None else NUM_RESERVED_FEATURES + len(features.values)
 
-    def _merge(self) -> pa.Table:
-        merged = pa.concat_tables(self._parts).group_by("value").aggregate([("count", "sum")])
-        merged = merged.rename_columns({"count_sum": "count"}).select(["value", "count"])
-        self._parts = [merged]
-        # Only what comes on top of the distinct values counts, or a large field would merge at every batch.
-        self._held = 0
-        return merged
 
-    def result(self, min_count: int) -> tuple[pa.Array, np.ndarray, int]:
-        """Values seen at least `min_count` times, their counts, and how many rows hold the others."""
-        merged = self._merge().sort_by([("count", "descending"), ("value", "ascending")])
-        enough = pc.greater_equal(merged["count"], min_count)
-        kept = merged.filter(enough)
-        num_rare = (pc.sum(merged["count"]).as_py() or 0) - (pc.sum(kept["count"]).as_py() or 0)
-        return kept["value"].combine_chunks(), kept["count"].to_numpy().astype(np.int64), num_rare
+def _reserved_counts(features: CountedFeatures) -> np.ndarray:
+    counts = np.zeros(NUM_RESERVED_FEATURES, dtype=np.int64)
+    counts[OOV_OFFSET], counts[MISSING_OFFSET] = features.num_oov, features.num_missing
+    return counts
+
+
+def _is_index(field: FieldConfig, values: pa.Array) -> bool:
+    """Whether values that were read from a file can be what the field's features are found by."""
+    try:
+        KINDS[field.kind].index(field, values)
+    except (ValueError, pa.ArrowException):
+        return False
+    return True

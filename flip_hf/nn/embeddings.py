@@ -6,32 +6,41 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flip_hf.configuration_flip import MASK_ID, PADDING_ID
+from flip_hf.configuration_flip import MASK_ID, OOV_OFFSET, PADDING_ID
+
+Ranges = Sequence[tuple[int, int]]
+"""Ranges (first, end) of feature ids; the first one begins with the field's OOV feature."""
 
 
 class FeatureEmbedding(nn.Module):
     """Looks feature ids up in one table that all fields share.
 
     Args:
-        field_bounds: ends of the fields' id ranges, `fields + 1` numbers.
+        num_features: rows of the table.
+        position_ranges: the ids that each position (column of the input) may hold, beside padding and mask.
         embedding_dim: width of an embedding.
         initializer_range: standard deviation of the embeddings at the start.
         extra_dim: further columns that a backbone reads beside the embedding, such as a first-order weight. They
             start at zero.
 
     Shape:
-        - input: int64 (B, F), ids in the global space
-        - output: float (B, F, embedding_dim + extra_dim)
+        - input: int64 (B, P), ids in the global space
+        - output: float (B, P, embedding_dim + extra_dim)
     """
 
     def __init__(
-        self, field_bounds: Sequence[int], embedding_dim: int, initializer_range: float, extra_dim: int = 0
+        self,
+        num_features: int,
+        position_ranges: Sequence[Ranges],
+        embedding_dim: int,
+        initializer_range: float,
+        extra_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.field_bounds = tuple(field_bounds)
+        self.position_ranges = [list(ranges) for ranges in position_ranges]
         self.embedding_dim = embedding_dim
         self.initializer_range = initializer_range
-        self.weight = nn.Parameter(torch.empty(self.field_bounds[-1], embedding_dim + extra_dim))
+        self.weight = nn.Parameter(torch.empty(num_features, embedding_dim + extra_dim))
 
     def init_parameters(self) -> None:
         """Starts the table unless it was loaded; called by the model that owns this module."""
@@ -52,20 +61,26 @@ class FeatureEmbedding(nn.Module):
             self._check(feature_ids)
         return F.embedding(feature_ids, self.weight, padding_idx=PADDING_ID)
 
+    def is_oov(self, feature_ids: torch.Tensor) -> torch.Tensor:
+        """Which positions hold their field's OOV feature: int64 (B, P) -> bool (B, P)."""
+        oov = torch.tensor([ranges[0][0] + OOV_OFFSET for ranges in self.position_ranges], device=feature_ids.device)
+        return feature_ids == oov
+
     def _check(self, feature_ids: torch.Tensor) -> None:
-        num_fields = len(self.field_bounds) - 1
-        if feature_ids.ndim != 2 or feature_ids.shape[1] != num_fields:
+        num_positions = len(self.position_ranges)
+        if feature_ids.ndim != 2 or feature_ids.shape[1] != num_positions:
             raise ValueError(
-                f"feature_ids must have the shape (batch, {num_fields}), one column a field; "
+                f"feature_ids must have the shape (batch, {num_positions}), one column a position; "
                 f"got {tuple(feature_ids.shape)}"
             )
-        first, end = torch.tensor(self.field_bounds[:-1]), torch.tensor(self.field_bounds[1:])
-        inside = (feature_ids >= first) & (feature_ids < end)
-        wrong = ~(inside | (feature_ids == MASK_ID) | (feature_ids == PADDING_ID))
-        if wrong.any():
-            row, column = wrong.nonzero()[0].tolist()
+        inside = (feature_ids == MASK_ID) | (feature_ids == PADDING_ID)
+        for i in range(max(len(ranges) for ranges in self.position_ranges)):
+            bounds = torch.tensor([ranges[i] if i < len(ranges) else (0, 0) for ranges in self.position_ranges])
+            inside |= (feature_ids >= bounds[:, 0]) & (feature_ids < bounds[:, 1])
+        if not inside.all():
+            row, column = (~inside).nonzero()[0].tolist()
+            ranges = ", ".join(f"[{first}, {end})" for first, end in self.position_ranges[column])
             raise ValueError(
                 f"feature_ids[{row}, {column}] is {feature_ids[row, column].item()}, outside its field's range "
-                f"[{self.field_bounds[column]}, {self.field_bounds[column + 1]}); make the ids with the processor "
-                "that was saved with this model"
+                f"{ranges}; make the ids with the processor that was saved with this model"
             )

@@ -17,9 +17,9 @@ class PretrainingBatch:
     Letters as in `flip_hf.outputs`; V tokens in the text encoder's vocabulary, N rows of the feature table.
 
     Attributes:
-        feature_ids: int64 (B, F), complete.
+        feature_ids: int64 (B, P), complete.
         attention_mask: int64 (B, T).
-        mtm_labels: int64 (B, F), the masked features' ids, -100 elsewhere.
+        mtm_labels: int64 (B, F), a masked field's feature, -100 elsewhere.
         mlm_labels: int64 (B, T), the masked tokens' ids, -100 elsewhere.
         tabular: float (B, H), representation of the complete tabular view.
         masked_tabular: float (B, H), representation of the masked tabular view.

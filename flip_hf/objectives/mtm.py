@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from flip_hf.configuration_flip import IGNORED_LABEL, NUM_SHARED_FEATURES, FlipConfig
+from flip_hf.configuration_flip import IGNORED_LABEL, NUM_SHARED_FEATURES, FlipConfig, owned_ranges
 from flip_hf.objectives.base import Objective, ObjectiveOutput, PretrainingBatch, mean_over_items
 
 
@@ -47,7 +47,8 @@ class MaskedTabularModeling(Objective):
       the target left out;
     - `"full_softmax"`: cross-entropy over every candidate of `s + log q`.
 
-    A field with no more than `k` features is scored by the full softmax over the field under each of the three when
+    Of a field that holds several features, the collator chooses the one to recover. A field with no more than `k`
+    features is scored by the full softmax over the field under each of the three when
     negatives come from the field. Metric: `mtm_accuracy`, the share of masked features that score highest among the
     candidates that were scored.
     """
@@ -56,27 +57,60 @@ class MaskedTabularModeling(Objective):
     labels = "mtm_labels"
 
     cumulative_counts: torch.Tensor
+    slot_features: torch.Tensor
+    feature_slots: torch.Tensor
 
     def __init__(self, config: FlipConfig, tabular_size: int, text_size: int) -> None:
         super().__init__(config, tabular_size, text_size)
         self.loss = config.mtm_loss
         self.negatives = config.mtm_negatives
         self.num_negatives = config.mtm_num_negatives
-        self.field_bounds = tuple(config.field_bounds)
-        self.num_fields = len(config.fields)
+        self.num_fields = len(config.tabular_fields)
         self.summary = TextSummary(tabular_size, text_size, config.projection_dim)
         self.transform = nn.Linear(tabular_size + config.projection_dim, config.projection_dim)
         self.norm = nn.LayerNorm(config.projection_dim)
         self.field_projection = nn.Linear(config.projection_dim, self.num_fields * config.embedding_dim)
         self.bias = nn.Parameter(torch.empty(config.num_features))
-        # Counts summed up in the order of the ids: one search draws from any range, and differences are the counts.
+        # A field's features stand together in slots, whatever ids they were given when: so one search over counts
+        # summed up in this order draws from any field, and differences are the counts.
         self.register_buffer("cumulative_counts", torch.empty(config.num_features + 1, dtype=torch.int64))
+        for name in ("slot_features", "feature_slots"):
+            self.register_buffer(name, torch.empty(config.num_features, dtype=torch.int64), persistent=False)
+        self._set_slots(config)
+
+    def _set_slots(self, config: FlipConfig) -> None:
+        owned = owned_ranges(config.fields)
+        self._order = [(0, NUM_SHARED_FEATURES), *(bounds for ranges in owned for bounds in ranges)]
+        firsts, first = {}, NUM_SHARED_FEATURES
+        for ranges in owned:
+            if ranges:
+                size = sum(end - start for start, end in ranges)
+                firsts[ranges[0]] = (first, first + size)
+                first += size
+        self.field_slots = [firsts[ranges[0]] for ranges in config.feature_ranges]
 
     def init_parameters(self) -> None:
         """Starts the biases at zero and the counts at one; called by the model that owns this module."""
         init.zeros_(self.bias)
-        counts = torch.ones(len(self.bias), dtype=torch.int64)
-        init.copy_(self.cumulative_counts, self._cumulate(counts))
+        slots = torch.cat([torch.arange(first, end) for first, end in self._order])
+        init.copy_(self.slot_features, slots)
+        init.copy_(self.feature_slots, slots.argsort())
+        init.copy_(self.cumulative_counts, self._cumulate(torch.ones(len(self.bias), dtype=torch.int64)))
+
+    def grow(self, config: FlipConfig, counts: torch.Tensor) -> None:
+        """Takes over a feature table with more rows at its end; their biases start at zero.
+
+        Args:
+            config: with the larger fields.
+            counts: int64 (N,), as in `set_feature_counts`.
+        """
+        device = self.bias.device
+        self.bias = nn.Parameter(F.pad(self.bias.detach(), (0, config.num_features - len(self.bias))))
+        self._set_slots(config)
+        self.slot_features = torch.cat([torch.arange(first, end, device=device) for first, end in self._order])
+        self.feature_slots = self.slot_features.argsort()
+        self.cumulative_counts = torch.zeros(len(self.bias) + 1, dtype=torch.int64, device=device)
+        self.set_feature_counts(counts)
 
     def set_feature_counts(self, counts: torch.Tensor) -> None:
         """Sets the unigram distribution.
@@ -87,10 +121,12 @@ class MaskedTabularModeling(Objective):
         """
         if counts.shape != self.bias.shape:
             raise ValueError(f"feature counts must have the shape {tuple(self.bias.shape)}, got {tuple(counts.shape)}")
-        self.cumulative_counts.copy_(self._cumulate(counts.clamp(min=1)))
+        device = self.slot_features.device
+        self.cumulative_counts.copy_(self._cumulate(counts.to(device).clamp(min=1)[self.slot_features]))
 
     @staticmethod
     def _cumulate(counts: torch.Tensor) -> torch.Tensor:
+        """Of counts in the order of the slots."""
         counts = counts.to(torch.int64).clone()
         counts[:NUM_SHARED_FEATURES] = 0
         return F.pad(counts.cumsum(0), (1, 0))
@@ -116,11 +152,11 @@ class MaskedTabularModeling(Objective):
         return self.cumulative_counts[end] - self.cumulative_counts[first]
 
     def _candidate_range(self, fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """First id and end of the candidates of each masked position, int64 (M,) and (M,)."""
-        bounds = torch.tensor(self.field_bounds, device=fields.device)
+        """First slot and end of the candidates of each masked field, int64 (M,) and (M,)."""
         if self.negatives == "field":
-            return bounds[fields], bounds[fields + 1]
-        return torch.full_like(fields, NUM_SHARED_FEATURES), torch.full_like(fields, self.field_bounds[-1])
+            bounds = torch.tensor(self.field_slots, device=fields.device)[fields]
+            return bounds[:, 0], bounds[:, 1]
+        return torch.full_like(fields, NUM_SHARED_FEATURES), torch.full_like(fields, len(self.bias))
 
     def _full(
         self, predicted: torch.Tensor, targets: torch.Tensor, fields: torch.Tensor, embeddings: torch.Tensor
@@ -132,9 +168,11 @@ class MaskedTabularModeling(Objective):
             chosen = (first == low).nonzero(as_tuple=True)[0]
             counts = self.cumulative_counts[low : high + 1].diff()
             log_q = counts.double().log() - counts.sum().double().log()
-            scores = predicted[chosen] @ embeddings[low:high].T + self.bias[low:high] + log_q.float()
-            losses[chosen] = F.cross_entropy(scores, targets[chosen] - low, reduction="none")
-            correct[chosen] = scores.argmax(dim=-1) == targets[chosen] - low
+            features = self.slot_features[low:high]
+            scores = predicted[chosen] @ embeddings[features].T + self.bias[features] + log_q.float()
+            places = self.feature_slots[targets[chosen]] - low
+            losses[chosen] = F.cross_entropy(scores, places, reduction="none")
+            correct[chosen] = scores.argmax(dim=-1) == places
         return losses, correct
 
     def _sampled(
@@ -151,16 +189,18 @@ class MaskedTabularModeling(Objective):
         draws = (torch.rand(len(targets), k, device=targets.device, dtype=torch.float64) * total.unsqueeze(1)).long()
         draws = torch.minimum(draws, total.unsqueeze(1) - 1) + below.unsqueeze(1)
         negatives = torch.searchsorted(self.cumulative_counts, draws, right=True) - 1  # (M, k)
-        candidates = torch.cat([targets.unsqueeze(1), negatives], dim=1)  # (M, 1 + k)
+        target_slots = self.feature_slots[targets]
+        slots = torch.cat([target_slots.unsqueeze(1), negatives], dim=1)  # (M, 1 + k)
 
         exact = end - first <= k  # (M,)
         whole_field = first.unsqueeze(1) + torch.arange(k + 1, device=targets.device)  # (M, 1 + k)
         counted = ~exact.unsqueeze(1) | (whole_field < end.unsqueeze(1))
-        candidates = torch.where(exact.unsqueeze(1), whole_field.clamp(max=self.field_bounds[-1] - 1), candidates)
-        target_places = torch.where(exact, targets - first, 0)
+        slots = torch.where(exact.unsqueeze(1), whole_field.clamp(max=len(self.bias) - 1), slots)
+        target_places = torch.where(exact, target_slots - first, 0)
+        candidates = self.slot_features[slots]
 
         scores = torch.einsum("md,mkd->mk", predicted, embeddings[candidates]) + self.bias[candidates]
-        log_q = self._counts(candidates, candidates + 1).double().log() - total.double().log().unsqueeze(1)
+        log_q = self._counts(slots, slots + 1).double().log() - total.double().log().unsqueeze(1)
         # Only over a whole field does the unigram distribution stay in the score; elsewhere its correction cancels it.
         scores = torch.where(exact.unsqueeze(1), scores + log_q.float(), scores)
         is_target = F.one_hot(target_places, k + 1).bool()

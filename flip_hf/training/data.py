@@ -52,10 +52,12 @@ def load_click_log(config: DataConfig) -> ClickLog:
     if (config.source is None) == (not given):
         raise ValueError("set either data.source or data.train_file and data.validation_file")
     if config.source is not None:
-        fields: Sequence[FieldConfig] = DATASETS[config.source].fields if config.source in DATASETS else ()
-        splits, label = load_splits(config.source, config.split, config.split_seed), "label"
+        splits, label = load_splits(config.source, config.split, config.split_seed, config.history), "label"
+        source = DATASETS[config.source]
+        fields: Sequence[FieldConfig] = [*source.fields, *([source.history.field] if config.history else [])]
         sources = {name: f"{config.source} ({name})" for name in splits}
         facts: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
+        facts["history"] = config.history
     else:
         if not config.fields or "train" not in given or "validation" not in given:
             raise ValueError("with files, data.train_file, data.validation_file and data.fields must all be set")

@@ -1,5 +1,6 @@
 """What a model is worth on rows it was not trained on."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from flip_hf.configuration_flip import FieldConfig
+from flip_hf.data.schema import Fallback
 from flip_hf.training.metrics import compute_metrics
 
 
@@ -61,14 +64,51 @@ def evaluate_ctr(
     model: Any, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
 ) -> dict[str, float]:
     """All of `METRICS` of the model's logits, and with both towers of each tower's, as `id_auc` and `text_auc`."""
-    scores = click_logits(model, rows, collator, batch_size, accelerator, description)
-    labels = scores.pop("labels").astype(np.int8)
-    if "id_logits" not in scores or "text_logits" not in scores:
-        scores = {"logits": scores["logits"]}
+    return ctr_metrics(click_logits(model, rows, collator, batch_size, accelerator, description))
+
+
+def ctr_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The metrics of `evaluate_ctr` from what `click_logits` returned."""
+    labels = scores["labels"].astype(np.int8)
+    both = "id_logits" in scores and "text_logits" in scores
     results: dict[str, float] = {}
-    for name, logits in scores.items():
-        metrics = compute_metrics(labels, probabilities(logits))
+    for name in ("logits", "id_logits", "text_logits") if both else ("logits",):
+        metrics = compute_metrics(labels, probabilities(scores[name]))
         results.update({name.removesuffix("logits") + metric: value for metric, value in metrics.items()})
+    return results
+
+
+def slice_metrics(
+    scores: Mapping[str, np.ndarray], rows: Dataset, fields: Sequence[FieldConfig], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Metrics on the rows where a field's value is unseen (OOV), for each of some fields, and where all of them are
+    seen.
+
+    Args:
+        scores: what `click_logits` returned for the rows.
+        rows: the encoded rows.
+        fields: the processor's fields.
+        names: names of the fields to slice by.
+
+    Returns:
+        By slice (`"user_id unseen"`, `"seen"`) the metrics of `evaluate_ctr` and `rows`, their number; none but that
+        for an empty slice.
+
+    Raises:
+        ValueError: a name is not a field's.
+    """
+    places = {f.name: i for i, f in enumerate(fields)}
+    if unknown := [name for name in names if name not in places]:
+        raise ValueError(f"{unknown[0]!r} is not a field; the fields are {', '.join(places)}")
+    flags = np.stack(rows.with_format("numpy")["fallbacks"][:])
+    unseen = {name: (flags[:, places[name]] & Fallback.OOV) != 0 for name in names}
+    masks = {f"{name} unseen": mask for name, mask in unseen.items()}
+    masks["seen"] = ~np.any(list(unseen.values()), axis=0)
+    results: dict[str, dict[str, float]] = {}
+    for name, mask in masks.items():
+        results[name] = {"rows": int(mask.sum())}
+        if mask.any():
+            results[name] |= ctr_metrics({key: values[mask] for key, values in scores.items()})
     return results
 
 

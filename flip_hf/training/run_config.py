@@ -16,6 +16,7 @@ class DataConfig:
         source: a name in `flip_hf.data.sources.DATASETS`; left out where files are given.
         split: how the named dataset is split 8:1:1, "random" or "time".
         split_seed: seed of the random split.
+        history: give the named dataset's rows the history of what their user liked before.
         train_file: CSV or Parquet file of training rows.
         validation_file: CSV or Parquet file of validation rows.
         test_file: CSV or Parquet file of test rows, read once, after training.
@@ -28,6 +29,7 @@ class DataConfig:
     source: str | None = None
     split: str = "random"
     split_seed: int = 0
+    history: bool = False
     train_file: Path | None = None
     validation_file: Path | None = None
     test_file: Path | None = None
@@ -39,7 +41,7 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """What pretraining builds.
+    """What is built, and which settings of a pretrained FLIP finetuning replaces.
 
     Args:
         text_encoder: name or folder of the pretrained text encoder.
@@ -79,6 +81,8 @@ class TrainingConfig:
         learning_rate: peak learning rate of everything but the text encoder.
         text_learning_rate: peak learning rate of the text encoder.
         weight_decay: AdamW's, on matrices other than embeddings.
+        oov_dropout: share of the features that finetuning replaces by their field's OOV feature, as a gated fusion
+            needs.
         feature_l2: L2 penalty on the feature embeddings that a batch reads.
         warmup_ratio: share of the steps in which the learning rate rises, before it falls as a cosine.
         max_gradient_norm: gradients are scaled down to this norm.
@@ -98,6 +102,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     text_learning_rate: float = 1e-4
     weight_decay: float = 0.01
+    oov_dropout: float = 0.0
     feature_l2: float = 0.0
     warmup_ratio: float = 0.05
     max_gradient_norm: float = 1.0
@@ -160,6 +165,8 @@ class EvaluateRun:
         mode: score with both towers or with one; by default as the model was saved.
         data: the click log, which must be the one the model was trained on for the split to mean anything.
         rows: which split is read.
+        slices: fields whose unseen values make slices of their own: the rows where each is unseen, and those where all
+            of them are seen.
         batch_size: rows of a batch.
         precision: as in training.
     """
@@ -169,6 +176,7 @@ class EvaluateRun:
     mode: Literal["joint", "id", "text"] | None = None
     data: DataConfig = field(default_factory=DataConfig)
     rows: Literal["train", "validation", "test"] = "test"
+    slices: list[str] = field(default_factory=list)
     batch_size: int = 512
     precision: Literal["auto", "bf16", "fp32"] = "auto"
 

@@ -9,6 +9,21 @@ from flip_hf.configuration_flip import FieldConfig
 
 
 @dataclass(frozen=True)
+class HistoryField:
+    """A user's history of liked items (label 1), which `flip_hf.data.splits.load_splits` can add.
+
+    Attributes:
+        field: the sequence field.
+        user: the column of the users.
+        item: the column that the history is made of.
+    """
+
+    field: FieldConfig
+    user: str
+    item: str
+
+
+@dataclass(frozen=True)
 class DatasetSource:
     """A named click log.
 
@@ -18,6 +33,7 @@ class DatasetSource:
             `timestamp` (int64, seconds since 1970-01-01 UTC). Raises `flip_hf.fetch.FetchError` where the files
             cannot be had, and `ValueError` where they are not what they should be.
         fields: the fields in the order of the template, a column of `load()` each.
+        history: the history that rows can have beside them.
         description: what a row is and how its label comes about, for model cards.
         homepage: where the data's owner describes it.
         licence: what the data's owner allows.
@@ -27,6 +43,7 @@ class DatasetSource:
     name: str
     load: Callable[[], Dataset]
     fields: tuple[FieldConfig, ...]
+    history: HistoryField
     description: str
     homepage: str
     licence: str

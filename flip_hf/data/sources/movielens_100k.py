@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from flip_hf.configuration_flip import FieldConfig
-from flip_hf.data.sources.base import DatasetSource
+from flip_hf.data.sources.base import DatasetSource, HistoryField
 from flip_hf.fetch import (
     FetchError,
     PackagedFiles,
@@ -77,6 +77,12 @@ FIELDS = (
     FieldConfig("movie_id"),
     FieldConfig("title"),
     FieldConfig("genre"),
+)
+
+HISTORY = HistoryField(
+    FieldConfig("liked_titles", kind="sequence", share_embedding="title", target="title", text_values=5),
+    user="user_id",
+    item="title",
 )
 
 N_RATINGS, N_USERS, N_MOVIES = 100_000, 943, 1_682
@@ -226,6 +232,7 @@ MOVIELENS_100K = DatasetSource(
     name="movielens-100k",
     load=load,
     fields=FIELDS,
+    history=HISTORY,
     description=(
         "MovieLens-100K: 100,000 movie ratings from 943 users on 1,682 movies, September 1997 to April 1998. "
         "A row is one rating with the user's and the movie's fields. Ratings above 3 are positive, ratings below 3 "

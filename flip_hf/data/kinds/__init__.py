@@ -1,0 +1,19 @@
+"""Kinds of field, one file each. To add one: write the file, its line here and its line in `FIELD_KINDS`."""
+
+from flip_hf.data.kinds.base import FieldKind, FieldValues
+from flip_hf.data.kinds.categorical import Categorical
+from flip_hf.data.kinds.multi_categorical import MultiCategorical
+from flip_hf.data.kinds.numeric import Numeric
+from flip_hf.data.kinds.sequence import SequenceKind
+from flip_hf.data.kinds.text import Text
+
+KINDS: dict[str, FieldKind] = {
+    "categorical": Categorical(),
+    "numeric": Numeric(),
+    "multi_categorical": MultiCategorical(),
+    "sequence": SequenceKind(),
+    "text": Text(),
+}
+"""What reads, fits and shows each kind of `flip_hf.configuration_flip.FIELD_KINDS`."""
+
+__all__ = ["KINDS", "FieldKind", "FieldValues"]

@@ -1,0 +1,143 @@
+"""One value a row, such as a user's id."""
+
+import hashlib
+from collections.abc import Callable
+from itertools import count
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flip_hf.configuration_flip import MISSING_OFFSET, NUM_RESERVED_FEATURES, OOV_OFFSET, FieldConfig
+from flip_hf.data.kinds.base import CountedFeatures, FeatureCounter, FeatureIndex, FieldKind, FieldValues
+from flip_hf.data.schema import canonical_strings
+
+# Distinct values that fitting may hold unmerged before it sums up what repeats.
+_MERGE_AT = 1 << 20
+
+
+class Categorical(FieldKind):
+    """One value a row. Its feature is its own, or with `hash_buckets` its bucket's."""
+
+    def read(self, column: pa.ChunkedArray, field: FieldConfig, first_row: int, source: str | None) -> FieldValues:
+        return FieldValues(*canonical_strings(column, field.name, first_row=first_row, source=source))
+
+    def grows(self, field: FieldConfig) -> bool:
+        return field.hash_buckets is None
+
+    def counter(self, field: FieldConfig) -> FeatureCounter:
+        return ValueCounter(field.min_count) if field.hash_buckets is None else BucketCounter(field.hash_buckets)
+
+    def index(self, field: FieldConfig, values: pa.Array) -> FeatureIndex:
+        if field.hash_buckets is None:
+            return ValueIndex(values)
+        if len(values) != field.hash_buckets:
+            raise ValueError(f"field {field.name!r} has {len(values)} buckets, but hash_buckets={field.hash_buckets}")
+        return HashIndex(field.hash_buckets)
+
+
+class ValueCounter(FeatureCounter):
+    """Counts values, holding little more than the distinct ones.
+
+    The frequent ones come first, ties in the order of their characters, so that ids do not depend on the order of the
+    rows.
+
+    Args:
+        min_count: values seen fewer times have no feature of their own.
+    """
+
+    def __init__(self, min_count: int) -> None:
+        self.min_count = min_count
+        self._num_missing = 0
+        self._parts: list[pa.Table] = []
+        self._held = 0
+
+    def add(self, values: FieldValues) -> None:
+        self._num_missing += count_missing(values)
+        counted = pc.value_counts(values.strings.drop_null())
+        self._parts.append(pa.table({"value": counted.field(0), "count": counted.field(1)}))
+        self._held += len(counted)
+        if self._held > _MERGE_AT:
+            self._merge()
+
+    def _merge(self) -> pa.Table:
+        merged = pa.concat_tables(self._parts).group_by("value").aggregate([("count", "sum")])
+        merged = merged.rename_columns({"count_sum": "count"}).select(["value", "count"])
+        self._parts = [merged]
+        # Only what comes on top of the distinct values counts, or a large field would merge at every batch.
+        self._held = 0
+        return merged
+
+    def result(self) -> CountedFeatures:
+        merged = self._merge().sort_by([("count", "descending"), ("value", "ascending")])
+        kept = merged.filter(pc.greater_equal(merged["count"], self.min_count))
+        num_rare = (pc.sum(merged["count"]).as_py() or 0) - (pc.sum(kept["count"]).as_py() or 0)
+        counts = kept["count"].to_numpy().astype(np.int64)
+        return CountedFeatures(kept["value"].combine_chunks(), counts, num_rare, self._num_missing)
+
+
+class ValueIndex(FeatureIndex):
+    """Looks values up among those that fitting kept; all others are OOV.
+
+    Args:
+        values: Arrow string (features,).
+    """
+
+    def __init__(self, values: pa.Array) -> None:
+        self._places = dict(zip(values.to_pylist(), count(NUM_RESERVED_FEATURES), strict=False))
+
+    def places(self, values: FieldValues) -> np.ndarray:
+        return of_distinct(values.strings, lambda texts: [self._places.get(text, OOV_OFFSET) for text in texts])
+
+
+class BucketCounter(FeatureCounter):
+    """Counts how many values hash into each bucket.
+
+    Args:
+        num_buckets: how many there are.
+    """
+
+    def __init__(self, num_buckets: int) -> None:
+        self._index = HashIndex(num_buckets)
+        self._counts = np.zeros(NUM_RESERVED_FEATURES + num_buckets, dtype=np.int64)
+        self._num_missing = 0
+
+    def add(self, values: FieldValues) -> None:
+        self._num_missing += count_missing(values)
+        self._counts += np.bincount(self._index.places(values), minlength=len(self._counts))
+
+    def result(self) -> CountedFeatures:
+        counts = self._counts[NUM_RESERVED_FEATURES:]
+        names = pa.array([f"bucket {i}" for i in range(len(counts))], pa.string())
+        return CountedFeatures(names, counts, 0, self._num_missing)
+
+
+class HashIndex(FeatureIndex):
+    """Hashes values into buckets, the same on every machine.
+
+    Args:
+        num_buckets: how many there are.
+    """
+
+    def __init__(self, num_buckets: int) -> None:
+        self._num_buckets = num_buckets
+
+    def places(self, values: FieldValues) -> np.ndarray:
+        return of_distinct(values.strings, lambda texts: [self._bucket(text) for text in texts])
+
+    def _bucket(self, text: str) -> int:
+        digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+        return NUM_RESERVED_FEATURES + int.from_bytes(digest, "little") % self._num_buckets
+
+
+def of_distinct(strings: pa.Array, places: Callable[[list[str]], list[int]]) -> np.ndarray:
+    """The place of each string, int64 (values,), found once for each distinct one; a null's is MISSING."""
+    encoded = strings.dictionary_encode()
+    # One more place, for the nulls.
+    distinct = np.array([*places(encoded.dictionary.to_pylist()), MISSING_OFFSET], dtype=np.int64)
+    return distinct[encoded.indices.fill_null(len(distinct) - 1).to_numpy(zero_copy_only=False)]
+
+
+def count_missing(values: FieldValues) -> int:
+    """Rows without a value."""
+    return values.strings.null_count if values.offsets is None else int((np.diff(values.offsets) == 0).sum())

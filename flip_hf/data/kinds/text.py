@@ -1,0 +1,20 @@
+"""Text without an id, such as an advertisement's description."""
+
+import pyarrow as pa
+
+from flip_hf.configuration_flip import FieldConfig
+from flip_hf.data.kinds.base import FieldKind, FieldValues
+from flip_hf.data.schema import canonical_numbers, canonical_strings
+
+
+class Text(FieldKind):
+    """Shown in the text, absent from the table."""
+
+    column = "texts"
+
+    def read(self, column: pa.ChunkedArray, field: FieldConfig, first_row: int, source: str | None) -> FieldValues:
+        if pa.types.is_floating(column.type):
+            # As an id a number that is not whole would be an error; as text it is what it is.
+            _, strings, flags = canonical_numbers(column, field.name, first_row=first_row, source=source)
+            return FieldValues(strings, flags)
+        return FieldValues(*canonical_strings(column, field.name, first_row=first_row, source=source))
