@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
-
-from flip_hf.backbones.base import Backbone, BackboneOutput
-from flip_hf.nn.cross import CrossNetwork, VectorCross
-from flip_hf.nn.layers import MLP
+from flip_hf.backbones.cross_and_deep import CrossAndDeep
+from flip_hf.nn.cross import VectorCross
 
 
-class DCN(Backbone):
+class DCN(CrossAndDeep):
     """Cross network with one weight vector a layer, beside a deep network (Sections 2.2 to 2.4, equations 3 and 6).
 
     Args:
@@ -29,14 +25,5 @@ class DCN(Backbone):
         cross_layers: int = 3,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
         size = num_fields * embedding_dim
-        self.cross = CrossNetwork(VectorCross(size) for _ in range(cross_layers))
-        self.deep = MLP(size, hidden_sizes, dropout)
-        self.representation_size = size + self.deep.output_size
-        self.output = nn.Linear(self.representation_size, 1)
-
-    def forward(self, embeddings: torch.Tensor) -> BackboneOutput:
-        x0 = embeddings.flatten(1)  # (B, size)
-        representation = torch.cat([self.cross(x0), self.deep(x0)], dim=-1)  # (B, representation_size)
-        return BackboneOutput(representation, self.output(representation).squeeze(-1))
+        super().__init__(size, (VectorCross(size) for _ in range(cross_layers)), hidden_sizes, dropout)

@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
-
-from flip_hf.backbones.base import Backbone, BackboneOutput
-from flip_hf.nn.cross import CrossNetwork, LowRankCross, MatrixCross
-from flip_hf.nn.layers import MLP
+from flip_hf.backbones.cross_and_deep import CrossAndDeep
+from flip_hf.nn.cross import LowRankCross, MatrixCross
 
 
-class DCNv2(Backbone):
+class DCNv2(CrossAndDeep):
     """The parallel structure (Section 3, Figure 1): cross network and deep network side by side, concatenated.
 
     Args:
@@ -36,19 +32,11 @@ class DCNv2(Backbone):
         num_experts: int = 4,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
         if cross not in ("mixture", "matrix"):
             raise ValueError(f"backbone 'dcnv2': cross={cross!r} is not one of mixture, matrix")
         size = num_fields * embedding_dim
-        self.cross = CrossNetwork(
+        layers = (
             MatrixCross(size) if cross == "matrix" else LowRankCross(size, low_rank, num_experts)
             for _ in range(cross_layers)
         )
-        self.deep = MLP(size, hidden_sizes, dropout)
-        self.representation_size = size + self.deep.output_size
-        self.output = nn.Linear(self.representation_size, 1)
-
-    def forward(self, embeddings: torch.Tensor) -> BackboneOutput:
-        x0 = embeddings.flatten(1)  # (B, size)
-        representation = torch.cat([self.cross(x0), self.deep(x0)], dim=-1)  # (B, representation_size)
-        return BackboneOutput(representation, self.output(representation).squeeze(-1))
+        super().__init__(size, layers, hidden_sizes, dropout)

@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
-
-from flip_hf.backbones.base import Backbone, BackboneOutput
-from flip_hf.nn.cross import CrossNetwork, GatedCross
-from flip_hf.nn.layers import MLP
+from flip_hf.backbones.cross_and_deep import CrossAndDeep
+from flip_hf.nn.cross import GatedCross
 
 
-class GDCN(Backbone):
+class GDCN(CrossAndDeep):
     """Cross network whose interactions pass a gate, with a deep network beside or behind it (Section 3, equation 2).
 
     Args:
@@ -31,18 +27,8 @@ class GDCN(Backbone):
         structure: str = "parallel",
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
         if structure not in ("parallel", "stacked"):
             raise ValueError(f"backbone 'gdcn': structure={structure!r} is not one of parallel, stacked")
         size = num_fields * embedding_dim
-        self.parallel = structure == "parallel"
-        self.cross = CrossNetwork(GatedCross(size) for _ in range(cross_layers))
-        self.deep = MLP(size, hidden_sizes, dropout)
-        self.representation_size = (size if self.parallel else 0) + self.deep.output_size
-        self.output = nn.Linear(self.representation_size, 1)
-
-    def forward(self, embeddings: torch.Tensor) -> BackboneOutput:
-        x0 = embeddings.flatten(1)  # (B, size)
-        crossed = self.cross(x0)
-        representation = torch.cat([crossed, self.deep(x0)], dim=-1) if self.parallel else self.deep(crossed)
-        return BackboneOutput(representation, self.output(representation).squeeze(-1))
+        layers = (GatedCross(size) for _ in range(cross_layers))
+        super().__init__(size, layers, hidden_sizes, dropout, stacked=structure == "stacked")

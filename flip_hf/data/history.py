@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.fingerprint import update_fingerprint
 
+from flip_hf.data.ragged import places as ragged_places
 from flip_hf.data.schema import InputError
 
 # A chunk of Arrow strings holds at most 2 GiB, which the histories of a large log exceed.
@@ -56,9 +57,7 @@ def earlier_positions(
     lengths[order] = ends - starts
     first = np.empty(len(order), dtype=np.int64)
     first[order] = starts
-    offsets = np.append(0, lengths.cumsum())
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    return offsets, order[eligible[order]][np.repeat(first, lengths) + within]
+    return np.append(0, lengths.cumsum()), order[eligible[order]][ragged_places(first, lengths)]
 
 
 def add_history(

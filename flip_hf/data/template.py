@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.kinds import FieldValues
+from flip_hf.data.ragged import places
 
 NO_FIELD = -1
 """`token_field_ids` of tokens that are not part of a value."""
@@ -121,7 +122,7 @@ class TextTemplate:
         piece_lengths[:, 0::2], piece_lengths[:, 1::2] = self._lengths(self._constant_segments), lengths
 
         flat_lengths = piece_lengths.ravel()
-        gather = _places(piece_starts.ravel(), flat_lengths)
+        gather = places(piece_starts.ravel(), flat_lengths)
         piece_fields = np.full(2 * num_fields + 1, NO_FIELD, dtype=np.int16)
         piece_fields[1::2] = np.arange(num_fields)
         offsets = np.concatenate([[0], piece_lengths.sum(axis=1).cumsum()])
@@ -148,10 +149,10 @@ class TextTemplate:
         piece_bounds = np.concatenate([[0], num_pieces.cumsum()])
         pieces = np.full(piece_bounds[-1], self._comma)
         pieces[piece_bounds[:-1][counts == 0]] = self._missing
-        own_places = _places(np.zeros_like(counts), counts)
-        pieces[np.repeat(piece_bounds[:-1], counts) + 2 * own_places] = segments
+        own_pieces = places(np.zeros_like(counts), counts)
+        pieces[np.repeat(piece_bounds[:-1], counts) + 2 * own_pieces] = segments
         lengths = self._lengths(pieces)
-        tokens = np.frombuffer(self._tokens, dtype=np.int32)[_places(self._bounds(pieces)[0], lengths)]
+        tokens = np.frombuffer(self._tokens, dtype=np.int32)[places(self._bounds(pieces)[0], lengths)]
         return tokens, np.concatenate([[0], lengths.cumsum()])[piece_bounds]
 
     def _reset(self) -> None:
@@ -245,14 +246,6 @@ class TextTemplate:
         result = lengths.copy()
         result[too_long] = fitted
         return result
-
-
-def _places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`start, start + 1, ...` of each range, one range after the other, int64 (sum of lengths,)."""
-    ends = lengths.cumsum()
-    total = int(ends[-1]) if len(ends) else 0
-    places: np.ndarray = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
-    return places
 
 
 def _one_line(value: str | None) -> str:

@@ -155,7 +155,11 @@ class FeatureVocabulary:
         places = self._indices[owner].places(values)
         ranges = self.ranges[owner]
         # Without additions a field's features stand in one row.
-        return ranges[0][0] + places if len(ranges) == 1 else self._ids(owner)[places]
+        if len(ranges) == 1:
+            return ranges[0][0] + places
+        sizes = np.array([end - first for first, end in ranges])
+        shifts = np.array([first for first, _ in ranges]) - (sizes.cumsum() - sizes)
+        return places + shifts[np.searchsorted(sizes.cumsum(), places, side="right")]
 
     def positions(self, field: int, values: FieldValues) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The columns of `feature_ids` that the field at that place takes.

@@ -65,6 +65,8 @@ class FieldPooling(nn.Module):
     def shares(self, marked: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
         """The share of each field's features that are marked: bool (B, P), int64 (B, P) -> float (B, F)."""
         present = feature_ids != PADDING_ID
+        if marked.shape[1] == len(self.slices):
+            return (marked & present).float()
         parts = [(marked & present)[:, s].sum(dim=1) / present[:, s].sum(dim=1).clamp(min=1) for s in self.slices]
         return torch.stack(parts, dim=1)
 
