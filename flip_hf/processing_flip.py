@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import PROCESSOR_NAME, cached_file
 
 from flip_hf.configuration_flip import FieldConfig, as_fields, tabular_fields
-from flip_hf.data.collators import pad_ragged
 from flip_hf.data.kinds import KINDS, FieldValues
+from flip_hf.data.ragged import Ragged
 from flip_hf.data.schema import Fallback, InputError, canonical_labels
 from flip_hf.data.tables import Contents, stream_tables, to_table
 from flip_hf.data.template import TextTemplate
@@ -251,18 +251,13 @@ class FlipProcessor(ProcessorMixin):
             `feature_ids` int64 (B, P), `input_ids` and `attention_mask` int64 (B, T).
         """
         encoded = self.encode(rows)
-        input_ids = [np.asarray(ids) for ids in encoded["input_ids"].to_pylist()]
-        lengths = np.array([len(ids) for ids in input_ids], dtype=np.int64)
-        padded = pad_ragged(input_ids, self.tokenizer.pad_token_id, pad_to_multiple_of)
+        text = Ragged.of(encoded["input_ids"])
+        padded = text.padded(self.tokenizer.pad_token_id, pad_to_multiple_of)
+        num_positions = sum(f.num_positions for f in self.fields)
         arrays = {
-            "feature_ids": encoded["feature_ids"]
-            .combine_chunks()
-            .flatten()
-            .to_numpy()
-            .reshape(len(encoded), sum(f.num_positions for f in self.fields))
-            .copy(),
+            "feature_ids": np.array(encoded["feature_ids"].combine_chunks().flatten()).reshape(-1, num_positions),
             "input_ids": padded,
-            "attention_mask": (np.arange(padded.shape[1]) < lengths[:, None]).astype(np.int64),
+            "attention_mask": (np.arange(padded.shape[1]) < text.lengths[:, None]).astype(np.int64),
         }
         if return_tensors is None:
             return BatchFeature({name: array.tolist() for name, array in arrays.items()})

@@ -5,12 +5,14 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator
 from flip_hf.configuration_flip import IGNORED_LABEL, MASK_ID
+from flip_hf.data.collators import EncodedRows
 from flip_hf.data.masking import masked_fields, uniform
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 
@@ -112,6 +114,19 @@ def test_collators_emit_what_forward_takes(processor, encoded):
     assert set(FlipCTRCollator(processor, mode="text")(encoded[:4])) == {"input_ids", "attention_mask", "labels"}
     without = [{k: v for k, v in row.items() if k != "label"} for row in encoded[:4]]
     assert "labels" not in FlipCTRCollator(processor)(without)
+
+
+@pytest.mark.parametrize("make", [FlipPretrainingCollator, lambda p: FlipCTRCollator(p, oov_dropout=0.3, seed=2)])
+def test_a_table_of_rows_and_a_list_of_them_make_the_same_batch(processor, click_rows, make):
+    rows = processor.encode_dataset(Dataset.from_dict(click_rows))
+    numbers = [7, 3, 299, 3]
+    collator = make(processor)
+    from_table = collator(EncodedRows(rows, collator.columns).__getitems__(numbers))
+    from_list = collator([rows[i] for i in numbers])
+    assert set(from_table) == set(from_list)
+    for name, tensor in from_list.items():
+        assert from_table[name].dtype == tensor.dtype
+        assert torch.equal(from_table[name], tensor), name
 
 
 def test_padding(processor, encoded):

@@ -1,10 +1,13 @@
 """Encoded rows -> the tensors that the models' `forward` takes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import torch
+from torch.utils.data import Dataset as TorchDataset
 
 from flip_hf.configuration_flip import (
     IGNORED_LABEL,
@@ -19,6 +22,7 @@ from flip_hf.configuration_flip import (
 )
 from flip_hf.data.kinds import KINDS
 from flip_hf.data.masking import masked_fields, uniform
+from flip_hf.data.ragged import Ragged
 from flip_hf.data.template import NO_FIELD
 
 _TEXT_STREAM, _TABULAR_STREAM, _TARGET_STREAM, _OOV_STREAM = range(4)
@@ -26,16 +30,28 @@ _TEXT_STREAM, _TABULAR_STREAM, _TARGET_STREAM, _OOV_STREAM = range(4)
 Row = Mapping[str, Any]
 
 
-def pad_ragged(rows: Sequence[Any], value: int, multiple_of: int = 1) -> np.ndarray:
-    """Rows of different lengths as one int64 (rows, length), filled up with `value`.
+Rows: TypeAlias = Sequence[Row] | pa.Table
+"""Encoded rows of a batch: a list of them, or, much faster, an Arrow table."""
 
-    `length` is the longest row's, rounded up to a multiple of `multiple_of`.
+
+class EncodedRows(TorchDataset[pa.Table]):
+    """Encoded rows of which a DataLoader hands a batch to the collator as one Arrow table.
+
+    Args:
+        rows: what `FlipProcessor.encode_dataset` returned.
+        columns: the columns that the collator reads, `collator.columns`; of these the ones that there are.
     """
-    lengths = np.array([len(row) for row in rows])
-    longest = -(-int(lengths.max(initial=1)) // multiple_of) * multiple_of
-    padded = np.full((len(rows), longest), value, dtype=np.int64)
-    padded[np.arange(longest) < lengths[:, None]] = np.concatenate(rows) if len(rows) else []
-    return padded
+
+    def __init__(self, rows: datasets.Dataset, columns: Sequence[str]) -> None:
+        there = [name for name in columns if name in rows.column_names]
+        self.rows = rows.select_columns(there).with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, numbers: list[int]) -> pa.Table:
+        table: pa.Table = self.rows[numbers]
+        return table
 
 
 class FlipCTRCollator:
@@ -50,7 +66,7 @@ class FlipCTRCollator:
         seed: the run's seed; only read with `oov_dropout`.
         pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this.
 
-    Returns (when called with a list of encoded rows):
+    Returns (when called with encoded rows, a list or an Arrow table of them):
         feature_ids int64 (B, P) unless the mode is "text"; input_ids and attention_mask int64 (B, T) unless it is
         "id"; labels float32 (B,) where the rows have a label.
     """
@@ -86,20 +102,27 @@ class FlipCTRCollator:
         """What the next batches drop belongs to this epoch."""
         self.epoch = epoch
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the encoded rows that are read."""
+        views = ["input_ids"] if self.mode != "id" else []
+        return [*views, *(["feature_ids"] if self.mode != "text" else []), "row", "label"]
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         batch: dict[str, torch.Tensor] = {}
         if self.mode != "text":
-            feature_ids = np.stack([row["feature_ids"] for row in rows]).astype(np.int64)
+            feature_ids = _matrix(rows, "feature_ids")
             if self.oov_dropout:
-                feature_ids = self._drop(feature_ids, np.array([row["row"] for row in rows], dtype=np.int64))
+                feature_ids = self._drop(feature_ids, _numbers(rows))
             batch["feature_ids"] = torch.from_numpy(feature_ids)
         if self.mode != "id":
-            input_ids = [np.asarray(row["input_ids"]) for row in rows]
-            batch["input_ids"] = torch.from_numpy(pad_ragged(input_ids, self.pad_token_id, self.pad_to_multiple_of))
-            ones = [np.ones(len(ids), dtype=np.int64) for ids in input_ids]
-            batch["attention_mask"] = torch.from_numpy(pad_ragged(ones, 0, self.pad_to_multiple_of))
-        if "label" in rows[0]:
-            batch["labels"] = torch.tensor([float(row["label"]) for row in rows])
+            input_ids = _ragged(rows, "input_ids")
+            padded = input_ids.padded(self.pad_token_id, self.pad_to_multiple_of)
+            batch["input_ids"] = torch.from_numpy(padded)
+            is_token = np.arange(padded.shape[1]) < input_ids.lengths[:, None]
+            batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
+        if _has(rows, "label"):
+            batch["labels"] = torch.from_numpy(_column(rows, "label").astype(np.float32))
         return batch
 
     def _drop(self, feature_ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -124,7 +147,7 @@ class FlipPretrainingCollator:
         tabular_mask_ratio: share of the fields masked in the table; at least one field is.
         pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this.
 
-    Returns (when called with a list of encoded rows):
+    Returns (when called with encoded rows, a list or an Arrow table of them):
         feature_ids, masked_feature_ids int64 (B, P); mtm_labels int64 (B, F), F the fields with features; input_ids,
         attention_mask, masked_input_ids and mlm_labels int64 (B, T). Labels are -100 where nothing was masked. Of a
         masked field that holds several features none is left, and one of them, drawn like the masks, is the label.
@@ -158,11 +181,16 @@ class FlipPretrainingCollator:
         """Masks of the next batches belong to this epoch."""
         self.epoch = epoch
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the encoded rows that are read."""
+        return ["row", "feature_ids", "input_ids", "token_field_ids"]
+
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         batch = self.plain(rows)
         batch.pop("labels", None)
         feature_ids = batch["feature_ids"].numpy()
-        numbers = np.array([row["row"] for row in rows], dtype=np.int64)
+        numbers = _numbers(rows)
         num_tabular, num_fields = len(self._first_positions), self.num_fields
 
         in_table = masked_fields(self.seed, self.epoch, numbers, num_tabular, self.tabular_mask_ratio, _TABULAR_STREAM)
@@ -173,10 +201,9 @@ class FlipPretrainingCollator:
         batch["mtm_labels"] = torch.from_numpy(np.where(in_table, targets, IGNORED_LABEL))
 
         in_text = masked_fields(self.seed, self.epoch, numbers, num_fields, self.text_mask_ratio, _TEXT_STREAM)
-        token_fields = [np.asarray(row["token_field_ids"]) for row in rows]
-        token_field_ids = pad_ragged(token_fields, NO_FIELD, self.plain.pad_to_multiple_of)
+        token_field_ids = _ragged(rows, "token_field_ids").padded(NO_FIELD, self.plain.pad_to_multiple_of)
         # Tokens of no field look the last place up, which is never masked.
-        lookup = np.concatenate([in_text, np.zeros((len(rows), 1), dtype=bool)], axis=1)
+        lookup = np.concatenate([in_text, np.zeros((len(numbers), 1), dtype=bool)], axis=1)
         masked = np.take_along_axis(lookup, token_field_ids % (num_fields + 1), axis=1)
         input_ids = batch["input_ids"].numpy()
         batch["masked_input_ids"] = torch.from_numpy(np.where(masked, self.mask_token_id, input_ids))
@@ -189,6 +216,32 @@ class FlipPretrainingCollator:
         draws = uniform(self.seed, self.epoch, numbers, _TARGET_STREAM, len(self._first_positions))
         positions: np.ndarray = self._first_positions + (draws * present).astype(np.int64)
         return positions
+
+
+def _has(rows: Rows, name: str) -> bool:
+    return name in (rows.column_names if isinstance(rows, pa.Table) else rows[0])
+
+
+def _column(rows: Rows, name: str) -> np.ndarray:
+    if isinstance(rows, pa.Table):
+        column: np.ndarray = rows[name].to_numpy()
+        return column
+    return np.array([row[name] for row in rows])
+
+
+def _numbers(rows: Rows) -> np.ndarray:
+    return _column(rows, "row").astype(np.int64)
+
+
+def _matrix(rows: Rows, name: str) -> np.ndarray:
+    """Of a column of rows of one length, int64 (rows, length), the caller's to change."""
+    if isinstance(rows, pa.Table):
+        return np.array(rows[name].combine_chunks().flatten(), dtype=np.int64).reshape(len(rows), -1)
+    return np.stack([row[name] for row in rows]).astype(np.int64)
+
+
+def _ragged(rows: Rows, name: str) -> Ragged:
+    return Ragged.of(rows[name] if isinstance(rows, pa.Table) else [np.asarray(row[name]) for row in rows])
 
 
 def _with_ranges(fields: Sequence[FieldConfig]) -> Iterator[tuple[FieldConfig, list[tuple[int, int]]]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from flip_hf.data.history import add_history
 from flip_hf.data.sources import DATASETS
@@ -80,4 +80,6 @@ def load_splits(source_name: str, split: str, seed: int, history: bool = False) 
             eligible=may_be_part,
             max_values=recipe.field.max_values,
         )
-    return DatasetDict({name: dataset.select(rows) for name, rows in indices.items()})
+    # Laid out anew: rows that are only picked lie in one chunk each, and every later pass over them would be slow.
+    table = dataset.with_format("arrow")[:]
+    return DatasetDict({name: Dataset(table.take(rows)) for name, rows in indices.items()})

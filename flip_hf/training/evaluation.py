@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from flip_hf.configuration_flip import FieldConfig
+from flip_hf.data.collators import EncodedRows
 from flip_hf.data.schema import Fallback
 from flip_hf.training.metrics import compute_metrics
 
@@ -115,7 +116,7 @@ def slice_metrics(
 def _loader(rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator) -> Any:
     # Not accelerator.prepare, which keeps every loader it is given, and with it the rows, for as long as it lives.
     return prepare_data_loader(
-        DataLoader(rows, batch_size=batch_size, collate_fn=collator),
+        DataLoader(EncodedRows(rows, collator.columns), batch_size=batch_size, collate_fn=collator),
         accelerator.device,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+import pyarrow as pa
 import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.training.evaluation import text_lengths
 from flip_hf.training.optimization import build_optimizer, build_schedule
@@ -41,8 +43,8 @@ class WithRowNumbers:
     def __init__(self, collator: Callable[[Any], dict[str, torch.Tensor]]) -> None:
         self.collator = collator
 
-    def __call__(self, rows: Sequence[Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return torch.tensor([int(row["row"]) for row in rows]), self.collator(rows)
+    def __call__(self, rows: pa.Table) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return torch.tensor(rows["row"].to_numpy()), self.collator(rows)
 
 
 def train(
@@ -78,7 +80,7 @@ def train(
         text_lengths(rows), config.batch_size, config.seed, accelerator.num_processes, accelerator.process_index
     )
     loader: Any = DataLoader(
-        rows,
+        EncodedRows(rows, collator.columns),
         batch_sampler=sampler,
         collate_fn=WithRowNumbers(collator),
         num_workers=config.workers,

@@ -58,8 +58,8 @@ def predict_file(
             encoded = Dataset(processor.encode(table, first_row=num_rows, source=str(settings.input)))
             for field, counts in count_fallbacks(encoded, processor.fields).items():
                 fallbacks.update({(field, kind): number for kind, number in counts.items()})
-            rows, description = encoded.with_format("numpy"), f"rows from {num_rows}"
-            logits = click_logits(model, rows, collator, settings.batch_size, accelerator, description)
+            description = f"rows from {num_rows}"
+            logits = click_logits(model, encoded, collator, settings.batch_size, accelerator, description)
             if writer is not None:
                 scores = {name: probabilities(logits[key]) for key, name in names.items()}
                 writer.write_table(pa.table({"row": encoded.data["row"], **scores}).cast(schema))
