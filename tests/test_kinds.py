@@ -260,6 +260,14 @@ def test_features_are_dropped_to_oov_by_row_and_epoch_alone(fitted):
     torch.testing.assert_close(collator(encoded[10:20])["feature_ids"], dropped[10:20])
     collator.set_epoch(1)
     assert not torch.equal(collator(encoded)["feature_ids"], dropped)
+    users_only = FlipCTRCollator(fitted, oov_dropout={"user": 0.5})(encoded)["feature_ids"] != plain
+    assert 0.35 < users_only[:, 0].float().mean() < 0.65
+    assert not users_only[:, 1:].any()
+
+
+def test_only_fields_with_an_oov_feature_drop_to_it(fitted):
+    with pytest.raises(ValueError, match="'price' is not a field with an OOV feature: user"):
+        FlipCTRCollator(fitted, oov_dropout={"price": 0.5})
 
 
 @pytest.mark.parametrize(

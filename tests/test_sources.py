@@ -11,6 +11,7 @@ import subprocess
 import urllib.error
 import urllib.request
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -19,8 +20,9 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
+from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data import splits
-from flip_hf.data.sources import DATASETS, movielens_100k
+from flip_hf.data.sources import DATASETS, HistoryField, movielens_100k
 from flip_hf.data.sources.movielens_100k import (
     GENRES,
     PACKAGED,
@@ -289,3 +291,22 @@ def test_load_splits(monkeypatch):
         "validation": [16, 17],
         "test": [18, 19],
     }
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"), [("time", ["good 0", "bad 1", "good 2"]), ("random", ["good 0", "good 2"])]
+)
+def test_histories_hold_what_was_known(monkeypatch, split, expected):
+    times, items = list(range(20)), [str(i) for i in range(20)]
+    table = Dataset.from_dict({"label": [1, 0] * 10, "timestamp": times, "user": ["ann"] * 20, "item": items})
+    source = type("Source", (), {"load": staticmethod(lambda: table)})
+    monkeypatch.setitem(splits.DATASETS, "tiny", source)
+    # Row 1 is a test row of the random split: its label may be in nobody's history.
+    monkeypatch.setitem(splits.SPLITS, "random", lambda timestamps, seed: np.append(np.delete(np.arange(20), 1), 1))
+    history = HistoryField(FieldConfig("seen", kind="sequence"), "user", "item", {0: "bad ", 1: "good "})
+    parts = load_splits("tiny", split, 0, [history])
+    row = next(row for part in parts.values() for row in part if row["timestamp"] == 3)
+    assert row["seen"] == expected
+    assert set(row) == {"label", "timestamp", "user", "item", "seen"}
+    liked = load_splits("tiny", split, 0, [replace(history, words={1: ""})])
+    assert next(row for part in liked.values() for row in part if row["timestamp"] == 3)["seen"] == ["0", "2"]

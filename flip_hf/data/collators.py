@@ -61,8 +61,9 @@ class FlipCTRCollator:
         processor: the processor that encoded the rows.
         mode: the model's mode: which views it reads.
         oov_dropout: share of the features replaced by their field's OOV feature, for training: so the OOV feature is
-            trained, and a gated fusion learns what it is worth. Fields that know no OOV are spared. Which are replaced
-            depends on the seed, the epoch and the row's number alone.
+            trained, and a gated fusion learns what it is worth. One number is every field's share, but fields that
+            know no OOV are spared; a dict gives it for each field that it names. Which are replaced depends on the
+            seed, the epoch and the row's number alone.
         seed: the run's seed; only read with `oov_dropout`.
         pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this.
 
@@ -75,28 +76,27 @@ class FlipCTRCollator:
         self,
         processor: Any,
         mode: str = "joint",
-        oov_dropout: float = 0.0,
+        oov_dropout: float | Mapping[str, float] = 0.0,
         seed: int = 0,
         pad_to_multiple_of: int = 8,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} is not one of {', '.join(MODES)}")
-        if not 0 <= oov_dropout < 1:
+        fields = list(_with_ranges(processor.fields))
+        growing = [field.name for field, _ in fields if KINDS[field.kind].grows(field)]
+        shares = oov_dropout if isinstance(oov_dropout, Mapping) else dict.fromkeys(growing, oov_dropout)
+        if unknown := sorted(set(shares) - set(growing)):
+            raise ValueError(f"oov_dropout: {unknown[0]!r} is not a field with an OOV feature: {', '.join(growing)}")
+        if any(not 0 <= share < 1 for share in shares.values()):
             raise ValueError(f"oov_dropout={oov_dropout} must be in [0, 1)")
         self.pad_token_id: int = processor.tokenizer.pad_token_id
         self.mode = mode
-        self.oov_dropout = oov_dropout
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of
         self.epoch = 0
-        # For each position its field's OOV feature, and padding where there is none to drop to.
-        self._oov_ids = np.array(
-            [
-                ranges[0][0] + OOV_OFFSET if KINDS[field.kind].grows(field) else PADDING_ID
-                for field, ranges in _with_ranges(processor.fields)
-                for _ in range(field.num_positions)
-            ]
-        )
+        # For each position its field's OOV feature, and how often to drop to it.
+        self._oov_ids = np.array([r[0][0] + OOV_OFFSET for f, r in fields for _ in range(f.num_positions)])
+        self._oov_shares = np.array([shares.get(f.name, 0.0) for f, _ in fields for _ in range(f.num_positions)])
 
     def set_epoch(self, epoch: int) -> None:
         """What the next batches drop belongs to this epoch."""
@@ -112,7 +112,7 @@ class FlipCTRCollator:
         batch: dict[str, torch.Tensor] = {}
         if self.mode != "text":
             feature_ids = _matrix(rows, "feature_ids")
-            if self.oov_dropout:
+            if self._oov_shares.any():
                 feature_ids = self._drop(feature_ids, _numbers(rows))
             batch["feature_ids"] = torch.from_numpy(feature_ids)
         if self.mode != "id":
@@ -127,10 +127,9 @@ class FlipCTRCollator:
 
     def _drop(self, feature_ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         draws = uniform(self.seed, self.epoch, numbers, _OOV_STREAM, feature_ids.shape[1])
-        droppable = (self._oov_ids != PADDING_ID) & (feature_ids != PADDING_ID)
         # A value that is missing is not one that was never seen.
-        droppable &= feature_ids != self._oov_ids - OOV_OFFSET + MISSING_OFFSET
-        return np.where(droppable & (draws < self.oov_dropout), self._oov_ids, feature_ids)
+        droppable = (feature_ids != PADDING_ID) & (feature_ids != self._oov_ids - OOV_OFFSET + MISSING_OFFSET)
+        return np.where(droppable & (draws < self._oov_shares), self._oov_ids, feature_ids)
 
 
 class FlipPretrainingCollator:

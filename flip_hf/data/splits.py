@@ -1,12 +1,16 @@
 """Train, validation and test rows, 8:1:1, the same on every machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from flip_hf.data.history import add_history
-from flip_hf.data.sources import DATASETS
+from flip_hf.data.sources import DATASETS, HistoryField
+
+_WORDED_ITEM = "the item of a history, with its words"
 
 
 def _random_order(timestamps: np.ndarray, seed: int) -> np.ndarray:
@@ -50,12 +54,12 @@ def split_indices(kind: str, timestamps: np.ndarray, seed: int) -> dict[str, np.
     return {"train": train, "validation": validation, "test": test}
 
 
-def load_splits(source_name: str, split: str, seed: int, history: bool = False) -> DatasetDict:
+def load_splits(source_name: str, split: str, seed: int, histories: Sequence[HistoryField] = ()) -> DatasetDict:
     """The dataset `source_name` of `DATASETS`, split as `split_indices` says.
 
-    With `history`, rows also have the source's history field: what the row's user liked in strictly earlier rows. With
-    the time split these are all earlier rows, as a server would know them; with the random split only training rows,
-    or else labels of validation and test rows would be among the inputs of training.
+    A history, one of the source's, becomes a column more: what the row's user did in strictly earlier rows. With the
+    time split these are all earlier rows, as a server would know them; with the random split only training rows, or
+    else labels of validation and test rows would be among the inputs of training.
 
     Raises:
         ValueError: an unknown name or split.
@@ -66,20 +70,25 @@ def load_splits(source_name: str, split: str, seed: int, history: bool = False) 
     dataset = DATASETS[source_name].load()
     timestamps = dataset.with_format("numpy")["timestamp"][:]
     indices = split_indices(split, timestamps, seed)
-    if history:
-        recipe = DATASETS[source_name].history
-        may_be_part = dataset.with_format("numpy")["label"][:] == 1
-        if split == "random":
-            may_be_part &= np.isin(np.arange(len(dataset)), indices["train"])
-        dataset = add_history(
-            dataset,
-            recipe.field.name,
-            user=recipe.user,
-            item=recipe.item,
-            time="timestamp",
-            eligible=may_be_part,
-            max_values=recipe.field.max_values,
-        )
+    for recipe in histories:
+        is_known = np.isin(np.arange(len(dataset)), indices["train"]) if split == "random" else None
+        dataset = _with_history(dataset, recipe, is_known)
     # Laid out anew: rows that are only picked lie in one chunk each, and every later pass over them would be slow.
     table = dataset.with_format("arrow")[:]
     return DatasetDict({name: Dataset(table.take(rows)) for name, rows in indices.items()})
+
+
+def _with_history(dataset: Dataset, recipe: HistoryField, is_known: np.ndarray | None) -> Dataset:
+    labels = dataset.with_format("numpy")["label"][:].tolist()
+    words = pa.array([recipe.words.get(label) for label in labels], pa.string())
+    items = dataset.with_format("arrow")[:][recipe.item].cast(pa.string())
+    may_be_part = words.is_valid().to_numpy(zero_copy_only=False)
+    return add_history(
+        dataset.add_column(_WORDED_ITEM, pc.binary_join_element_wise(words, items, "")),
+        recipe.field.name,
+        user=recipe.user,
+        item=_WORDED_ITEM,
+        time="timestamp",
+        eligible=may_be_part if is_known is None else may_be_part & is_known,
+        max_values=recipe.field.max_values,
+    ).remove_columns(_WORDED_ITEM)

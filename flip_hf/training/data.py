@@ -52,12 +52,16 @@ def load_click_log(config: DataConfig) -> ClickLog:
     if (config.source is None) == (not given):
         raise ValueError("set either data.source or data.train_file and data.validation_file")
     if config.source is not None:
-        splits, label = load_splits(config.source, config.split, config.split_seed, config.history), "label"
         source = DATASETS[config.source]
-        fields: Sequence[FieldConfig] = [*source.fields, *([source.history.field] if config.history else [])]
+        offered = {history.field.name: history for history in source.histories}
+        if unknown := sorted(set(config.histories) - set(offered)):
+            raise ValueError(f"data.histories: {unknown[0]!r} is not one of {', '.join(offered)}")
+        histories = [offered[name] for name in config.histories]
+        splits, label = load_splits(config.source, config.split, config.split_seed, histories), "label"
+        fields: Sequence[FieldConfig] = [*source.fields, *(history.field for history in histories)]
         sources = {name: f"{config.source} ({name})" for name in splits}
         facts: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
-        facts["history"] = config.history
+        facts["histories"] = config.histories
     else:
         if not config.fields or "train" not in given or "validation" not in given:
             raise ValueError("with files, data.train_file, data.validation_file and data.fields must all be set")

@@ -16,7 +16,7 @@ class DataConfig:
         source: a name in `flip_hf.data.sources.DATASETS`; left out where files are given.
         split: how the named dataset is split 8:1:1, "random" or "time".
         split_seed: seed of the random split.
-        history: give the named dataset's rows the history of what their user liked before.
+        histories: histories that the named dataset's rows get, such as `liked_titles`: what their user liked before.
         train_file: CSV or Parquet file of training rows.
         validation_file: CSV or Parquet file of validation rows.
         test_file: CSV or Parquet file of test rows, read once, after training.
@@ -29,7 +29,7 @@ class DataConfig:
     source: str | None = None
     split: str = "random"
     split_seed: int = 0
-    history: bool = False
+    histories: list[str] = field(default_factory=list)
     train_file: Path | None = None
     validation_file: Path | None = None
     test_file: Path | None = None
@@ -82,7 +82,7 @@ class TrainingConfig:
         text_learning_rate: peak learning rate of the text encoder.
         weight_decay: AdamW's, on matrices other than embeddings.
         oov_dropout: share of the features that finetuning replaces by their field's OOV feature, as a gated fusion
-            needs.
+            needs: of all fields, or of each field that is named, such as `{user_id: 0.3}`.
         feature_l2: L2 penalty on the feature embeddings that a batch reads.
         warmup_ratio: share of the steps in which the learning rate rises, before it falls as a cosine.
         max_gradient_norm: gradients are scaled down to this norm.
@@ -102,7 +102,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     text_learning_rate: float = 1e-4
     weight_decay: float = 0.01
-    oov_dropout: float = 0.0
+    oov_dropout: float | dict[str, float] = 0.0
     feature_l2: float = 0.0
     warmup_ratio: float = 0.05
     max_gradient_norm: float = 1.0

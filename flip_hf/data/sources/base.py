@@ -1,6 +1,6 @@
 """What a dataset source gives, so that examples, tests and model cards can use any of them alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -10,17 +10,19 @@ from flip_hf.configuration_flip import FieldConfig
 
 @dataclass(frozen=True)
 class HistoryField:
-    """A user's history of liked items (label 1), which `flip_hf.data.splits.load_splits` can add.
+    """A user's history of items, which `flip_hf.data.splits.load_splits` can add.
 
     Attributes:
         field: the sequence field.
         user: the column of the users.
         item: the column that the history is made of.
+        words: what stands before an item, by the label of its row; rows of no label named here are not part of it.
     """
 
     field: FieldConfig
     user: str
     item: str
+    words: Mapping[int, str]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class DatasetSource:
             `timestamp` (int64, seconds since 1970-01-01 UTC). Raises `flip_hf.fetch.FetchError` where the files
             cannot be had, and `ValueError` where they are not what they should be.
         fields: the fields in the order of the template, a column of `load()` each.
-        history: the history that rows can have beside them.
+        histories: the histories that rows can have beside them.
         description: what a row is and how its label comes about, for model cards.
         homepage: where the data's owner describes it.
         licence: what the data's owner allows.
@@ -43,7 +45,7 @@ class DatasetSource:
     name: str
     load: Callable[[], Dataset]
     fields: tuple[FieldConfig, ...]
-    history: HistoryField
+    histories: tuple[HistoryField, ...]
     description: str
     homepage: str
     licence: str

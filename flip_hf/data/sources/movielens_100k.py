@@ -79,10 +79,20 @@ FIELDS = (
     FieldConfig("genre"),
 )
 
-HISTORY = HistoryField(
-    FieldConfig("liked_titles", kind="sequence", share_embedding="title", target="title", text_values=5),
-    user="user_id",
-    item="title",
+HISTORIES = (
+    HistoryField(
+        FieldConfig("liked_titles", kind="sequence", share_embedding="title", target="title", text_values=5),
+        user="user_id",
+        item="title",
+        words={1: ""},
+    ),
+    # Its mean also tells how often the user likes what they rate.
+    HistoryField(
+        FieldConfig("rated_titles", kind="sequence", max_values=50, text_values=5),
+        user="user_id",
+        item="title",
+        words={0: "disliked ", 1: "liked "},
+    ),
 )
 
 N_RATINGS, N_USERS, N_MOVIES = 100_000, 943, 1_682
@@ -232,7 +242,7 @@ MOVIELENS_100K = DatasetSource(
     name="movielens-100k",
     load=load,
     fields=FIELDS,
-    history=HISTORY,
+    histories=HISTORIES,
     description=(
         "MovieLens-100K: 100,000 movie ratings from 943 users on 1,682 movies, September 1997 to April 1998. "
         "A row is one rating with the user's and the movie's fields. Ratings above 3 are positive, ratings below 3 "
