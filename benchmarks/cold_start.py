@@ -26,13 +26,13 @@ ID_ONLY: dict[str, Any] = {
     "training.epochs": 2,
     "training.learning_rate": 2e-3,
 }
-PRETRAINING: dict[str, Any] = {"training.max_steps": 192, "data.max_validation_rows": 1024}
+PRETRAINING: dict[str, Any] = {"training.max_steps": 128, "data.max_validation_rows": 1024}
 FINETUNING: dict[str, Any] = {
     "training.batch_size": 128,
-    "training.epochs": 1,
+    "training.max_steps": 360,
     "training.learning_rate": 2e-3,
     "training.text_learning_rate": 3e-4,
-    "training.evaluations_per_epoch": 2,
+    "training.evaluations_per_epoch": 4,
 }
 GATED: dict[str, Any] = {"model.options.fusion": "gated", "training.oov_dropout": DROPPED}
 
