@@ -9,6 +9,8 @@ import torch.distributed as dist
 from datasets import Dataset
 
 from flip_hf import FlipConfig, FlipCTRCollator, FlipForPreTraining, FlipPretrainingCollator, FlipProcessor
+from flip_hf.training.loop import Goal, train
+from flip_hf.training.run import Run
 
 ARGUMENTS = json.loads(sys.argv[1])
 TEXT = {
@@ -62,6 +64,13 @@ def build(cls, processor, dtype=torch.float32, **settings):
 
 def collator_of(cls, processor, mode="joint"):
     return FlipPretrainingCollator(processor, 0) if cls is FlipForPreTraining else FlipCTRCollator(processor, mode)
+
+
+def train_in(folder, model, rows, config, processor):
+    """Runs the package's own loop without validation; what it ends with is saved as the best model."""
+    run = Run(folder, config, config.seed, config.precision)
+    collator, goal = collator_of(type(model), processor), Goal("nothing", larger_is_better=True)
+    return train(model, rows, collator, config, run, goal, lambda *_: {"nothing": 0.0}, processor)
 
 
 def difference(found, expected):

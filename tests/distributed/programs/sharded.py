@@ -4,10 +4,23 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from common import ARGUMENTS, build, check_processes, collator_of, difference, load_log, num_processes, rank, report
+from accelerate.utils import DistributedType
+from common import (
+    ARGUMENTS,
+    build,
+    check_processes,
+    collator_of,
+    difference,
+    load_log,
+    num_processes,
+    rank,
+    report,
+    train_in,
+)
 
 from flip_hf import FlipForCTR, FlipForPreTraining
 from flip_hf.nn.sharded_embeddings import sharded_features
+from flip_hf.training.run_config import TrainingConfig
 
 
 def message(function, *arguments, **settings):
@@ -64,8 +77,10 @@ for cls, whole in wholes.items():
         again = FlipForCTR.from_pretrained(folder)
     torch.testing.assert_close(again.flip.feature_embeddings.rows, full[first:end], rtol=0, atol=0)
 
+Accelerator.distributed_type = DistributedType.FSDP
 with sharded_features():
     found["errors"] = [
+        message(train_in, folder / "run", model, rows, TrainingConfig(precision="fp32"), processor),
         message(build, FlipForPreTraining, processor, mtm_loss="full_softmax"),
         message(model.save_pretrained, folder, push_to_hub=True),
         message(model.resize_feature_embeddings, processor.extend({name: ["new"] for name in ARGUMENTS["fields"]})),

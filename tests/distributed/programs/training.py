@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import torch
-from common import ARGUMENTS, build, check_processes, collator_of, load_log, num_processes, report
+from accelerate import Accelerator
+from common import ARGUMENTS, build, check_processes, load_log, num_processes, report, train_in
 
 from flip_hf import FlipForCTR, FlipForPreTraining
 from flip_hf.nn.sharded_embeddings import sharded_features
-from flip_hf.training.loop import Goal, train
-from flip_hf.training.run import Run
 from flip_hf.training.run_config import TrainingConfig
 
 config = TrainingConfig(
@@ -19,19 +18,17 @@ config = TrainingConfig(
     max_gradient_norm=0.5,
     shard_features=ARGUMENTS["sharded"],
 )
+accelerator = Accelerator(cpu=True)
+check_processes()
 folder = Path(ARGUMENTS["folder"])
 processor, rows = load_log()
 for cls in (FlipForPreTraining, FlipForCTR):
-    run = Run(folder / cls.__name__, config, config.seed, config.precision)
-    check_processes()
     with sharded_features(config.shard_features):
-        # Adam turns the rounding of a gradient that is zero into a step: hence double precision.
+        # Adam turns the rounding of a gradient that is zero into a step: hence double precision. Nothing is drawn: all
+        # features of a field are MTM's negatives.
         model = build(cls, processor, torch.float64, mtm_loss="nce", mtm_num_negatives=500)
-    # Where nothing is drawn, the negatives of MTM are all features of the field.
-    result = train(
-        model, rows, collator_of(cls, processor), config, run, Goal("step", True), lambda *_: {"step": 1.0}, processor
-    )
+    result = train_in(folder / cls.__name__, model, rows, config, processor)
     assert result["steps"] == 10
     assert bool(model.sharded_parameters) == (config.shard_features and num_processes() > 1)
 report({})
-run.accelerator.end_training()
+accelerator.end_training()
