@@ -92,6 +92,8 @@ class TrainingConfig:
         patience: stop after this many evaluations without a better one.
         log_steps: optimiser steps between two lines of the log.
         workers: processes that prepare batches.
+        shard_features: each process holds its own share of the feature table's rows, for tables larger than one process
+            holds. Batches are spread over processes as ever.
         seed: of everything random.
     """
 
@@ -112,6 +114,7 @@ class TrainingConfig:
     patience: int = 2
     log_steps: int = 10
     workers: int = 0
+    shard_features: bool = False
     seed: int = 0
 
 
