@@ -32,7 +32,7 @@ FINETUNING: dict[str, Any] = {
     "training.max_steps": 360,
     "training.learning_rate": 2e-3,
     "training.text_learning_rate": 3e-4,
-    "training.evaluations_per_epoch": 4,
+    "training.evaluations_per_epoch": 2,
 }
 GATED: dict[str, Any] = {"model.options.fusion": "gated", "training.oov_dropout": DROPPED}
 
