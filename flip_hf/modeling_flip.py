@@ -37,6 +37,9 @@ class FlipPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    # transformers.Trainer passes `num_items_in_batch`, or divides by the accumulated batches where it can't count.
+    accepts_loss_kwargs = True
+
     new_parameters: tuple[str, ...] = ()
     """Prefixes of what a checkpoint of another FLIP model may lack: the heads that this model starts afresh."""
 
@@ -345,7 +348,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         mtm_labels: torch.Tensor | None = None,
         masked_input_ids: torch.Tensor | None = None,
         mlm_labels: torch.Tensor | None = None,
-        num_items: ItemCounts | None = None,
+        num_items_in_batch: ItemCounts | None = None,
     ) -> FlipForPreTrainingOutput:
         """The losses of one batch.
 
@@ -357,9 +360,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
             mtm_labels: int64 (B, F), a masked field's feature, one of them where it holds several, -100 elsewhere.
             masked_input_ids: int64 (B, T), with the tokenizer's mask token where masked.
             mlm_labels: int64 (B, T), the masked tokens' ids, -100 elsewhere.
-            num_items: what to divide each objective's summed loss by; by default what this batch holds. A training
-                loop passes the number over all accumulated batches and processes, so that every masked item weighs
-                the same.
+            num_items_in_batch: what to divide each objective's summed loss by; by default what this batch holds. A
+                training loop passes the number over all accumulated batches and processes, so that every masked item
+                weighs the same.
         """
         inputs = {
             "masked_tabular": masked_feature_ids,
@@ -400,7 +403,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         metrics: dict[str, torch.Tensor] = {}
         for name, objective in self.objectives.items():
             output: ObjectiveOutput = objective(batch)
-            divisor = output.num_items if num_items is None else num_items[name]
+            divisor = output.num_items if num_items_in_batch is None else num_items_in_batch[name]
             losses[name] = output.loss_sum / torch.as_tensor(divisor, device=output.loss_sum.device).clamp(min=1)
             metrics.update(output.metrics)
         total = torch.stack([self.config.objectives[name] * loss for name, loss in losses.items()]).sum()
@@ -450,7 +453,7 @@ class FlipForCTR(FlipPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        num_items: ItemCounts | None = None,
+        num_items_in_batch: ItemCounts | torch.Tensor | float | None = None,
     ) -> FlipForCTROutput:
         """Click logits, and the loss where labels are given.
 
@@ -459,7 +462,8 @@ class FlipForCTR(FlipPreTrainedModel):
             input_ids: int64 (B, T); not read in mode "id".
             attention_mask: int64 (B, T); not read in mode "id".
             labels: 0 or 1, any numeric type (B,).
-            num_items: `{"ctr": n}`, the number of rows to divide the summed loss by; by default this batch's.
+            num_items_in_batch: the number of rows to divide the summed loss by, or `{"ctr": n}`; by default this
+                batch's.
         """
         views = self.flip(feature_ids, input_ids, attention_mask)
         id_logits: torch.Tensor | None = views.id_logits
@@ -474,7 +478,8 @@ class FlipForCTR(FlipPreTrainedModel):
 
         losses: dict[str, torch.Tensor] = {}
         if labels is not None:
-            divisor = labels.numel() if num_items is None else num_items["ctr"]
+            divisor = num_items_in_batch["ctr"] if isinstance(num_items_in_batch, Mapping) else num_items_in_batch
+            divisor = labels.numel() if divisor is None else divisor
             losses["loss"] = _mean_cross_entropy(logits, labels, divisor)
             if id_logits is not None and text_logits is not None:
                 losses["id_loss"] = _mean_cross_entropy(id_logits, labels, divisor)

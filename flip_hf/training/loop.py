@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -151,19 +152,14 @@ def _step(
     accelerator = run.accelerator
     # Every masked item of all batches and processes weighs the same, so the numbers must be known before any
     # gradient is. Gradients are averaged over processes: hence the division.
-    plain = accelerator.unwrap_model(model)
-    num_items: dict[str, torch.Tensor] = {}
-    for _, batch in window:
-        for name, number in plain.num_items(batch).items():
-            num_items[name] = num_items.get(name, 0) + number
-    totals = accelerator.reduce({name: n.float() for name, n in num_items.items()}, "sum")
+    totals = count_items(accelerator.unwrap_model(model), [batch for _, batch in window], accelerator)
     num_items = {name: total / accelerator.num_processes for name, total in totals.items()}
 
     values: dict[str, torch.Tensor] = {}
     for i, (numbers, batch) in enumerate(window):
         last = i == len(window) - 1
         with accelerator.no_sync(model) if not last else nullcontext():
-            output = model(**batch, num_items=num_items)
+            output = model(**batch, num_items_in_batch=num_items)
             loss = output.loss
             if config.feature_l2 and output.feature_penalty is not None:
                 loss = loss + 0.5 * config.feature_l2 * output.feature_penalty / len(window)
@@ -184,6 +180,22 @@ def _step(
     values["gradient_norm"] = gradient_norm
     averaged = accelerator.reduce(values, "mean")
     return {name: value.item() for name, value in averaged.items()}
+
+
+def count_items(model: Any, batches: Iterable[Any], accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """What the losses of one optimiser step are means over, by the part's name, float ().
+
+    Args:
+        model: `FlipForPreTraining` or `FlipForCTR`, not wrapped.
+        batches: the step's batches on this process.
+        accelerator: adds up those of all processes.
+    """
+    counts: dict[str, torch.Tensor] = {}
+    for batch in batches:
+        for name, number in model.num_items(batch).items():
+            counts[name] = counts.get(name, 0) + number.float()
+    totals: dict[str, torch.Tensor] = accelerator.reduce(counts, "sum")
+    return totals
 
 
 def _not_finite(
