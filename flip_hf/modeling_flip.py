@@ -19,7 +19,7 @@ from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.fusion import FUSION
 from flip_hf.nn.pooling import TEXT_POOLING
 from flip_hf.nn.ridge import ridge_predictions
-from flip_hf.objectives import OBJECTIVES, ObjectiveOutput, PretrainingBatch
+from flip_hf.objectives import OBJECTIVES, ContrastiveShare, ObjectiveOutput, PretrainingBatch
 from flip_hf.outputs import FlipForCTROutput, FlipForPreTrainingOutput, FlipModelOutput
 
 ItemCounts = Mapping[str, torch.Tensor | float]
@@ -339,6 +339,17 @@ class FlipForPreTraining(FlipPreTrainedModel):
             counts[name] = cls.num_items(batch["feature_ids"], batch[cls.labels] if cls.labels else None)
         return counts
 
+    def contrastive_views(
+        self, feature_ids: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The projected vectors that ICL compares, float32 (B, projection_dim) twice; arguments as in `forward`."""
+        icl: Any = self.objectives["icl"]
+        tabular = self.flip.encode_tabular(feature_ids).tabular_representation
+        views: tuple[torch.Tensor, torch.Tensor] = icl.project(
+            tabular, self.flip.encode_text(input_ids, attention_mask).text_representation
+        )
+        return views
+
     def forward(
         self,
         feature_ids: torch.Tensor,
@@ -349,6 +360,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         masked_input_ids: torch.Tensor | None = None,
         mlm_labels: torch.Tensor | None = None,
         num_items_in_batch: ItemCounts | None = None,
+        contrast: ContrastiveShare | None = None,
     ) -> FlipForPreTrainingOutput:
         """The losses of one batch.
 
@@ -363,6 +375,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
             num_items_in_batch: what to divide each objective's summed loss by; by default what this batch holds. A
                 training loop passes the number over all accumulated batches and processes, so that every masked item
                 weighs the same.
+            contrast: this batch's share of a larger contrastive batch; by default ICL contrasts the rows of this
+                batch on all processes.
         """
         inputs = {
             "masked_tabular": masked_feature_ids,
@@ -375,12 +389,13 @@ class FlipForPreTraining(FlipPreTrainedModel):
             raise ValueError(
                 f"objectives {', '.join(self.objectives)} need {', '.join(absent)}; FlipPretrainingCollator makes them"
             )
+        # First as in contrastive_views, whose dropout must be the same.
         tabular = self.flip.encode_tabular(feature_ids)
         masked_tabular = masked_text = text = None
-        if "masked_tabular" in self.views and masked_feature_ids is not None:
-            masked_tabular = self.flip.encode_tabular(masked_feature_ids)
         if "text" in self.views:
             text = self.flip.encode_text(input_ids, attention_mask)
+        if "masked_tabular" in self.views and masked_feature_ids is not None:
+            masked_tabular = self.flip.encode_tabular(masked_feature_ids)
         if "masked_text" in self.views and masked_input_ids is not None:
             masked_text = self.flip.encode_text(masked_input_ids, attention_mask)
 
@@ -398,6 +413,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
             masked_token_states=masked_text.token_states if masked_text else None,
             feature_embeddings=self.flip.feature_embeddings.embeddings,
             token_embeddings=token_embeddings.weight,
+            contrast=contrast,
         )
         losses: dict[str, torch.Tensor] = {}
         metrics: dict[str, torch.Tensor] = {}

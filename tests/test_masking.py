@@ -106,7 +106,7 @@ def test_fields_are_masked_alike_often_and_independently():
 def test_collators_emit_what_forward_takes(processor, encoded):
     taken = set(inspect.signature(FlipForPreTraining.forward).parameters)
     emitted = set(FlipPretrainingCollator(processor)(encoded[:4]))
-    assert emitted == taken - {"self", "num_items_in_batch"}
+    assert emitted == taken - {"self", "num_items_in_batch", "contrast"}
     taken = set(inspect.signature(FlipForCTR.forward).parameters)
     emitted = set(FlipCTRCollator(processor)(encoded[:4]))
     assert emitted == taken - {"self", "num_items_in_batch"}

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import random
 import subprocess
 import sys
@@ -231,6 +232,25 @@ def test_what_is_not_finite_stops_the_run(workplace, tmp_path, monkeypatch, what
     with pytest.raises(FloatingPointError, match=rf"the {what} is nan at step 10: loss=.*rows \[\d+, "):
         script("finetune")([*arguments, "--training.evaluations_per_epoch", "4"])
     FlipForCTR.from_pretrained(tmp_path / "model")
+
+
+def test_pretraining_contrasts_a_window_of_batches(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path)]
+    window = ["--training.contrastive_batches", "window", "--training.accumulation", "4", "--training.log_steps", "1"]
+    script("pretrain")([*arguments, *window, "--model.options.contrastive_temperature", "100"])
+    # So warm that no row is told from another: the logarithm of the rows of 4 batches out of 13, then of the last one.
+    found = [line["icl_loss"] for line in lines(tmp_path, "train")]
+    assert found == pytest.approx([math.log(400 / 13 * 4)] * 3 + [math.log(400 / 13)], abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["finetune", "pretrain"])
+def test_a_model_that_contrasts_nothing_has_no_larger_contrastive_batches(workplace, tmp_path, name):
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path)]
+    if name == "pretrain":
+        arguments += ["--model.options.objectives", '{"mlm": 1.0}']
+    with pytest.raises(ValueError, match="contrastive_batches is 'window'"):
+        script(name)([*arguments, "--training.contrastive_batches", "window"])
+    assert lines(tmp_path, "train") == []
 
 
 def test_the_same_seed_gives_the_same_run(workplace, tmp_path):

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.training.evaluation import text_lengths
+from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.optimization import build_optimizer, build_schedule
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import TrainingConfig
@@ -74,9 +75,15 @@ def train(
         The best validation metrics, the step they were measured at, steps taken and training rows per second.
 
     Raises:
+        ValueError: the settings ask for larger contrastive batches of a model that contrasts nothing.
         FloatingPointError: a loss is NaN or infinite; names the step, the parts of the loss and the rows.
     """
     accelerator = run.accelerator
+    if config.contrastive_batches == "window" and "icl" not in getattr(model, "objectives", {}):
+        raise ValueError(
+            "training.contrastive_batches is 'window', but this model has no contrastive objective; it is for "
+            "pretraining with a positive weight of icl in model.options.objectives"
+        )
     sampler = LengthGroupedBatchSampler(
         text_lengths(rows), config.batch_size, config.seed, accelerator.num_processes, accelerator.process_index
     )
@@ -152,14 +159,18 @@ def _step(
     accelerator = run.accelerator
     # Every masked item of all batches and processes weighs the same, so the numbers must be known before any
     # gradient is. Gradients are averaged over processes: hence the division.
-    totals = count_items(accelerator.unwrap_model(model), [batch for _, batch in window], accelerator)
+    batches = [batch for _, batch in window]
+    totals = count_items(accelerator.unwrap_model(model), batches, accelerator)
     num_items = {name: total / accelerator.num_processes for name, total in totals.items()}
+
+    over_window = config.contrastive_batches == "window"
+    forwards = contrast_over_window(model, batches, accelerator) if over_window else [model] * len(window)
 
     values: dict[str, torch.Tensor] = {}
     for i, (numbers, batch) in enumerate(window):
         last = i == len(window) - 1
         with accelerator.no_sync(model) if not last else nullcontext():
-            output = model(**batch, num_items_in_batch=num_items)
+            output = forwards[i](**batch, num_items_in_batch=num_items)
             loss = output.loss
             if config.feature_l2 and output.feature_penalty is not None:
                 loss = loss + 0.5 * config.feature_l2 * output.feature_penalty / len(window)

@@ -78,6 +78,8 @@ class TrainingConfig:
         max_steps: stop after this many optimiser steps.
         batch_size: rows of a batch on each device.
         accumulation: batches of one optimiser step.
+        contrastive_batches: whose rows pretraining contrasts: those of one "batch" on all devices, or those of the
+            whole "window" of `accumulation` batches, for one more forward pass and the memory of one batch.
         learning_rate: peak learning rate of everything but the text encoder.
         text_learning_rate: peak learning rate of the text encoder.
         weight_decay: AdamW's, on matrices other than embeddings.
@@ -99,6 +101,7 @@ class TrainingConfig:
     max_steps: int | None = None
     batch_size: int = 128
     accumulation: int = 1
+    contrastive_batches: Literal["batch", "window"] = "batch"
     learning_rate: float = 1e-3
     text_learning_rate: float = 1e-4
     weight_decay: float = 0.01
