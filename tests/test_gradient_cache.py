@@ -1,9 +1,12 @@
 """A window of batches contrasted as one: losses and gradients are those of the one batch that holds all the rows."""
 
 import json
+import math
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -235,3 +238,15 @@ def test_two_processes_contrast_the_rows_of_all_their_windows(tmp_path):
         whole = build()(**make_batch())
     for name in ("loss", "mlm_loss", "mtm_loss", "icl_loss"):
         assert result["values"][name] == pytest.approx(whole[name].item(), abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_a_row_for_each_batch(tmp_path):
+    program = Path(__file__).parents[1] / "benchmarks" / "contrastive_memory.py"
+    sizes = ["--rows", "8", "16", "--batch_size", "4", "--layers", "1", "--tokens", "8"]
+    done = subprocess.run([sys.executable, str(program), *sizes], check=True, capture_output=True, text=True)
+    table = [line for line in done.stdout.splitlines() if re.match(r"\| \d", line)]
+    assert [line.split(" | ")[0] for line in table] == ["| 8", "| 16"]
+    losses = [float(loss) for line in table for loss in re.findall(r"\d+\.\d{3}\b", line)]
+    # Nothing is aligned: about the logarithm of the rows, with either way of holding them.
+    assert losses == pytest.approx([math.log(8)] * 2 + [math.log(16)] * 2, abs=0.7)

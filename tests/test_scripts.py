@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, BertConfig
 
 from flip_hf import FlipForCTR, FlipProcessor
@@ -114,6 +115,28 @@ def test_pretraining_leaves_a_model_a_log_and_a_record(pretrained):
     assert record["result"]["steps"] == 13
     assert record["result"]["validation"]["loss"] == pytest.approx(lines(pretrained, "validation")[-1]["loss"])
     assert FlipProcessor.from_pretrained(pretrained / "model").label == "clicked"
+
+
+def test_tensorboard_shows_what_the_log_holds(pretrained):
+    shown = EventAccumulator(str(pretrained / "tensorboard")).Reload()
+    for event in ("train", "validation"):
+        logged = lines(pretrained, event)
+        for name in set(logged[0]) - {"event", "seconds", "step"}:
+            found = [(point.step, point.value) for point in shown.Scalars(f"{event}/{name}")]
+            expected = [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in logged]
+            assert found == expected, name
+    first, last = lines(pretrained, "train")[0], lines(pretrained, "train")[-1]
+    assert first["learning_rate"] == pytest.approx(100 * first["text_learning_rate"])
+    assert last["learning_rate"] < first["learning_rate"]
+    assert first["memory_gib"] > 0.05
+    assert (pretrained / "curves.png").stat().st_size > 10_000
+
+
+def test_an_unknown_tracker_is_refused_before_anything_is_read(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="'mlflow' is not one of tensorboard, trackio, wandb"):
+        script("pretrain")([*arguments, "--training.trackers", "[mlflow]"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_finetuning_keeps_the_best_model_and_reads_test_once(workplace, finetuned):
@@ -300,6 +323,7 @@ def test_two_processes_train_together(workplace, tmp_path):
     record = json.loads((pretrained / "run.json").read_text())
     assert record["device"]["processes"] == 2
     assert record["result"]["steps"] == 14
+    assert len(list((pretrained / "tensorboard").iterdir())) == 1, "one process tells"
     assert lines(pretrained, "train")[-1]["loss"] < lines(pretrained, "train")[0]["loss"]
 
     flip = [*arguments, "--output_dir", str(tmp_path / "flip"), "--pretrained", str(pretrained / "model")]

@@ -20,9 +20,10 @@ from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.training.evaluation import text_lengths
 from flip_hf.training.gradient_cache import contrast_over_window
-from flip_hf.training.optimization import build_optimizer, build_schedule
+from flip_hf.training.optimization import build_optimizer, build_schedule, learning_rates
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import TrainingConfig
+from flip_hf.training.tracking import memory_in_use
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ def train(
             if step % config.log_steps == 0 or step == total_steps:
                 averages = meter.take()
                 bar.set_postfix({k: f"{v:.3g}" for k, v in averages.items() if k.endswith(("loss", "rows_per_second"))})
-                rates = {"learning_rate": optimizer.param_groups[0]["lr"]}
-                run.log("train", {"step": step, "epoch": epoch, **averages, **rates})
+                state = {**learning_rates(optimizer), **memory_in_use(accelerator.device)}
+                run.log("train", {"step": step, "epoch": epoch, **averages, **state})
 
             done = step == total_steps
             if done or step_in_epoch in evaluate_at:

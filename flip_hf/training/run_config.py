@@ -93,6 +93,8 @@ class TrainingConfig:
         evaluations_per_epoch: evaluations on the validation rows in each epoch.
         patience: stop after this many evaluations without a better one.
         log_steps: optimiser steps between two lines of the log.
+        trackers: where the log goes beside its file, out of "tensorboard", "trackio" and "wandb"; by default
+            TensorBoard where it is installed, and nowhere for an empty list.
         workers: processes that prepare batches.
         seed: of everything random.
     """
@@ -114,6 +116,7 @@ class TrainingConfig:
     evaluations_per_epoch: int = 1
     patience: int = 2
     log_steps: int = 10
+    trackers: list[str] | None = None
     workers: int = 0
     seed: int = 0
 
