@@ -16,7 +16,8 @@ from flip_hf.training.tracking import make_trackers, trackable
 LINES = [
     ("train", {"step": 10, "epoch": 0, "loss": 2.0, "gradient_norm": 0.5, "learning_rate": 1e-3, "memory_gib": 1.0}),
     ("train", {"step": 20, "epoch": 0, "loss": 1.0, "gradient_norm": 0.4, "learning_rate": 5e-4, "memory_gib": 1.0}),
-    ("validation", {"step": 20, "epoch": 0, "auc": 0.7, "logloss": 0.5}),
+    ("validation", {"step": 20, "epoch": 0, "loss": 1.5, "auc": 0.7, "logloss": 0.5}),
+    ("validation", {"step": 30, "epoch": 0, "loss": 1.2, "auc": 0.8, "logloss": 0.4}),
     ("test", {"auc": 0.6, "logloss": 0.6}),
 ]
 
@@ -68,9 +69,9 @@ def test_a_tracker_by_name_gets_settings_and_numbers_and_no_secret(name, tmp_pat
     settings, *logged = json.loads(found.read_text())
     assert (settings["project"], settings["name"]) == ("flip_hf", "third")
     assert settings["config"]["training"]["learning_rate"] == 1e-3
-    assert [step for step, _ in logged] == [10, 20, 20, 20]
+    assert [step for step, _ in logged] == [10, 20, 20, 30, 30]
     assert logged[0][1] == {f"train/{k}": v for k, v in LINES[0][1].items() if k != "step"}
-    assert logged[3][1] == {"test/auc": 0.6, "test/logloss": 0.6}
+    assert logged[4][1] == {"test/auc": 0.6, "test/logloss": 0.6}
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or b"nobody-may-see" not in path.read_bytes(), path
 
@@ -114,9 +115,9 @@ def test_curves_show_the_log(tmp_path, monkeypatch):
         for axes in drawn[0].axes
     }
     assert panels == {
-        "loss": {"loss": ([10, 20], [2.0, 1.0])},
-        "AUC": {"auc, validation": ([20], [0.7])},
-        "LogLoss": {"logloss, validation": ([20], [0.5])},
+        "loss": {"loss": ([10, 20], [2.0, 1.0]), "_loss": ([20, 30], [1.5, 1.2])},
+        "AUC": {"auc": ([20, 30], [0.7, 0.8])},
+        "LogLoss": {"logloss": ([20, 30], [0.5, 0.4])},
         "gradient norm": {"gradient_norm": ([10, 20], [0.5, 0.4])},
         "learning rate": {"learning_rate": ([10, 20], [1e-3, 5e-4])},
         "memory (GiB)": {"memory_gib": ([10, 20], [1.0, 1.0])},

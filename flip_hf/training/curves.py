@@ -19,7 +19,7 @@ PANELS = {
 }
 """What is drawn together: a panel's title, and what the names of its values match."""
 
-_COLUMNS = 3
+_FROM_ZERO = ("accuracy", "gradient norm", "learning rate", "rows a second", "memory (GiB)")
 
 Series = dict[str, tuple[list[int], list[float]]]
 """Steps and values by name."""
@@ -46,12 +46,16 @@ def draw_curves(log: Path, target: Path) -> bool:
     panels = {
         title: names
         for title, pattern in PANELS.items()
-        if (names := sorted({n for found in events.values() for n in found if re.fullmatch(pattern, n)}))
+        if (names := {name for found in events.values() for name in found if re.fullmatch(pattern, name)})
     }
-    rows = max(-(-len(panels) // _COLUMNS), 1)
-    figure = Figure(figsize=(4.6 * _COLUMNS, 3.2 * rows), layout="constrained")
+    columns = 3 if len(panels) <= 6 else 4
+    rows = max(-(-len(panels) // columns), 1)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
     for place, (title, names) in enumerate(panels.items(), start=1):
-        _draw(figure.add_subplot(rows, _COLUMNS, place), title, names, events)
+        # The total before its parts.
+        ordered = sorted(names, key=lambda name: (name.count("_"), name))
+        _draw(figure.add_subplot(rows, columns, place), title, ordered, events)
+    figure.suptitle(f"{log.parent.name}: training as lines, validation dashed", fontsize=12)
     figure.savefig(target, dpi=110)
     return True
 
@@ -71,10 +75,16 @@ def _draw(axes: Any, title: str, names: Sequence[str], events: Mapping[str, Seri
     for i, name in enumerate(names):
         color = f"C{i}"
         if name in events["train"]:
-            axes.plot(*events["train"][name], color=color, label=name)
+            axes.plot(*events["train"][name], color=color, linewidth=1.3, label=name)
         if name in events["validation"]:
-            axes.plot(*events["validation"][name], "o--", color=color, markersize=4, label=f"{name}, validation")
+            # In the legend once.
+            label = f"_{name}" if name in events["train"] else name
+            axes.plot(*events["validation"][name], "o--", color=color, linewidth=1, markersize=4, label=label)
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel("step")
+    axes.set_xlabel("step", fontsize=9)
+    axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, framealpha=0.6)
+    if title in _FROM_ZERO and axes.dataLim.y1 > 0:
+        axes.set_ylim(0, 1.05 * axes.dataLim.y1)
+    if len(names) > 1:
+        axes.legend(fontsize=8, framealpha=0.8)
