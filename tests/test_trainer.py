@@ -1,6 +1,10 @@
 """transformers.Trainer: its steps are those of one big batch and of the package's own loop; docs/trainer.md runs."""
 
+import json
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +248,76 @@ def test_masks_follow_the_epoch_and_a_resumed_run_ends_alike(processor, rows, tm
 
     with pytest.raises(ValueError, match="dataloader_persistent_workers=False"):
         run("workers", dataloader_persistent_workers=True, dataloader_num_workers=1)
+
+
+PROGRAM = """
+    import importlib.util
+    import json
+    import sys
+    from pathlib import Path
+
+    import torch
+    from datasets import Dataset
+    from flip_hf import FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator, FlipProcessor
+    from flip_hf.training.trainer import FlipTrainer
+    from transformers import Trainer
+
+    folder = Path(sys.argv[2])
+    spec = importlib.util.spec_from_file_location("cases", sys.argv[1])
+    cases = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cases)
+    processor = FlipProcessor.from_pretrained(folder / "processor")
+    log = Dataset.from_dict(json.loads((folder / "log.json").read_text()))
+    rows = processor.encode_dataset(log.select(range(64)))
+    kinds = {
+        "ctr": (Trainer, FlipForCTR, FlipCTRCollator(processor), {}),
+        "pretraining": (FlipTrainer, FlipForPreTraining, FlipPretrainingCollator(processor), cases.MASKED),
+    }
+    expected = {}
+    for name, (_, cls, collator, options) in kinds.items():  # one process that holds all rows
+        model = cases.build(cls, processor, **options)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for start in (0, 32):
+            optimizer.zero_grad()
+            model(**collator([rows[i] for i in range(start, start + 32)])).loss.backward()
+            optimizer.step()
+        expected[name] = {n: p.detach().clone() for n, p in model.named_parameters()}
+    differences = {}
+    for name, (kind, cls, collator, options) in kinds.items():
+        for average in (True, False):
+            model = cases.build(cls, processor, **options)
+            settings = cases.arguments(
+                folder / name,
+                per_device_train_batch_size=8,
+                gradient_accumulation_steps=2,
+                remove_unused_columns=False,
+                average_tokens_across_devices=average,
+                save_strategy="no",
+            )
+            optimizers = (torch.optim.SGD(model.parameters(), lr=0.1), None)
+            trainer = cases.in_order(kind)(model, settings, collator, rows, optimizers=optimizers)
+            assert trainer.accelerator.num_processes == torch.distributed.get_world_size() == 2
+            trainer.train()
+            assert trainer.state.global_step == 2
+            found = {n: p.detach() for n, p in model.named_parameters()}
+            differences[f"{name} {average}"] = cases.distance(found, expected[name])
+    if trainer.is_world_process_zero():
+        print(json.dumps(differences))
+    trainer.end()
+"""
+
+
+def test_two_processes_step_as_one(processor, click_rows, tmp_path):
+    processor.save_pretrained(tmp_path / "processor")
+    (tmp_path / "log.json").write_text(json.dumps(click_rows))
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(PROGRAM))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    done = subprocess.run([*launch, __file__, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    differences = json.loads(done.stdout.splitlines()[-1])
+    assert len(differences) == 4
+    assert max(differences.values()) < 2e-6, differences
 
 
 def test_the_documentation_runs(tmp_path, monkeypatch):
