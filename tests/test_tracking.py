@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flip_hf.training import curves, tracking
 from flip_hf.training.run import Run
@@ -86,6 +87,16 @@ def test_tensorboard_is_the_default_where_it_is_installed(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="'mlflow' is not one of tensorboard, trackio, wandb"):
         make_trackers(["mlflow"], tmp_path, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_replaces_the_log_that_lies_there(tmp_path):
+    for _ in range(2):
+        finished(tmp_path, None)
+        AcceleratorState._reset_state(reset_partial_state=True)
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(point.step, point.value) for point in shown.Scalars("train/loss")] == [(10, 2.0), (20, 1.0)]
+    assert [point.step for point in shown.Scalars("test/auc")] == [30]
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == len(LINES)
 
 
 def test_only_numbers_are_tracked():

@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from flip_hf import __version__
 from flip_hf.training.checkpoints import replace_folder
 from flip_hf.training.curves import draw_curves
 from flip_hf.training.run_config import as_plain
-from flip_hf.training.tracking import PROJECT, make_trackers, trackable
+from flip_hf.training.tracking import PROJECT, TENSORBOARD_FOLDER, make_trackers, trackable
 
 _logger = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
@@ -55,7 +56,7 @@ class Run:
     `run.json`, the record, and `curves.png`, the log as a picture.
 
     Args:
-        folder: the run's folder, made where it is missing; a log that lies there is replaced.
+        folder: the run's folder, made where it is missing; a log that lies there is replaced, TensorBoard's too.
         settings: the run's dataclass, for the record.
         seed: of everything random.
         precision: as in `make_accelerator`.
@@ -69,12 +70,14 @@ class Run:
         self.accelerator = make_accelerator(precision, make_trackers(trackers, folder, as_plain(settings)))
         self.is_main = self.accelerator.is_main_process
         self._started = time.monotonic()
-        set_seed(seed)
         if self.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "log.jsonl").write_text("")
-        self.accelerator.init_trackers(PROJECT)
+            shutil.rmtree(folder / TENSORBOARD_FOLDER, ignore_errors=True)
         self._step = 0
+        self.accelerator.init_trackers(PROJECT)
+        # A tracker may have drawn random numbers.
+        set_seed(seed)
         logging.basicConfig(level=logging.INFO if self.is_main else logging.ERROR, format="%(message)s")
         # The scripts say what matters; transformers' report of each load would bury it.
         transformers_logging.set_verbosity_error()
@@ -103,12 +106,12 @@ class Run:
 
     def log(self, event: str, values: Mapping[str, Any]) -> None:
         """Adds a line to the log: the event, seconds since the start, and the values. Trackers get the numbers."""
-        self._step = values.get("step", self._step)
-        self.accelerator.log(trackable(event, values), step=self._step)
         if self.is_main:
             line = {"event": event, "seconds": round(time.monotonic() - self._started, 2), **values}
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        self._step = values.get("step", self._step)
+        self.accelerator.log(trackable(event, values), step=self._step)
 
     def save_model(self, model: Any, processor: Any) -> None:
         """Replaces the best model so far by this one."""

@@ -10,6 +10,7 @@ import torch
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 PROJECT = "flip_hf"
+TENSORBOARD_FOLDER = "tensorboard"
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -36,7 +37,7 @@ def make_trackers(names: Sequence[str] | None, folder: Path, settings: Mapping[s
             raise ValueError(f"training.trackers: {name!r} is not installed; pip install {name}, or leave it out")
     run = {"name": folder.name, "config": dict(settings)}
     made = {
-        "tensorboard": lambda: TensorBoardTracker("tensorboard", folder),
+        "tensorboard": lambda: TensorBoardTracker(TENSORBOARD_FOLDER, folder),
         "trackio": lambda: TrackioTracker(PROJECT, **run),
         "wandb": lambda: WandBTracker(PROJECT, dir=str(folder), **run),
     }
