@@ -224,6 +224,54 @@ PROGRAM = """
 """
 
 
+SHARDED = """
+    import importlib.util
+    import sys
+
+    import torch
+    import torch.distributed as dist
+    from accelerate import Accelerator
+    from flip_hf.training.gradient_cache import contrast_over_window
+    from flip_hf.training.loop import count_items
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    spec = importlib.util.spec_from_file_location("cases", sys.argv[1])
+    cases = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cases)
+
+    model = cases.build()
+    model(**cases.make_batch()).loss.backward()  # one process that holds all rows
+    expected = cases.gradients(model)
+    model.zero_grad()
+
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == dist.get_world_size() == 2
+    mesh = init_device_mesh("cpu", (2,))
+    for part in [*model.flip.text_model.encoder.layer, model]:
+        fully_shard(part, mesh=mesh)
+    rank = dist.get_rank()
+    parts = cases.cut(cases.make_batch(), [6, 5, 4, 3, 3, 3])[3 * rank : 3 * rank + 3]
+    num_items = {name: total / 2 for name, total in count_items(model, parts, accelerator).items()}
+    for _ in range(2):  # a second step finds the model as the first one left it
+        model.zero_grad()
+        for forward, part in zip(contrast_over_window(model, parts, accelerator), parts):
+            forward(**part, num_items_in_batch=num_items).loss.backward()
+        for name, p in model.named_parameters():
+            difference = (p.grad.full_tensor() - expected[name]).abs().max()
+            assert difference < 1e-6, (name, difference)
+    accelerator.end_training()
+"""
+
+
+def test_two_processes_contrast_with_sharded_parameters(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(SHARDED))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    done = subprocess.run([*launch, __file__], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_two_processes_contrast_the_rows_of_all_their_windows(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 _VIEWS = ("feature_ids", "input_ids", "attention_mask")
 
@@ -33,6 +34,9 @@ def contrast_over_window(
         For each batch what to call in place of the model, with the same arguments.
     """
     plain = accelerator.unwrap_model(model)
+    if "contrastive_views" not in vars(plain):
+        # Where FSDP shards the parameters, they must be gathered for this method too.
+        register_fsdp_forward_method(plain, "contrastive_views")
     seeds = torch.randint(2**63 - 1, (len(batches),)).tolist()
     views = []
     with torch.no_grad(), _running_statistics_kept(plain), accelerator.autocast():
