@@ -19,7 +19,7 @@ from flip_hf.training.run_config import FinetuneRun, parse_run
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_run(FinetuneRun, arguments)
     training = settings.training
-    run = Run(settings.output_dir, settings, training.seed, training.precision)
+    run = Run(settings.output_dir, settings, training.seed, training.precision, training.trackers)
 
     log = load_click_log(settings.data)
     if settings.pretrained is not None:

@@ -19,7 +19,7 @@ from flip_hf.training.run_config import PretrainRun, parse_run
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_run(PretrainRun, arguments)
     training = settings.training
-    run = Run(settings.output_dir, settings, training.seed, training.precision)
+    run = Run(settings.output_dir, settings, training.seed, training.precision, training.trackers)
 
     log = load_click_log(settings.data)
     processor = fit_processor(log, settings.model)

@@ -293,6 +293,8 @@ class FlipConfig(PreTrainedConfig):
 
     model_type = "flip"
     sub_configs_defaults: ClassVar = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+    # What Trainer does not collect over an evaluation: it has no value for each row.
+    keys_to_ignore_at_inference: ClassVar = ["id_loss", "text_loss", "feature_penalty"]
 
     text_config: PreTrainedConfig | dict[str, Any] | None = None
     fields: list[Any] = field(default_factory=list)

@@ -24,7 +24,7 @@ from flip_hf.nn.fusion import FUSION
 from flip_hf.nn.pooling import TEXT_POOLING
 from flip_hf.nn.ridge import ridge_predictions
 from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding, feature_embedding_class
-from flip_hf.objectives import OBJECTIVES, ObjectiveOutput, PretrainingBatch
+from flip_hf.objectives import OBJECTIVES, ContrastiveShare, ObjectiveOutput, PretrainingBatch
 from flip_hf.outputs import FlipForCTROutput, FlipForPreTrainingOutput, FlipModelOutput
 from flip_hf.sharded_checkpoint import add_table, read_rows
 
@@ -45,6 +45,9 @@ class FlipPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    # transformers.Trainer passes `num_items_in_batch`, or divides by the accumulated batches where it can't count.
+    accepts_loss_kwargs = True
 
     new_parameters: tuple[str, ...] = ()
     """Prefixes of what a checkpoint of another FLIP model may lack: the heads that this model starts afresh."""
@@ -415,6 +418,17 @@ class FlipForPreTraining(FlipPreTrainedModel):
             counts[name] = cls.num_items(batch["feature_ids"], batch[cls.labels] if cls.labels else None)
         return counts
 
+    def contrastive_views(
+        self, feature_ids: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The projected vectors that ICL compares, float32 (B, projection_dim) twice; arguments as in `forward`."""
+        icl: Any = self.objectives["icl"]
+        tabular = self.flip.encode_tabular(feature_ids).tabular_representation
+        views: tuple[torch.Tensor, torch.Tensor] = icl.project(
+            tabular, self.flip.encode_text(input_ids, attention_mask).text_representation
+        )
+        return views
+
     def forward(
         self,
         feature_ids: torch.Tensor,
@@ -424,7 +438,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         mtm_labels: torch.Tensor | None = None,
         masked_input_ids: torch.Tensor | None = None,
         mlm_labels: torch.Tensor | None = None,
-        num_items: ItemCounts | None = None,
+        num_items_in_batch: ItemCounts | None = None,
+        contrast: ContrastiveShare | None = None,
     ) -> FlipForPreTrainingOutput:
         """The losses of one batch.
 
@@ -436,9 +451,11 @@ class FlipForPreTraining(FlipPreTrainedModel):
             mtm_labels: int64 (B, F), a masked field's feature, one of them where it holds several, -100 elsewhere.
             masked_input_ids: int64 (B, T), with the tokenizer's mask token where masked.
             mlm_labels: int64 (B, T), the masked tokens' ids, -100 elsewhere.
-            num_items: what to divide each objective's summed loss by; by default what this batch holds. A training
-                loop passes the number over all accumulated batches and processes, so that every masked item weighs
-                the same.
+            num_items_in_batch: what to divide each objective's summed loss by; by default what this batch holds. A
+                training loop passes the number over all accumulated batches and processes, so that every masked item
+                weighs the same.
+            contrast: this batch's share of a larger contrastive batch; by default ICL contrasts the rows of this
+                batch on all processes.
         """
         inputs = {
             "masked_tabular": masked_feature_ids,
@@ -455,12 +472,13 @@ class FlipForPreTraining(FlipPreTrainedModel):
         if isinstance(token_embeddings, FSDPModule):
             # MLM reads them once more than their own forward does, which would give them back.
             token_embeddings.set_reshard_after_forward(False)
+        # First as in contrastive_views, whose dropout must be the same.
         tabular = self.flip.encode_tabular(feature_ids)
         masked_tabular = masked_text = text = None
-        if "masked_tabular" in self.views and masked_feature_ids is not None:
-            masked_tabular = self.flip.encode_tabular(masked_feature_ids)
         if "text" in self.views:
             text = self.flip.encode_text(input_ids, attention_mask)
+        if "masked_tabular" in self.views and masked_feature_ids is not None:
+            masked_tabular = self.flip.encode_tabular(masked_feature_ids)
         if "masked_text" in self.views and masked_input_ids is not None:
             masked_text = self.flip.encode_text(masked_input_ids, attention_mask)
 
@@ -477,12 +495,13 @@ class FlipForPreTraining(FlipPreTrainedModel):
             masked_token_states=masked_text.token_states if masked_text else None,
             embed_features=self.flip.feature_embeddings.embed,
             token_embeddings=token_embeddings.weight,
+            contrast=contrast,
         )
         losses: dict[str, torch.Tensor] = {}
         metrics: dict[str, torch.Tensor] = {}
         for name, objective in self.objectives.items():
             output: ObjectiveOutput = objective(batch)
-            divisor = output.num_items if num_items is None else num_items[name]
+            divisor = output.num_items if num_items_in_batch is None else num_items_in_batch[name]
             losses[name] = output.loss_sum / torch.as_tensor(divisor, device=output.loss_sum.device).clamp(min=1)
             metrics.update(output.metrics)
         total = torch.stack([self.config.objectives[name] * loss for name, loss in losses.items()]).sum()
@@ -532,7 +551,7 @@ class FlipForCTR(FlipPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        num_items: ItemCounts | None = None,
+        num_items_in_batch: ItemCounts | torch.Tensor | float | None = None,
     ) -> FlipForCTROutput:
         """Click logits, and the loss where labels are given.
 
@@ -541,7 +560,8 @@ class FlipForCTR(FlipPreTrainedModel):
             input_ids: int64 (B, T); not read in mode "id".
             attention_mask: int64 (B, T); not read in mode "id".
             labels: 0 or 1, any numeric type (B,).
-            num_items: `{"ctr": n}`, the number of rows to divide the summed loss by; by default this batch's.
+            num_items_in_batch: the number of rows to divide the summed loss by, or `{"ctr": n}`; by default this
+                batch's.
         """
         views = self.flip(feature_ids, input_ids, attention_mask)
         id_logits: torch.Tensor | None = views.id_logits
@@ -556,7 +576,8 @@ class FlipForCTR(FlipPreTrainedModel):
 
         losses: dict[str, torch.Tensor] = {}
         if labels is not None:
-            divisor = labels.numel() if num_items is None else num_items["ctr"]
+            divisor = num_items_in_batch["ctr"] if isinstance(num_items_in_batch, Mapping) else num_items_in_batch
+            divisor = labels.numel() if divisor is None else divisor
             losses["loss"] = _mean_cross_entropy(logits, labels, divisor)
             if id_logits is not None and text_logits is not None:
                 losses["id_loss"] = _mean_cross_entropy(id_logits, labels, divisor)

@@ -106,10 +106,10 @@ def test_fields_are_masked_alike_often_and_independently():
 def test_collators_emit_what_forward_takes(processor, encoded):
     taken = set(inspect.signature(FlipForPreTraining.forward).parameters)
     emitted = set(FlipPretrainingCollator(processor)(encoded[:4]))
-    assert emitted == taken - {"self", "num_items"}
+    assert emitted == taken - {"self", "num_items_in_batch", "contrast"}
     taken = set(inspect.signature(FlipForCTR.forward).parameters)
     emitted = set(FlipCTRCollator(processor)(encoded[:4]))
-    assert emitted == taken - {"self", "num_items"}
+    assert emitted == taken - {"self", "num_items_in_batch"}
     assert set(FlipCTRCollator(processor, mode="id")(encoded[:4])) == {"feature_ids", "labels"}
     assert set(FlipCTRCollator(processor, mode="text")(encoded[:4])) == {"input_ids", "attention_mask", "labels"}
     without = [{k: v for k, v in row.items() if k != "label"} for row in encoded[:4]]

@@ -248,7 +248,7 @@ def test_items_weigh_the_same_however_they_are_batched():
     assert totals["mtm"] == (batch["mtm_labels"] != -100).sum()
     losses = []
     for part in (slice(0, 2), slice(2, NUM_ROWS)):
-        output = model(**{name: value[part] for name, value in batch.items()}, num_items=totals)
+        output = model(**{name: value[part] for name, value in batch.items()}, num_items_in_batch=totals)
         output.loss.backward()
         losses.append(output.loss.item())
     assert sum(losses) == pytest.approx(whole.loss.item(), abs=1e-5)
@@ -330,7 +330,7 @@ def test_finetuning_loss_is_three_cross_entropies(dtype):
     assert output.loss.item() == pytest.approx(sum(parts), abs=1e-5)
     assert output.id_loss.item() == pytest.approx(parts[1], abs=1e-5)
     assert output.text_loss.item() == pytest.approx(parts[2], abs=1e-5)
-    halved = model(**batch, labels=labels.to(dtype), num_items={"ctr": torch.tensor(18.0)})
+    halved = model(**batch, labels=labels.to(dtype), num_items_in_batch={"ctr": torch.tensor(18.0)})
     assert halved.loss.item() == pytest.approx(sum(parts) / 2, abs=1e-5)
 
 

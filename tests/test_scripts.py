@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import random
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, BertConfig
 
 from flip_hf import FlipForCTR, FlipProcessor
@@ -113,6 +115,28 @@ def test_pretraining_leaves_a_model_a_log_and_a_record(pretrained):
     assert record["result"]["steps"] == 13
     assert record["result"]["validation"]["loss"] == pytest.approx(lines(pretrained, "validation")[-1]["loss"])
     assert FlipProcessor.from_pretrained(pretrained / "model").label == "clicked"
+
+
+def test_tensorboard_shows_what_the_log_holds(pretrained):
+    shown = EventAccumulator(str(pretrained / "tensorboard")).Reload()
+    for event in ("train", "validation"):
+        logged = lines(pretrained, event)
+        for name in set(logged[0]) - {"event", "seconds", "step"}:
+            found = [(point.step, point.value) for point in shown.Scalars(f"{event}/{name}")]
+            expected = [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in logged]
+            assert found == expected, name
+    first, last = lines(pretrained, "train")[0], lines(pretrained, "train")[-1]
+    assert first["learning_rate"] == pytest.approx(100 * first["text_learning_rate"])
+    assert last["learning_rate"] < first["learning_rate"]
+    assert first["memory_gib"] > 0.05
+    assert (pretrained / "curves.png").stat().st_size > 10_000
+
+
+def test_an_unknown_tracker_is_refused_before_anything_is_read(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="'mlflow' is not one of tensorboard, trackio, wandb"):
+        script("pretrain")([*arguments, "--training.trackers", "[mlflow]"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_finetuning_keeps_the_best_model_and_reads_test_once(workplace, finetuned):
@@ -233,6 +257,25 @@ def test_what_is_not_finite_stops_the_run(workplace, tmp_path, monkeypatch, what
     FlipForCTR.from_pretrained(tmp_path / "model")
 
 
+def test_pretraining_contrasts_a_window_of_batches(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path)]
+    window = ["--training.contrastive_batches", "window", "--training.accumulation", "4", "--training.log_steps", "1"]
+    script("pretrain")([*arguments, *window, "--model.options.contrastive_temperature", "100"])
+    # So warm that no row is told from another: the logarithm of the rows of 4 batches out of 13, then of the last one.
+    found = [line["icl_loss"] for line in lines(tmp_path, "train")]
+    assert found == pytest.approx([math.log(400 / 13 * 4)] * 3 + [math.log(400 / 13)], abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["finetune", "pretrain"])
+def test_a_model_that_contrasts_nothing_has_no_larger_contrastive_batches(workplace, tmp_path, name):
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path)]
+    if name == "pretrain":
+        arguments += ["--model.options.objectives", '{"mlm": 1.0}']
+    with pytest.raises(ValueError, match="contrastive_batches is 'window'"):
+        script(name)([*arguments, "--training.contrastive_batches", "window"])
+    assert lines(tmp_path, "train") == []
+
+
 def test_the_same_seed_gives_the_same_run(workplace, tmp_path):
     def losses(name, seed):
         arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / name)]
@@ -283,6 +326,7 @@ def test_two_processes_train_together(workplace, tmp_path, sharded):
     record = json.loads((pretrained / "run.json").read_text())
     assert record["device"]["processes"] == 2
     assert record["result"]["steps"] == 14
+    assert len(list((pretrained / "tensorboard").iterdir())) == 1, "one process tells"
     assert lines(pretrained, "train")[-1]["loss"] < lines(pretrained, "train")[0]["loss"]
 
     flip = [*arguments, "--output_dir", str(tmp_path / "flip"), "--pretrained", str(pretrained / "model")]

@@ -229,6 +229,11 @@ def _column(rows: Rows, name: str) -> np.ndarray:
 
 
 def _numbers(rows: Rows) -> np.ndarray:
+    if not _has(rows, "row"):
+        raise ValueError(
+            "the encoded rows lack the column 'row', which masks and dropped features are a function of; keep it: "
+            "transformers.Trainer does with TrainingArguments(remove_unused_columns=False)"
+        )
     return _column(rows, "row").astype(np.int64)
 
 

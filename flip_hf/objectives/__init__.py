@@ -1,6 +1,6 @@
 """Pretraining objectives, one file each. To add one: write the file, add its line to `OBJECTIVES`."""
 
-from flip_hf.objectives.base import Objective, ObjectiveOutput, PretrainingBatch
+from flip_hf.objectives.base import ContrastiveShare, Objective, ObjectiveOutput, PretrainingBatch
 from flip_hf.objectives.icl import InstanceContrastiveLearning
 from flip_hf.objectives.mlm import MaskedLanguageModeling
 from flip_hf.objectives.mtm import MaskedTabularModeling
@@ -11,4 +11,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "icl": InstanceContrastiveLearning,
 }
 
-__all__ = ["OBJECTIVES", "Objective", "ObjectiveOutput", "PretrainingBatch"]
+__all__ = ["OBJECTIVES", "ContrastiveShare", "Objective", "ObjectiveOutput", "PretrainingBatch"]

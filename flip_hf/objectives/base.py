@@ -12,6 +12,23 @@ from flip_hf.configuration_flip import IGNORED_LABEL, FlipConfig
 
 
 @dataclass(frozen=True)
+class ContrastiveShare:
+    """What a contrastive loss over a larger batch means for one part of it.
+
+    Attributes:
+        tabular_gradient: float32 (B, P), the summed loss's gradient with respect to the part's projected tabular views.
+        text_gradient: float32 (B, P), with respect to its projected texts.
+        loss_sum: float (), the part's share of the summed loss, detached.
+        metrics: of the larger batch, as in `ObjectiveOutput`.
+    """
+
+    tabular_gradient: torch.Tensor
+    text_gradient: torch.Tensor
+    loss_sum: torch.Tensor
+    metrics: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
 class PretrainingBatch:
     """What an objective reads: the encoded views that it declared, the labels, and the two shared tables.
 
@@ -30,6 +47,7 @@ class PretrainingBatch:
         embed_features: looks the feature table up, int64 (...) -> float (..., D). The table itself may be spread over
             processes, all of which must look up equally often.
         token_embeddings: float (V, C), the text encoder's input embeddings.
+        contrast: where the rows were contrasted as a part of a larger batch, their share of that.
     """
 
     feature_ids: torch.Tensor
@@ -43,6 +61,7 @@ class PretrainingBatch:
     masked_token_states: torch.Tensor | None
     embed_features: Callable[[torch.Tensor], torch.Tensor]
     token_embeddings: torch.Tensor
+    contrast: ContrastiveShare | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType, send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -18,9 +19,11 @@ from tqdm.auto import tqdm
 from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.training.evaluation import text_lengths
-from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients
+from flip_hf.training.gradient_cache import contrast_over_window
+from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import TrainingConfig
+from flip_hf.training.tracking import memory_in_use
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,14 @@ def train(
 
     Raises:
         FloatingPointError: a loss is NaN or infinite; names the step, the parts of the loss and the rows.
-        ValueError: a sharded feature table under FSDP.
+        ValueError: a sharded feature table under FSDP; or larger contrastive batches of a model that contrasts nothing.
     """
     accelerator = run.accelerator
+    if config.contrastive_batches == "window" and "icl" not in getattr(model, "objectives", {}):
+        raise ValueError(
+            "training.contrastive_batches is 'window', but this model has no contrastive objective; it is for "
+            "pretraining with a positive weight of icl in model.options.objectives"
+        )
     sampler = LengthGroupedBatchSampler(
         text_lengths(rows), config.batch_size, config.seed, accelerator.num_processes, accelerator.process_index
     )
@@ -126,8 +134,8 @@ def train(
             if step % config.log_steps == 0 or step == total_steps:
                 averages = meter.take()
                 bar.set_postfix({k: f"{v:.3g}" for k, v in averages.items() if k.endswith(("loss", "rows_per_second"))})
-                rates = {"learning_rate": optimizer.param_groups[0]["lr"]}
-                run.log("train", {"step": step, "epoch": epoch, **averages, **rates})
+                state = {**learning_rates(optimizer), **memory_in_use(accelerator.device)}
+                run.log("train", {"step": step, "epoch": epoch, **averages, **state})
 
             done = step == total_steps
             if done or step_in_epoch in evaluate_at:
@@ -160,19 +168,18 @@ def _step(
     accelerator = run.accelerator
     # Every masked item of all batches and processes weighs the same, so the numbers must be known before any
     # gradient is. Gradients are averaged over processes: hence the division.
-    plain = accelerator.unwrap_model(model)
-    num_items: dict[str, torch.Tensor] = {}
-    for _, batch in window:
-        for name, number in plain.num_items(batch).items():
-            num_items[name] = num_items.get(name, 0) + number
-    totals = accelerator.reduce({name: n.float() for name, n in num_items.items()}, "sum")
+    batches = [batch for _, batch in window]
+    totals = count_items(accelerator.unwrap_model(model), batches, accelerator)
     num_items = {name: total / accelerator.num_processes for name, total in totals.items()}
+
+    over_window = config.contrastive_batches == "window"
+    forwards = contrast_over_window(model, batches, accelerator) if over_window else [model] * len(window)
 
     values: dict[str, torch.Tensor] = {}
     for i, (numbers, batch) in enumerate(window):
         last = i == len(window) - 1
         with accelerator.no_sync(model) if not last else nullcontext():
-            output = model(**batch, num_items=num_items)
+            output = forwards[i](**batch, num_items_in_batch=num_items)
             loss = output.loss
             if config.feature_l2 and output.feature_penalty is not None:
                 loss = loss + 0.5 * config.feature_l2 * output.feature_penalty / len(window)
@@ -193,6 +200,22 @@ def _step(
     values["gradient_norm"] = gradient_norm
     averaged = accelerator.reduce(values, "mean")
     return {name: value.item() for name, value in averaged.items()}
+
+
+def count_items(model: Any, batches: Iterable[Any], accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """What the losses of one optimiser step are means over, by the part's name, float ().
+
+    Args:
+        model: `FlipForPreTraining` or `FlipForCTR`, not wrapped.
+        batches: the step's batches on this process.
+        accelerator: adds up those of all processes.
+    """
+    counts: dict[str, torch.Tensor] = {}
+    for batch in batches:
+        for name, number in model.num_items(batch).items():
+            counts[name] = counts.get(name, 0) + number.float()
+    totals: dict[str, torch.Tensor] = accelerator.reduce(counts, "sum")
+    return totals
 
 
 def _not_finite(

@@ -14,19 +14,28 @@ from flip_hf.training.run_config import TrainingConfig
 def parameter_groups(model: Any, config: TrainingConfig) -> list[dict[str, Any]]:
     """Groups by learning rate (text encoder or the rest) and weight decay (matrices other than embeddings, or not).
 
-    Embeddings are not decayed: decay would also shrink the rows that a batch does not read.
+    Embeddings are not decayed: decay would also shrink the rows that a batch does not read. A group's `rate` is the
+    name of the setting that its learning rate is.
     """
     text_model = model.base_model.text_model
     in_text_encoder = set() if text_model is None else {id(p) for p in text_model.parameters()}
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     if model.base_model.feature_embeddings is not None:
         embeddings |= {id(p) for p in model.base_model.feature_embeddings.parameters()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
-        rate = config.text_learning_rate if id(parameter) in in_text_encoder else config.learning_rate
+        rate = "text_learning_rate" if id(parameter) in in_text_encoder else "learning_rate"
         decay = config.weight_decay if parameter.ndim >= 2 and id(parameter) not in embeddings else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+    return [
+        {"params": params, "lr": getattr(config, rate), "weight_decay": decay, "rate": rate}
+        for (rate, decay), params in groups.items()
+    ]
+
+
+def learning_rates(optimizer: Any) -> dict[str, float]:
+    """The present learning rates of an optimizer over `parameter_groups`, by the names of their settings."""
+    return {group["rate"]: group["lr"] for group in optimizer.param_groups}
 
 
 def build_optimizer(model: Any, config: TrainingConfig) -> torch.optim.Optimizer:

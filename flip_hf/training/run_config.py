@@ -78,6 +78,8 @@ class TrainingConfig:
         max_steps: stop after this many optimiser steps.
         batch_size: rows of a batch on each device.
         accumulation: batches of one optimiser step.
+        contrastive_batches: whose rows pretraining contrasts: those of one "batch" on all devices, or those of the
+            whole "window" of `accumulation` batches, for one more forward pass and the memory of one batch.
         learning_rate: peak learning rate of everything but the text encoder.
         text_learning_rate: peak learning rate of the text encoder.
         weight_decay: AdamW's, on matrices other than embeddings.
@@ -91,6 +93,8 @@ class TrainingConfig:
         evaluations_per_epoch: evaluations on the validation rows in each epoch.
         patience: stop after this many evaluations without a better one.
         log_steps: optimiser steps between two lines of the log.
+        trackers: where the log goes beside its file, out of "tensorboard", "trackio" and "wandb"; by default
+            TensorBoard where it is installed, and nowhere for an empty list.
         workers: processes that prepare batches.
         shard_features: each process holds its own share of the feature table's rows, for tables larger than one process
             holds. Batches are spread over processes as ever.
@@ -101,6 +105,7 @@ class TrainingConfig:
     max_steps: int | None = None
     batch_size: int = 128
     accumulation: int = 1
+    contrastive_batches: Literal["batch", "window"] = "batch"
     learning_rate: float = 1e-3
     text_learning_rate: float = 1e-4
     weight_decay: float = 0.01
@@ -113,6 +118,7 @@ class TrainingConfig:
     evaluations_per_epoch: int = 1
     patience: int = 2
     log_steps: int = 10
+    trackers: list[str] | None = None
     workers: int = 0
     shard_features: bool = False
     seed: int = 0

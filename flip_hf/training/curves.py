@@ -1,0 +1,90 @@
+"""A run's log as one picture."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+PANELS = {
+    "loss": r"(.+_)?loss",
+    "accuracy": r".+_accuracy",
+    "AUC": r"(.+_)?auc",
+    "LogLoss": r"(.+_)?logloss",
+    "gradient norm": r"gradient_norm",
+    "learning rate": r"(.+_)?learning_rate",
+    "rows a second": r"rows_per_second",
+    "memory (GiB)": r"(.+_)?memory_gib",
+}
+"""What is drawn together: a panel's title, and what the names of its values match."""
+
+_FROM_ZERO = ("accuracy", "gradient norm", "learning rate", "rows a second", "memory (GiB)")
+
+Series = dict[str, tuple[list[int], list[float]]]
+"""Steps and values by name."""
+
+
+def draw_curves(log: Path, target: Path) -> bool:
+    """Draws what a run logged of training (lines) and validation (dashed, with a mark at each evaluation).
+
+    Args:
+        log: the run's `log.jsonl`.
+        target: the PNG to write.
+
+    Returns:
+        Whether matplotlib is there to draw it with.
+    """
+    if find_spec("matplotlib") is None:
+        return False
+    # No window and no global state, unlike pyplot.
+    from matplotlib.figure import Figure
+
+    with log.open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    events = {event: _series([line for line in lines if line["event"] == event]) for event in ("train", "validation")}
+    panels = {
+        title: names
+        for title, pattern in PANELS.items()
+        if (names := {name for found in events.values() for name in found if re.fullmatch(pattern, name)})
+    }
+    columns = 3 if len(panels) <= 6 else 4
+    rows = max(-(-len(panels) // columns), 1)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    for place, (title, names) in enumerate(panels.items(), start=1):
+        # The total before its parts.
+        ordered = sorted(names, key=lambda name: (name.count("_"), name))
+        _draw(figure.add_subplot(rows, columns, place), title, ordered, events)
+    figure.suptitle(f"{log.parent.name}: training as lines, validation dashed", fontsize=12)
+    figure.savefig(target, dpi=110)
+    return True
+
+
+def _series(lines: Sequence[Mapping[str, Any]]) -> Series:
+    found: Series = {}
+    for line in lines:
+        for name, value in line.items():
+            if isinstance(value, int | float):
+                steps, values = found.setdefault(name, ([], []))
+                steps.append(line["step"])
+                values.append(value)
+    return found
+
+
+def _draw(axes: Any, title: str, names: Sequence[str], events: Mapping[str, Series]) -> None:
+    for i, name in enumerate(names):
+        color = f"C{i}"
+        if name in events["train"]:
+            axes.plot(*events["train"][name], color=color, linewidth=1.3, label=name)
+        if name in events["validation"]:
+            # In the legend once.
+            label = f"_{name}" if name in events["train"] else name
+            axes.plot(*events["validation"][name], "o--", color=color, linewidth=1, markersize=4, label=label)
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel("step", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    if title in _FROM_ZERO and axes.dataLim.y1 > 0:
+        axes.set_ylim(0, 1.05 * axes.dataLim.y1)
+    if len(names) > 1:
+        axes.legend(fontsize=8, framealpha=0.8)

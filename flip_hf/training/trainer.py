@@ -1,0 +1,67 @@
+"""What `transformers.Trainer` is told about FLIP; docs/trainer.md shows it at work."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import EvalPrediction, Trainer, TrainerCallback
+
+from flip_hf.training.evaluation import ctr_metrics
+from flip_hf.training.loop import count_items
+
+
+class CollatorEpochs(TrainerCallback):
+    """Tells the collator each epoch, so that each masks (or drops) anew; without it, every epoch masks alike.
+
+    Args:
+        collator: `FlipPretrainingCollator` or `FlipCTRCollator`, the one that Trainer has.
+
+    Raises:
+        ValueError: when training begins, if its workers outlive an epoch: they would keep the first one's masks.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.dataloader_persistent_workers:
+            raise ValueError(
+                "workers that outlive an epoch keep the masks of the first one; set dataloader_persistent_workers=False"
+            )
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A fraction where training resumes within an epoch.
+        self.collator.set_epoch(int(state.epoch))
+
+
+class FlipTrainer(Trainer):
+    """A Trainer whose pretraining losses are means over all that an optimiser step masks.
+
+    A plain Trainer counts `labels` only, of which pretraining has none: it averages the means of the accumulated
+    batches and processes, so an item weighs more in a batch that masks fewer. Finetuning is exact in both.
+    """
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of one optimiser step, and what their losses are means over (`count_items`)."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        totals = count_items(self.accelerator.unwrap_model(self.model), batches, self.accelerator)
+        if not self.args.average_tokens_across_devices:
+            # Trainer then leaves out the factor that makes up for averaging gradients over processes.
+            totals = {name: total / self.accelerator.num_processes for name, total in totals.items()}
+        return batches, totals
+
+
+def click_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """`compute_metrics` for `FlipForCTR`: all of `METRICS` of its logits, in joint mode also of each tower's
+    (`id_auc`, `text_auc`).
+
+    Args:
+        prediction: logits float (rows,) or a tuple of the model's logits and its towers'; labels (rows,).
+    """
+    found: Any = prediction.predictions
+    # One tower alone repeats the model's logits, under a name that nothing reads.
+    names = ("logits", "id_logits", "text_logits")
+    scores = dict(zip(names, found if isinstance(found, tuple) else (found,), strict=False))
+    return ctr_metrics(scores | {"labels": prediction.label_ids})

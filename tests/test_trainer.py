@@ -1,0 +1,330 @@
+"""transformers.Trainer: its steps are those of one big batch and of the package's own loop; docs/trainer.md runs."""
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from datasets import Dataset
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import Trainer, TrainingArguments
+
+from flip_hf import (
+    FlipConfig,
+    FlipCTRCollator,
+    FlipForCTR,
+    FlipForPreTraining,
+    FlipPretrainingCollator,
+)
+from flip_hf.training import loop
+from flip_hf.training.evaluation import evaluate_ctr, evaluate_pretraining
+from flip_hf.training.run_config import TrainingConfig
+from flip_hf.training.trainer import CollatorEpochs, FlipTrainer, click_metrics
+
+DOCS = Path(__file__).parents[1] / "docs" / "trainer.md"
+TEXT = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+NUM_ROWS = 76  # two full windows of 32 rows and one of 12, of which no batch size below is a divisor
+
+
+@pytest.fixture(autouse=True)
+def _a_process_of_its_own():
+    """What accelerate keeps for the life of a process ends with each test."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def rows(processor, click_rows):
+    return processor.encode_dataset(Dataset.from_dict(click_rows).select(range(NUM_ROWS)))
+
+
+def build(cls, processor, **options):
+    torch.manual_seed(0)
+    text = {**TEXT, "vocab_size": len(processor.tokenizer)}
+    backbone = {"hidden_sizes": [16], "dropout": 0.0}
+    sizes = {"embedding_dim": 8, "projection_dim": 16, "head_dropout": 0.0, "backbone_options": backbone}
+    return cls(FlipConfig(text_config=text, fields=processor.fields, **sizes, **options))
+
+
+def in_order(kind):
+    """A Trainer that reads the rows in their order, so that batches of any size hold the same rows."""
+
+    class InOrder(kind):
+        def _get_train_sampler(self, train_dataset=None):
+            return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    return InOrder
+
+
+def arguments(folder, **settings):
+    defaults = {"num_train_epochs": 1, "max_grad_norm": 0.0, "lr_scheduler_type": "constant", "report_to": "none"}
+    return TrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **{**defaults, **settings})
+
+
+def trained(kind, model, rows, collator, folder, accumulation, **settings):
+    """The weights after three steps of plain gradient descent over windows of 32, 32 and 12 rows."""
+    trainer = in_order(kind)(
+        model,
+        arguments(
+            folder,
+            per_device_train_batch_size=32 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            remove_unused_columns=False,
+            **settings,
+        ),
+        collator,
+        rows,
+        optimizers=(torch.optim.SGD(model.parameters(), lr=0.1), None),
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3
+    return {name: p.detach().clone() for name, p in model.named_parameters()}, trainer
+
+
+def of_the_loop(model, rows, collator, accumulation):
+    """The same by the package's own step."""
+
+    class NoRun:
+        accelerator = Accelerator(cpu=True)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = DataLoader(rows, 32 // accumulation, collate_fn=lambda part: (torch.zeros(len(part)), collator(part)))
+    config = TrainingConfig(max_gradient_norm=float("inf"))
+    for step, window in enumerate(loop._windows(batches, accumulation), start=1):
+        loop._step(model, optimizer, window, config, NoRun(), step)
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def distance(found, expected):
+    return max((found[name] - expected[name]).abs().max().item() for name in found)
+
+
+@pytest.mark.parametrize("mode", ["joint", "id", "text"])
+def test_finetuning_steps_are_those_of_the_whole_batch(processor, rows, tmp_path, mode):
+    collator = FlipCTRCollator(processor, mode)
+    expected, whole = trained(Trainer, build(FlipForCTR, processor, mode=mode), rows, collator, tmp_path, 1)
+    assert distance(expected, dict(build(FlipForCTR, processor, mode=mode).named_parameters())) > 1e-3
+    for accumulation in (2, 4):
+        model = build(FlipForCTR, processor, mode=mode)
+        found, trainer = trained(Trainer, model, rows, collator, tmp_path, accumulation)
+        assert_same(found, expected)
+        assert trainer.state.log_history[-1]["train_loss"] == pytest.approx(
+            whole.state.log_history[-1]["train_loss"], abs=1e-5
+        )
+    assert_same(of_the_loop(build(FlipForCTR, processor, mode=mode), rows, collator, 4), expected)
+
+
+MASKED = {"objectives": {"mlm": 1.0, "mtm": 1.0}, "mtm_loss": "full_softmax"}
+
+
+def test_pretraining_steps_of_flip_trainer_are_those_of_the_whole_batch(processor, rows, tmp_path):
+    collator = FlipPretrainingCollator(processor, text_mask_ratio=0.3)
+    expected, _ = trained(Trainer, build(FlipForPreTraining, processor, **MASKED), rows, collator, tmp_path, 1)
+    for accumulation in (2, 4):
+        model = build(FlipForPreTraining, processor, **MASKED)
+        assert_same(trained(FlipTrainer, model, rows, collator, tmp_path, accumulation)[0], expected)
+    assert_same(of_the_loop(build(FlipForPreTraining, processor, **MASKED), rows, collator, 4), expected)
+
+
+def test_pretraining_steps_of_a_plain_trainer_are_means_of_means(processor, rows, tmp_path):
+    collator = FlipPretrainingCollator(processor, text_mask_ratio=0.3)
+    model = build(FlipForPreTraining, processor, **MASKED)
+    found, _ = trained(Trainer, model, rows, collator, tmp_path, 4)
+
+    model = build(FlipForPreTraining, processor, **MASKED)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for window in loop._windows(DataLoader(rows, 8, collate_fn=collator), 4):
+        optimizer.zero_grad()
+        torch.stack([model(**batch).loss for batch in window]).mean().backward()
+        optimizer.step()
+    means = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert_same(found, means)
+    exact, _ = trained(Trainer, build(FlipForPreTraining, processor, **MASKED), rows, collator, tmp_path, 1)
+    assert distance(found, exact) > 1e-3, "which is not the whole batch's"
+
+
+def test_contrastive_rows_are_those_of_a_batch(processor, rows, tmp_path):
+    collator = FlipPretrainingCollator(processor)
+    found, _ = trained(FlipTrainer, build(FlipForPreTraining, processor), rows, collator, tmp_path, 2)
+    assert_same(of_the_loop(build(FlipForPreTraining, processor), rows, collator, 2), found)
+
+
+@pytest.mark.parametrize("mode", ["joint", "id", "text"])
+def test_evaluation_gives_the_metrics(processor, rows, tmp_path, mode):
+    model, collator = build(FlipForCTR, processor, mode=mode), FlipCTRCollator(processor, mode)
+    # Columns that forward does not take may go: the collator needs none of them.
+    settings = arguments(tmp_path, per_device_eval_batch_size=20)
+    trainer = Trainer(model, settings, collator, eval_dataset=rows, compute_metrics=click_metrics)
+    found = trainer.evaluate()
+    expected = evaluate_ctr(model, rows, collator, 20, trainer.accelerator, "")
+    assert {"auc", "logloss"} <= set(expected)
+    assert ("text_auc" in expected) == (mode == "joint")
+    for name, value in expected.items():
+        assert found[f"eval_{name}"] == pytest.approx(value, abs=1e-6), name
+    parts = ("", "id_", "text_") if mode == "joint" else ("",)
+    assert found["eval_loss"] == pytest.approx(sum(expected[f"{part}logloss"] for part in parts), abs=1e-5)
+
+    without_labels = rows.remove_columns("label")
+    logits = trainer.predict(without_labels).predictions
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, model(**collator(list(without_labels))).logits, atol=1e-5)
+
+
+def test_pretraining_is_evaluated_and_predicts(processor, rows, tmp_path):
+    model, collator = build(FlipForPreTraining, processor), FlipPretrainingCollator(processor)
+    settings = arguments(tmp_path, per_device_eval_batch_size=38, remove_unused_columns=False)
+    trainer = Trainer(model, settings, collator, eval_dataset=rows)
+    found = trainer.evaluate()
+    with torch.no_grad():
+        losses = [model(**collator(part)) for part in (list(rows)[:38], list(rows)[38:])]
+    assert found["eval_loss"] == pytest.approx(np.mean([o.loss.item() for o in losses]), abs=1e-5)
+    *parts, metrics = trainer.predict(rows).predictions
+    assert [len(part) for part in parts] == [2, 2, 2]
+    assert metrics["mlm_accuracy"].tolist() == pytest.approx([o.metrics["mlm_accuracy"].item() for o in losses])
+    # What Trainer does not tell, the package does.
+    told = evaluate_pretraining(model, rows, collator, 38, trainer.accelerator, "")
+    assert {"icl_loss", "icl_tabular_to_text_accuracy"} <= set(told)
+
+
+def test_a_dropped_column_is_an_error_before_the_first_step(processor, rows, tmp_path):
+    model = build(FlipForPreTraining, processor)
+    trainer = Trainer(model, arguments(tmp_path), FlipPretrainingCollator(processor), rows)
+    with pytest.raises(ValueError, match=r"column 'row'.*remove_unused_columns=False"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+class Recorder(FlipPretrainingCollator):
+    epochs: list
+
+    def __call__(self, rows):
+        self.epochs.append(self.epoch)
+        return super().__call__(rows)
+
+
+def test_masks_follow_the_epoch_and_a_resumed_run_ends_alike(processor, rows, tmp_path):
+    def run(name, resume=None, **settings):
+        model, collator = build(FlipForPreTraining, processor), Recorder(processor)
+        collator.epochs = []
+        steps = {"per_device_train_batch_size": 19, "num_train_epochs": 3, "save_steps": 6, "save_strategy": "steps"}
+        trainer = FlipTrainer(
+            model,
+            arguments(tmp_path / name, remove_unused_columns=False, **steps, **settings),
+            collator,
+            rows,
+            callbacks=[CollatorEpochs(collator)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return {n: p.detach().clone() for n, p in model.named_parameters()}, collator.epochs
+
+    whole, epochs = run("whole")
+    assert epochs == [0] * 4 + [1] * 4 + [2] * 4
+    resumed, epochs = run("resumed", resume=str(tmp_path / "whole" / "checkpoint-6"))
+    assert set(epochs) == {1, 2}
+    assert_same(resumed, whole)
+
+    with pytest.raises(ValueError, match="dataloader_persistent_workers=False"):
+        run("workers", dataloader_persistent_workers=True, dataloader_num_workers=1)
+
+
+PROGRAM = """
+    import importlib.util
+    import json
+    import sys
+    from pathlib import Path
+
+    import torch
+    from datasets import Dataset
+    from flip_hf import FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator, FlipProcessor
+    from flip_hf.training.trainer import FlipTrainer
+    from transformers import Trainer
+
+    folder = Path(sys.argv[2])
+    spec = importlib.util.spec_from_file_location("cases", sys.argv[1])
+    cases = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cases)
+    processor = FlipProcessor.from_pretrained(folder / "processor")
+    log = Dataset.from_dict(json.loads((folder / "log.json").read_text()))
+    rows = processor.encode_dataset(log.select(range(64)))
+    kinds = {
+        "ctr": (Trainer, FlipForCTR, FlipCTRCollator(processor), {}),
+        "pretraining": (FlipTrainer, FlipForPreTraining, FlipPretrainingCollator(processor), cases.MASKED),
+    }
+    expected = {}
+    for name, (_, cls, collator, options) in kinds.items():  # one process that holds all rows
+        model = cases.build(cls, processor, **options)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for start in (0, 32):
+            optimizer.zero_grad()
+            model(**collator([rows[i] for i in range(start, start + 32)])).loss.backward()
+            optimizer.step()
+        expected[name] = {n: p.detach().clone() for n, p in model.named_parameters()}
+    differences = {}
+    for name, (kind, cls, collator, options) in kinds.items():
+        for average in (True, False):
+            model = cases.build(cls, processor, **options)
+            settings = cases.arguments(
+                folder / name,
+                per_device_train_batch_size=8,
+                gradient_accumulation_steps=2,
+                remove_unused_columns=False,
+                average_tokens_across_devices=average,
+                save_strategy="no",
+            )
+            optimizers = (torch.optim.SGD(model.parameters(), lr=0.1), None)
+            trainer = cases.in_order(kind)(model, settings, collator, rows, optimizers=optimizers)
+            assert trainer.accelerator.num_processes == torch.distributed.get_world_size() == 2
+            trainer.train()
+            assert trainer.state.global_step == 2
+            found = {n: p.detach() for n, p in model.named_parameters()}
+            differences[f"{name} {average}"] = cases.distance(found, expected[name])
+    if trainer.is_world_process_zero():
+        print(json.dumps(differences))
+    trainer.end()
+"""
+
+
+def test_two_processes_step_as_one(processor, click_rows, tmp_path):
+    processor.save_pretrained(tmp_path / "processor")
+    (tmp_path / "log.json").write_text(json.dumps(click_rows))
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(PROGRAM))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    done = subprocess.run([*launch, __file__, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    differences = json.loads(done.stdout.splitlines()[-1])
+    assert len(differences) == 4
+    assert max(differences.values()) < 2e-6, differences
+
+
+def test_the_documentation_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
+    torch.manual_seed(0)
+    namespace = {}
+    exec(compile(example, "docs/trainer.md", "exec"), namespace)
+    assert namespace["metrics"]["eval_auc"] > 0.9
+    assert FlipForCTR.from_pretrained(tmp_path / "runs" / "flip" / "model").config.mode == "joint"
