@@ -93,8 +93,8 @@ class ShardedFeatureEmbedding(FeatureEmbedding):
 
     def send_rows(self) -> None:
         """Sends this process's rows to process 0, which must be in `all_rows`."""
-        for block in self.rows.detach().split(_BLOCK_ROWS):
-            dist.send(block.contiguous(), 0)
+        for start in range(0, len(self.rows), _BLOCK_ROWS):
+            dist.send(self.rows.detach()[start : start + _BLOCK_ROWS], 0)
 
     def all_rows(self) -> Iterator[torch.Tensor]:
         """On process 0, the rows of the table in order, a block at a time; the others must be in `send_rows`."""

@@ -25,7 +25,8 @@ def torchrun(tmp_path):
             str(PROGRAMS / f"{name}.py"),
             json.dumps({"processes": processes, "report": str(report)} | arguments),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Processes that wait for each other wait for ever.
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr[-9000:]
         return json.loads(report.read_text())
 

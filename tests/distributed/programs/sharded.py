@@ -18,7 +18,7 @@ from common import (
     train_in,
 )
 
-from flip_hf import FlipForCTR, FlipForPreTraining
+from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining
 from flip_hf.nn.sharded_embeddings import sharded_features
 from flip_hf.training.run_config import TrainingConfig
 
@@ -76,6 +76,15 @@ for cls, whole in wholes.items():
     with sharded_features():
         again = FlipForCTR.from_pretrained(folder)
     torch.testing.assert_close(again.flip.feature_embeddings.rows, full[first:end], rtol=0, atol=0)
+
+# So few rows that the last of four processes has none, and nothing to send.
+with sharded_features():
+    tiny = FlipForCTR(FlipConfig(fields=[FieldConfig("a", num_features=3)], mode="id", backbone="lr"))
+assert (len(tiny.flip.feature_embeddings.rows) == 0) == (rank() == 3)
+accelerator.prepare(tiny)(feature_ids=torch.tensor([[3], [4]]), labels=torch.ones(2)).loss.backward()
+tiny.save_pretrained(folder / "tiny")
+accelerator.wait_for_everyone()
+assert FlipForCTR.from_pretrained(folder / "tiny").flip.feature_embeddings.weight.shape == (5, 33)
 
 Accelerator.distributed_type = DistributedType.FSDP
 with sharded_features():
