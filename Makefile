@@ -10,10 +10,10 @@ DEMO_FLAGS ?=
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow test-distributed lint format clean
 
 help: ## Show the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(READY) ## Pretrain, finetune and compare on MovieLens-100K (DEMO_FLAGS="--help" shows the flags)
 	$(BIN)/python examples/demo.py $(DEMO_FLAGS)
@@ -23,6 +23,9 @@ test: lint ## Lint, check types and run the tests
 
 test-slow: $(READY) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+test-distributed: $(READY) ## Run the tests that start several processes, the slow ones too
+	$(BIN)/python -m pytest -q -m distributed
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check

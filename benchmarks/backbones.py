@@ -40,6 +40,7 @@ SEARCH: dict[str, list[Any]] = {
     "training.learning_rate": [1e-3, 2e-3, 5e-3],
     "training.feature_l2": [0.0, 0.03],
 }
+GRID = [dict(zip(SEARCH, values, strict=True)) for values in itertools.product(*SEARCH.values())]
 FIXED: dict[str, Any] = {
     "mode": "id",
     "training.batch_size": 256,
@@ -91,14 +92,18 @@ def job(variant: str, settings: dict[str, Any], seed: int, folder: Path) -> Any:
 
 def search(variants: list[str], folder: Path, processes: int) -> dict[str, dict[str, Any]]:
     """The settings of each variant with the best validation AUC at seed 0."""
-    grid = [dict(zip(SEARCH, values, strict=True)) for values in itertools.product(*SEARCH.values())]
-    run_jobs((job(name, settings, 0, folder) for name in variants for settings in grid), processes)
+    run_jobs((job(name, settings, 0, folder) for name in variants for settings in GRID), processes)
+    return best_settings(variants, folder)
+
+
+def best_settings(variants: list[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """As `search`, where it has run."""
 
     def validation_auc(name: str, settings: dict[str, Any]) -> float:
         auc: float = job(name, settings, 0, folder).read()["result"]["validation"]["auc"]
         return auc
 
-    return {name: max(grid, key=lambda settings: validation_auc(name, settings)) for name in variants}
+    return {name: max(GRID, key=lambda settings: validation_auc(name, settings)) for name in variants}
 
 
 def measure(variants: list[str]) -> dict[str, tuple[int, float, float]]:

@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = FlipForCTR.from_pretrained(settings.model, **({"mode": settings.mode} if settings.mode else {}))
     rows = load_click_log(settings.data).encode(processor, settings.rows)
     collator = FlipCTRCollator(processor, model.config.mode)
-    scores = click_logits(accelerator.prepare(model), rows, collator, settings.batch_size, accelerator, settings.rows)
+    model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
+    scores = click_logits(model, rows, collator, settings.batch_size, accelerator, settings.rows)
     if accelerator.is_main_process:
         results: dict[str, Any] = {"rows": len(rows), "metrics": ctr_metrics(scores)}
         if settings.slices:

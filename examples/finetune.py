@@ -7,6 +7,7 @@ python examples/finetune.py --config ... --mode id --output_dir runs/flip-id
 from collections.abc import Sequence
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
+from flip_hf.nn.sharded_embeddings import sharded_features
 from flip_hf.training.build import fit_processor, new_model
 from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import evaluate_ctr
@@ -23,10 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log = load_click_log(settings.data)
     if settings.pretrained is not None:
         processor = FlipProcessor.from_pretrained(settings.pretrained)
-        model = FlipForCTR.from_pretrained(settings.pretrained, mode=settings.mode, **settings.model.options)
     else:
         processor = fit_processor(log, settings.model)
-        model = new_model(FlipForCTR, settings.model, processor, settings.mode)
+    with sharded_features(training.shard_features):
+        if settings.pretrained is not None:
+            model = FlipForCTR.from_pretrained(settings.pretrained, mode=settings.mode, **settings.model.options)
+        else:
+            model = new_model(FlipForCTR, settings.model, processor, settings.mode)
     rows = {split: log.encode(processor, split) for split in log.splits}
     collator = FlipCTRCollator(processor, settings.mode)
 
@@ -44,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if "test" in rows:
         # The only time that test rows are read: the best model is chosen by now.
-        best = run.accelerator.prepare(FlipForCTR.from_pretrained(run.model_folder))
+        with sharded_features(training.shard_features):
+            best = FlipForCTR.from_pretrained(run.model_folder)
+        best = run.accelerator.prepare_model(best, device_placement=True, evaluation_mode=True)
         result["test"] = evaluate_ctr(
             best, rows["test"], collator, training.evaluation_batch_size, run.accelerator, "test"
         )

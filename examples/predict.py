@@ -17,7 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     processor = FlipProcessor.from_pretrained(settings.model)
     model = FlipForCTR.from_pretrained(settings.model, **({"mode": settings.mode} if settings.mode else {}))
     collator = FlipCTRCollator(processor, model.config.mode)
-    summary = predict_file(accelerator.prepare(model), processor, collator, settings, accelerator)
+    model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
+    summary = predict_file(model, processor, collator, settings, accelerator)
     accelerator.print(summary)
     accelerator.end_training()
 

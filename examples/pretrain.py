@@ -7,6 +7,7 @@ accelerate launch examples/pretrain.py --config ...
 from collections.abc import Sequence
 
 from flip_hf import FlipForPreTraining, FlipPretrainingCollator
+from flip_hf.nn.sharded_embeddings import sharded_features
 from flip_hf.training.build import fit_processor, new_model
 from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import evaluate_pretraining
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     processor = fit_processor(log, settings.model)
     train_rows, validation_rows = (log.encode(processor, split, with_label=False) for split in ("train", "validation"))
 
-    model = new_model(FlipForPreTraining, settings.model, processor)
+    with sharded_features(training.shard_features):
+        model = new_model(FlipForPreTraining, settings.model, processor)
     model.set_feature_counts(processor.feature_counts)
     masking = settings.masking
     collator = FlipPretrainingCollator(processor, training.seed, masking.text_mask_ratio, masking.tabular_mask_ratio)

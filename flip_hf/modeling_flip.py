@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import CONFIG_NAME, cached_file
 
 from flip_hf.backbones import Backbone, backbone_class, build_backbone
 from flip_hf.configuration_flip import NUM_RESERVED_FEATURES, FieldConfig, FlipConfig, num_features, owned_ranges
@@ -19,11 +23,16 @@ from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.fusion import FUSION
 from flip_hf.nn.pooling import TEXT_POOLING
 from flip_hf.nn.ridge import ridge_predictions
+from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding, feature_embedding_class
 from flip_hf.objectives import OBJECTIVES, ContrastiveShare, ObjectiveOutput, PretrainingBatch
 from flip_hf.outputs import FlipForCTROutput, FlipForPreTrainingOutput, FlipModelOutput
+from flip_hf.sharded_checkpoint import add_table, read_rows
 
 ItemCounts = Mapping[str, torch.Tensor | float]
 """What each part of a loss is divided by, by the part's name."""
+
+_TABLE = "feature_embeddings.weight"
+"""The feature table in every checkpoint, behind the prefix of the model."""
 
 
 class FlipPreTrainedModel(PreTrainedModel):
@@ -59,6 +68,31 @@ class FlipPreTrainedModel(PreTrainedModel):
                 init.constant_(value, 1 if name == "running_var" else 0)
         elif callable(start := getattr(module, "init_parameters", None)):
             start()
+
+    def post_init(self) -> None:
+        """As in transformers; of a sharded feature table, `from_pretrained` reads the rows itself."""
+        if self._sharded_table is not None:
+            unexpected = self._keys_to_ignore_on_load_unexpected or ()
+            self._keys_to_ignore_on_load_unexpected = [*unexpected, rf"(^|\.){_TABLE}$"]
+            self._keys_to_ignore_on_load_missing: Any = [rf"^{name}$" for name in self.sharded_parameters]
+        super().post_init()
+
+    @property
+    def _sharded_table(self) -> ShardedFeatureEmbedding | None:
+        table: Any = self.base_model.feature_embeddings
+        return table if isinstance(table, ShardedFeatureEmbedding) else None
+
+    @property
+    def sharded_parameters(self) -> dict[str, nn.Parameter]:
+        """By name, the parameters of which every process holds rows of its own: those of a sharded feature table."""
+        table = self._sharded_table
+        return {} if table is None else {name: p for name, p in self.named_parameters() if p is table.rows}
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        # DistributedDataParallel reads this. It would send the objectives' counts, as long as the feature table, to all
+        # processes in every step; they are set alike everywhere and never change.
+        return [*self.sharded_parameters, *(name for name, _ in self.named_buffers() if name.startswith("objectives."))]
 
     def get_input_embeddings(self) -> nn.Module:
         """The text encoder's token embeddings."""
@@ -106,7 +140,45 @@ class FlipPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path} lacks weights that mode={model.config.mode!r} needs: {shown}. Load "
                 "it in the mode it was saved in, or repair config.json so that it describes these weights"
             )
+        if (table := model._sharded_table) is not None:
+            where = {k: v for k, v in kwargs.items() if k in ("cache_dir", "revision", "subfolder", "token")}
+            # The weights lie beside it: they were fetched above.
+            folder = Path(cached_file(pretrained_model_name_or_path, CONFIG_NAME, **where) or "").parent
+            shape = table.num_features, table.rows.shape[1]
+            first, end = table.bounds(dist.get_rank())
+            with torch.no_grad():
+                table.rows.copy_(read_rows(sorted(folder.glob("*.safetensors")), _TABLE, shape, first, end))
         return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves as transformers does.
+
+        Where the feature table is sharded, every process must call this; process 0 writes, and what it writes loads
+        into any number of processes. The table passes through it a block of rows at a time.
+
+        Args:
+            save_directory: a local folder.
+            args: as in transformers; none with a sharded feature table.
+            kwargs: as in transformers; no `push_to_hub` with a sharded feature table.
+
+        Raises:
+            ValueError: `push_to_hub` with a sharded feature table.
+        """
+        table = self._sharded_table
+        if table is None:
+            super().save_pretrained(save_directory, *args, **kwargs)
+            return
+        if args or kwargs.pop("push_to_hub", False):
+            raise ValueError("the feature table is sharded: save the model first, then load it unsharded and push that")
+        if dist.get_rank() != 0:
+            table.send_rows()
+            return
+        own, weights = self.sharded_parameters, kwargs.pop("state_dict", None) or self.state_dict()
+        kwargs |= {"is_main_process": True, "state_dict": {k: v for k, v in weights.items() if k not in own}}
+        super().save_pretrained(save_directory, **kwargs)
+        name = next(iter(own)).removesuffix("rows") + "weight"
+        shape = table.num_features, table.rows.shape[1]
+        add_table(Path(save_directory), name, shape, table.rows.dtype, table.all_rows())
 
     @classmethod
     def from_text_pretrained(cls, name_or_path: str, config: FlipConfig, **kwargs: Any) -> Self:
@@ -165,6 +237,8 @@ class FlipPreTrainedModel(PreTrainedModel):
                 f"a model in mode={self.config.mode!r} has not the towers that resizing its features with "
                 f"init={init!r} needs"
             )
+        if self._sharded_table is not None:
+            raise ValueError("the feature table is sharded: save the model, load it unsharded and resize that")
         _check_growth(self.config.fields, growth.fields)
         old: torch.Tensor = flip.feature_embeddings.weight
         fields = growth.fields
@@ -216,7 +290,7 @@ class FlipModel(FlipPreTrainedModel):
         if config.mode != "text":
             fields = config.tabular_fields
             places = {f.name: i for i, f in enumerate(fields)}
-            self.feature_embeddings = FeatureEmbedding(
+            self.feature_embeddings = feature_embedding_class()(
                 config.num_features,
                 _position_ranges(config),
                 config.embedding_dim,
@@ -314,6 +388,11 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 if config.objectives.get(name, 0) > 0
             }
         )
+        if self._sharded_table is not None and "mtm" in self.objectives and config.mtm_loss == "full_softmax":
+            raise ValueError(
+                "mtm_loss='full_softmax' scores all features of a field, and the feature table is sharded because no "
+                "process can hold them; set mtm_loss to 'nce' or 'sampled_softmax', or shard_features to false"
+            )
         self.views = frozenset().union(*(OBJECTIVES[name].views for name in self.objectives))
         self.post_init()
 
@@ -389,6 +468,10 @@ class FlipForPreTraining(FlipPreTrainedModel):
             raise ValueError(
                 f"objectives {', '.join(self.objectives)} need {', '.join(absent)}; FlipPretrainingCollator makes them"
             )
+        token_embeddings: Any = self.get_input_embeddings()
+        if isinstance(token_embeddings, FSDPModule):
+            # MLM reads them once more than their own forward does, which would give them back.
+            token_embeddings.set_reshard_after_forward(False)
         # First as in contrastive_views, whose dropout must be the same.
         tabular = self.flip.encode_tabular(feature_ids)
         masked_tabular = masked_text = text = None
@@ -400,7 +483,6 @@ class FlipForPreTraining(FlipPreTrainedModel):
             masked_text = self.flip.encode_text(masked_input_ids, attention_mask)
 
         assert self.flip.feature_embeddings is not None
-        token_embeddings: Any = self.get_input_embeddings()
         batch = PretrainingBatch(
             feature_ids=feature_ids,
             attention_mask=attention_mask,
@@ -411,7 +493,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
             text=text.text_representation if text else None,
             token_states=text.token_states if text else None,
             masked_token_states=masked_text.token_states if masked_text else None,
-            feature_embeddings=self.flip.feature_embeddings.embeddings,
+            embed_features=self.flip.feature_embeddings.embed,
             token_embeddings=token_embeddings.weight,
             contrast=contrast,
         )

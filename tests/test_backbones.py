@@ -46,6 +46,12 @@ def assert_output(model, embeddings, representation, logits):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
+def test_no_parameter_is_a_scalar(name):
+    # FSDP2 shards none.
+    assert all(p.ndim > 0 for p in build(name)[0].parameters())
+
+
+@pytest.mark.parametrize("name", BACKBONES)
 def test_contract(name):
     model, embeddings = build(name)
     embeddings.requires_grad_()

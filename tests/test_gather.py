@@ -27,7 +27,7 @@ PROGRAM = """
         empty = torch.empty(0)
         output = head(PretrainingBatch(
             feature_ids=ids[rows], attention_mask=empty, tabular=views[0], text=views[1],
-            feature_embeddings=empty, token_embeddings=empty, **absent,
+            embed_features=None, token_embeddings=empty, **absent,
         ))
         (output.loss_sum / num_items).backward()
         return output.loss_sum.item(), [v.grad for v in views], [p.grad.clone() for p in head.parameters()]
@@ -51,6 +51,7 @@ PROGRAM = """
 """
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("shares", ["[5, 3]", "[4, 4]", "[1, 7]"])
 def test_two_processes_contrast_all_rows(tmp_path, shares):
     program = tmp_path / "program.py"

@@ -126,7 +126,7 @@ def test_mlm_is_the_cross_entropy_of_masked_tokens():
 def mtm_reference(model, batch, counts, loss, negatives, draws):
     """Mean loss and accuracy; `draws` are the uniform numbers (masked, k) from which negatives are made."""
     seen, weights = views(model, batch), arrays(model.objectives["mtm"])
-    table = model.flip.feature_embeddings.embeddings.detach().double().numpy()
+    table = model.flip.feature_embeddings.weight.detach().double().numpy()
     counts = np.where(np.arange(len(counts)) < 2, 0, np.maximum(counts, 1))
     k = draws.shape[1]
     losses, correct = [], []
@@ -188,7 +188,7 @@ def test_negatives_follow_the_unigram_distribution_of_the_field(monkeypatch):
     monkeypatch.setattr(torch, "searchsorted", lambda *a, **k: seen.append(real(*a, **k) - 1) or seen[-1] + 1)
     fields = torch.full((3000,), 2)
     targets = torch.full((3000,), int(BOUNDS[2]))
-    head._sampled(torch.zeros(3000, 8), targets, fields, model.flip.feature_embeddings.embeddings)
+    head._sampled(torch.zeros(3000, 8), targets, fields, model.flip.feature_embeddings.embed)
     drawn = np.bincount(seen[0].ravel().numpy(), minlength=BOUNDS[-1])
     own = slice(BOUNDS[2], BOUNDS[3])
     assert drawn[own].sum() == drawn.sum() == 60_000, "negatives stay inside the field"

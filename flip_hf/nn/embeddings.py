@@ -40,25 +40,30 @@ class FeatureEmbedding(nn.Module):
         self.position_ranges = [list(ranges) for ranges in position_ranges]
         self.embedding_dim = embedding_dim
         self.initializer_range = initializer_range
-        self.weight = nn.Parameter(torch.empty(num_features, embedding_dim + extra_dim))
+        self._allocate(num_features, embedding_dim + extra_dim)
+
+    def _allocate(self, num_features: int, width: int) -> None:
+        self.weight = nn.Parameter(torch.empty(num_features, width))
 
     def init_parameters(self) -> None:
         """Starts the table unless it was loaded; called by the model that owns this module."""
         if getattr(self.weight, "_is_hf_initialized", False):
             return
         nn.init.zeros_(self.weight)
-        nn.init.normal_(self.embeddings, std=self.initializer_range)
+        nn.init.normal_(self.weight[:, : self.embedding_dim], std=self.initializer_range)
         nn.init.zeros_(self.weight[PADDING_ID])
-
-    @property
-    def embeddings(self) -> torch.Tensor:
-        """float (features, embedding_dim): the table without the extra columns."""
-        return self.weight[:, : self.embedding_dim]
 
     def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
         # On an accelerator the check would cost a synchronisation in every step, and the lookup itself stops there.
         if feature_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check(feature_ids)
+        return self._lookup(feature_ids)
+
+    def embed(self, feature_ids: torch.Tensor) -> torch.Tensor:
+        """The embeddings of any features, without the extra columns: int64 (...) -> float (..., embedding_dim)."""
+        return self._lookup(feature_ids)[..., : self.embedding_dim]
+
+    def _lookup(self, feature_ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(feature_ids, self.weight, padding_idx=PADDING_ID)
 
     def is_oov(self, feature_ids: torch.Tensor) -> torch.Tensor:

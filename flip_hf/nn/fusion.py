@@ -20,7 +20,8 @@ class LearnedWeightFusion(nn.Module):
 
     def __init__(self, num_fields: int) -> None:
         super().__init__()
-        self.id_weight = nn.Parameter(torch.empty(()))
+        # Not a scalar: FSDP2 shards none.
+        self.id_weight = nn.Parameter(torch.empty(1))
 
     def init_parameters(self) -> None:
         """Starts with equal shares; called by the model that owns this module."""
@@ -47,7 +48,7 @@ class GatedFusion(nn.Module):
     def __init__(self, num_fields: int) -> None:
         super().__init__()
         self.oov_weights = nn.Parameter(torch.empty(num_fields))
-        self.bias = nn.Parameter(torch.empty(()))
+        self.bias = nn.Parameter(torch.empty(1))
 
     def init_parameters(self) -> None:
         """Starts with equal shares; called by the model that owns this module."""

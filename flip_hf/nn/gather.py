@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 def row_counts(num_rows: int, device: torch.device) -> list[int]:
     """How many rows each process holds, in the order of their ranks; `[num_rows]` with one process."""
-    if not _is_distributed():
+    if not is_distributed():
         return [num_rows]
     counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
     counts[dist.get_rank()] = num_rows
@@ -20,7 +20,7 @@ def row_counts(num_rows: int, device: torch.device) -> list[int]:
 
 def first_row(counts: Sequence[int]) -> int:
     """The place of this process's first row among the rows of all processes."""
-    return sum(counts[: dist.get_rank()]) if _is_distributed() else 0
+    return sum(counts[: dist.get_rank()]) if is_distributed() else 0
 
 
 def gather_rows(rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
@@ -57,5 +57,6 @@ class _Gather(torch.autograd.Function):
         return gradient[ctx.first : ctx.first + ctx.num_rows], None
 
 
-def _is_distributed() -> bool:
+def is_distributed() -> bool:
+    """Whether more than one process works on this."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

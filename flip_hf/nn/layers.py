@@ -30,7 +30,8 @@ class FirstOrder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.empty(()))
+        # Not a scalar: FSDP2 shards none.
+        self.bias = nn.Parameter(torch.empty(1))
 
     def init_parameters(self) -> None:
         """Starts the bias; called by the model that owns this module."""

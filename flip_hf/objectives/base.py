@@ -1,6 +1,7 @@
 """The contract that pretraining objectives share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,7 +44,8 @@ class PretrainingBatch:
         text: float (B, C), pooled complete text.
         token_states: float (B, T, C), states of the complete text.
         masked_token_states: float (B, T, C), states of the masked text.
-        feature_embeddings: float (N, D), the feature table.
+        embed_features: looks the feature table up, int64 (...) -> float (..., D). The table itself may be spread over
+            processes, all of which must look up equally often.
         token_embeddings: float (V, C), the text encoder's input embeddings.
         contrast: where the rows were contrasted as a part of a larger batch, their share of that.
     """
@@ -57,7 +59,7 @@ class PretrainingBatch:
     text: torch.Tensor | None
     token_states: torch.Tensor | None
     masked_token_states: torch.Tensor | None
-    feature_embeddings: torch.Tensor
+    embed_features: Callable[[torch.Tensor], torch.Tensor]
     token_embeddings: torch.Tensor
     contrast: ContrastiveShare | None = None
 

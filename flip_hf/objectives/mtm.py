@@ -1,6 +1,8 @@
 """Masked tabular modelling, told by the text (FLIP, Section 3.3.2)."""
 
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -9,6 +11,8 @@ from transformers import initialization as init
 
 from flip_hf.configuration_flip import IGNORED_LABEL, NUM_SHARED_FEATURES, FlipConfig, owned_ranges
 from flip_hf.objectives.base import Objective, ObjectiveOutput, PretrainingBatch, mean_over_items
+
+Embed: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 class TextSummary(nn.Module):
@@ -143,9 +147,9 @@ class MaskedTabularModeling(Objective):
             predicted = predictions[rows, fields].float()  # (M, D)
             targets = batch.mtm_labels[rows, fields]
             if self.loss == "full_softmax":
-                losses, correct = self._full(predicted, targets, fields, batch.feature_embeddings)
+                losses, correct = self._full(predicted, targets, fields, batch.embed_features)
             else:
-                losses, correct = self._sampled(predicted, targets, fields, batch.feature_embeddings)
+                losses, correct = self._sampled(predicted, targets, fields, batch.embed_features)
         return ObjectiveOutput(losses.sum(), masked.sum(), {"mtm_accuracy": mean_over_items(correct)})
 
     def _counts(self, first: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
@@ -159,7 +163,7 @@ class MaskedTabularModeling(Objective):
         return torch.full_like(fields, NUM_SHARED_FEATURES), torch.full_like(fields, len(self.bias))
 
     def _full(
-        self, predicted: torch.Tensor, targets: torch.Tensor, fields: torch.Tensor, embeddings: torch.Tensor
+        self, predicted: torch.Tensor, targets: torch.Tensor, fields: torch.Tensor, embed: Embed
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Exact losses (M,) and whether the target scored highest, bool (M,)."""
         first, end = self._candidate_range(fields)
@@ -169,14 +173,14 @@ class MaskedTabularModeling(Objective):
             counts = self.cumulative_counts[low : high + 1].diff()
             log_q = counts.double().log() - counts.sum().double().log()
             features = self.slot_features[low:high]
-            scores = predicted[chosen] @ embeddings[features].T + self.bias[features] + log_q.float()
+            scores = predicted[chosen] @ embed(features).float().T + self.bias[features] + log_q.float()
             places = self.feature_slots[targets[chosen]] - low
             losses[chosen] = F.cross_entropy(scores, places, reduction="none")
             correct[chosen] = scores.argmax(dim=-1) == places
         return losses, correct
 
     def _sampled(
-        self, predicted: torch.Tensor, targets: torch.Tensor, fields: torch.Tensor, embeddings: torch.Tensor
+        self, predicted: torch.Tensor, targets: torch.Tensor, fields: torch.Tensor, embed: Embed
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses (M,) and whether the target scored highest, bool (M,).
 
@@ -199,7 +203,7 @@ class MaskedTabularModeling(Objective):
         target_places = torch.where(exact, target_slots - first, 0)
         candidates = self.slot_features[slots]
 
-        scores = torch.einsum("md,mkd->mk", predicted, embeddings[candidates]) + self.bias[candidates]
+        scores = torch.einsum("md,mkd->mk", predicted, embed(candidates).float()) + self.bias[candidates]
         log_q = self._counts(slots, slots + 1).double().log() - total.double().log().unsqueeze(1)
         # Only over a whole field does the unigram distribution stay in the score; elsewhere its correction cancels it.
         scores = torch.where(exact.unsqueeze(1), scores + log_q.float(), scores)

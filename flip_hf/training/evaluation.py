@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.collators import EncodedRows
+from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.data.schema import Fallback
 from flip_hf.training.metrics import compute_metrics
 
@@ -130,14 +132,19 @@ def evaluate_pretraining(
 ) -> dict[str, float]:
     """The pretraining losses and metrics, each a mean over all items of all rows; arguments as in `click_logits`.
 
-    ICL's depend on the batch size, which should be the one trained with.
+    ICL's depend on the batch size, which should be the one trained with. Batches are shared out as in training: every
+    process has a row in each, and no row is there twice.
     """
     model.eval()
-    loader = _loader(rows, collator, batch_size, accelerator)
+    sampler = LengthGroupedBatchSampler(
+        text_lengths(rows), batch_size, 0, accelerator.num_processes, accelerator.process_index
+    )
+    loader: Any = DataLoader(EncodedRows(rows, collator.columns), batch_sampler=sampler, collate_fn=collator)
     plain = accelerator.unwrap_model(model)
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, torch.Tensor] = {}
     for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
+        batch = send_to_device(batch, accelerator.device)
         output = model(**batch)
         items = plain.num_items(batch)
         found = {f"{name}_loss": output[f"{name}_loss"] for name in items} | output.metrics

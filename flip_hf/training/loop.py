@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import DistributedType, send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -20,7 +20,7 @@ from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.training.evaluation import text_lengths
 from flip_hf.training.gradient_cache import contrast_over_window
-from flip_hf.training.optimization import build_optimizer, build_schedule, learning_rates
+from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import TrainingConfig
 from flip_hf.training.tracking import memory_in_use
@@ -76,8 +76,8 @@ def train(
         The best validation metrics, the step they were measured at, steps taken and training rows per second.
 
     Raises:
-        ValueError: the settings ask for larger contrastive batches of a model that contrasts nothing.
         FloatingPointError: a loss is NaN or infinite; names the step, the parts of the loss and the rows.
+        ValueError: a sharded feature table under FSDP, or larger contrastive batches of a model that contrasts nothing.
     """
     accelerator = run.accelerator
     if config.contrastive_batches == "window" and "icl" not in getattr(model, "objectives", {}):
@@ -94,6 +94,11 @@ def train(
         collate_fn=WithRowNumbers(collator),
         num_workers=config.workers,
     )
+    if model.sharded_parameters and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "training.shard_features and FSDP would both spread the feature table over processes: set shard_features "
+            "to false, or launch without FSDP"
+        )
     model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     steps_per_epoch = -(-len(loader) // config.accumulation)
     total_steps = min(config.epochs * steps_per_epoch, config.max_steps or sys.maxsize)
@@ -102,6 +107,9 @@ def train(
         round(steps_per_epoch * i / config.evaluations_per_epoch) for i in range(1, config.evaluations_per_epoch + 1)
     }
 
+    if accelerator.process_index > 0:
+        # All processes have built the same model. From here on each draws its own dropout and negatives.
+        torch.manual_seed(config.seed + accelerator.process_index)
     best: dict[str, float] = {}
     best_step = step = without_better = 0
     trained_rows, trained_seconds = 0, 0.0
@@ -183,7 +191,7 @@ def _step(
             values[name] = values.get(name, torch.zeros_like(value)) + value
         for name, value in (output.get("metrics") or {}).items():
             values[name] = values.get(name, torch.zeros_like(value)) + value / len(window)
-    gradient_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
+    gradient_norm = clip_gradients(model, accelerator, config.max_gradient_norm)
     if not torch.isfinite(gradient_norm):
         message = f"the gradient's norm is {gradient_norm.item()}"
         raise _not_finite(message, step, values, [numbers for numbers, _ in window], run)

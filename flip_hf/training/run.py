@@ -115,12 +115,19 @@ class Run:
 
     def save_model(self, model: Any, processor: Any) -> None:
         """Replaces the best model so far by this one."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        # Of a model that is spread over processes, each of them holds a part.
+        weights = self.accelerator.get_state_dict(model)
         if self.is_main:
-            unwrapped = self.accelerator.unwrap_model(model)
             replace_folder(
                 self.model_folder,
-                lambda folder: (unwrapped.save_pretrained(folder), processor.save_pretrained(folder)),
+                lambda folder: (
+                    unwrapped.save_pretrained(folder, state_dict=weights),
+                    processor.save_pretrained(folder),
+                ),
             )
+        elif unwrapped.sharded_parameters:
+            unwrapped.save_pretrained(self.model_folder)
         self.accelerator.wait_for_everyone()
 
     def finish(self, **results: Any) -> None:

@@ -96,6 +96,8 @@ class TrainingConfig:
         trackers: where the log goes beside its file, out of "tensorboard", "trackio" and "wandb"; by default
             TensorBoard where it is installed, and nowhere for an empty list.
         workers: processes that prepare batches.
+        shard_features: each process holds its own share of the feature table's rows, for tables larger than one process
+            holds. Batches are spread over processes as ever.
         seed: of everything random.
     """
 
@@ -118,6 +120,7 @@ class TrainingConfig:
     log_steps: int = 10
     trackers: list[str] | None = None
     workers: int = 0
+    shard_features: bool = False
     seed: int = 0
 
 

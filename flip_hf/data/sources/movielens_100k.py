@@ -88,7 +88,7 @@ HISTORIES = (
     ),
     # Its mean also tells how often the user likes what they rate.
     HistoryField(
-        FieldConfig("rated_titles", kind="sequence", max_values=50, text_values=5),
+        FieldConfig("rated_titles", kind="sequence", max_values=50, text_values=3),
         user="user_id",
         item="title",
         words={0: "disliked ", 1: "liked "},

@@ -1,0 +1,39 @@
+"""Evaluation of 37 rows, which no number of processes here divides, against one pass over all of them."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from common import build, check_processes, collator_of, load_log, report
+
+from flip_hf import FlipForCTR, FlipForPreTraining
+from flip_hf.training.evaluation import click_logits, ctr_metrics, evaluate_pretraining
+
+accelerator = Accelerator(cpu=True)
+check_processes()
+processor, rows = load_log()
+rows = rows.select(range(37))
+everything = [rows[i] for i in range(37)]
+
+model = build(FlipForCTR, processor).eval()
+collator = collator_of(FlipForCTR, processor)
+batch = collator(everything)
+with torch.no_grad():
+    output = model(**batch)
+expected = {name: output[name].numpy() for name in ("logits", "id_logits", "text_logits")}
+expected["labels"] = batch["labels"].numpy()
+found = click_logits(accelerator.prepare(model), rows, collator, 5, accelerator, "")
+assert {len(values) for values in found.values()} == {37}
+assert np.array_equal(found["labels"], expected["labels"])
+logits = max(np.abs(found[name] - expected[name]).max() for name in expected)
+metrics = [[m["auc"], m["id_auc"], m["text_auc"], m["logloss"]] for m in map(ctr_metrics, (found, expected))]
+
+model = build(FlipForPreTraining, processor, objectives={"mlm": 1.0, "mtm": 1.0}).eval()
+collator = collator_of(FlipForPreTraining, processor)
+with torch.no_grad():
+    output = model(**collator(everything))
+expected = {"mlm_loss": output.mlm_loss, "mtm_loss": output.mtm_loss, "loss": output.loss, **output.metrics}
+losses = evaluate_pretraining(accelerator.prepare(model), rows, collator, 5, accelerator, "")
+assert set(losses) == set(expected)
+pretraining = [[losses[name], value.item()] for name, value in expected.items()]
+report({"logits": float(logits), "metrics": metrics, "pretraining": pretraining})
+accelerator.end_training()
