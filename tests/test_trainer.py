@@ -77,8 +77,17 @@ def arguments(folder, **settings):
     return TrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **{**defaults, **settings})
 
 
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def moved(model, start):
+    return {name: p.detach() - start[name] for name, p in model.named_parameters()}
+
+
 def trained(kind, model, rows, collator, folder, accumulation, **settings):
-    """The weights after three steps of plain gradient descent over windows of 32, 32 and 12 rows."""
+    """How the weights move in three steps of plain gradient descent over windows of 32, 32 and 12 rows."""
+    start = weights(model)
     trainer = in_order(kind)(
         model,
         arguments(
@@ -94,7 +103,7 @@ def trained(kind, model, rows, collator, folder, accumulation, **settings):
     )
     trainer.train()
     assert trainer.state.global_step == 3
-    return {name: p.detach().clone() for name, p in model.named_parameters()}, trainer
+    return moved(model, start), trainer
 
 
 def of_the_loop(model, rows, collator, accumulation):
@@ -103,18 +112,21 @@ def of_the_loop(model, rows, collator, accumulation):
     class NoRun:
         accelerator = Accelerator(cpu=True)
 
+    start = weights(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     batches = DataLoader(rows, 32 // accumulation, collate_fn=lambda part: (torch.zeros(len(part)), collator(part)))
     config = TrainingConfig(max_gradient_norm=float("inf"))
     for step, window in enumerate(loop._windows(batches, accumulation), start=1):
         loop._step(model, optimizer, window, config, NoRun(), step)
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    return moved(model, start)
 
 
 def assert_same(found, expected):
+    """Each parameter moves alike: to single precision, and to a ten-thousandth of how far it moves in three steps."""
     assert set(found) == set(expected)
     for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=0, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+        tolerance = 2e-6 + 1e-4 * expected[name].abs().max().item()
+        assert (value - expected[name]).abs().max() < tolerance, name
 
 
 def distance(found, expected):
@@ -125,7 +137,7 @@ def distance(found, expected):
 def test_finetuning_steps_are_those_of_the_whole_batch(processor, rows, tmp_path, mode):
     collator = FlipCTRCollator(processor, mode)
     expected, whole = trained(Trainer, build(FlipForCTR, processor, mode=mode), rows, collator, tmp_path, 1)
-    assert distance(expected, dict(build(FlipForCTR, processor, mode=mode).named_parameters())) > 1e-3
+    assert max(value.abs().max() for value in expected.values()) > 1e-3
     for accumulation in (2, 4):
         model = build(FlipForCTR, processor, mode=mode)
         found, trainer = trained(Trainer, model, rows, collator, tmp_path, accumulation)
@@ -154,13 +166,12 @@ def test_pretraining_steps_of_a_plain_trainer_are_means_of_means(processor, rows
     found, _ = trained(Trainer, model, rows, collator, tmp_path, 4)
 
     model = build(FlipForPreTraining, processor, **MASKED)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    start, optimizer = weights(model), torch.optim.SGD(model.parameters(), lr=0.1)
     for window in loop._windows(DataLoader(rows, 8, collate_fn=collator), 4):
         optimizer.zero_grad()
         torch.stack([model(**batch).loss for batch in window]).mean().backward()
         optimizer.step()
-    means = {name: p.detach().clone() for name, p in model.named_parameters()}
-    assert_same(found, means)
+    assert_same(found, moved(model, start))
     exact, _ = trained(Trainer, build(FlipForPreTraining, processor, **MASKED), rows, collator, tmp_path, 1)
     assert distance(found, exact) > 1e-3, "which is not the whole batch's"
 
@@ -238,19 +249,20 @@ def test_masks_follow_the_epoch_and_a_resumed_run_ends_alike(processor, rows, tm
             callbacks=[CollatorEpochs(collator)],
         )
         trainer.train(resume_from_checkpoint=resume)
-        return {n: p.detach().clone() for n, p in model.named_parameters()}, collator.epochs
+        return weights(model), collator.epochs
 
     whole, epochs = run("whole")
     assert epochs == [0] * 4 + [1] * 4 + [2] * 4
     resumed, epochs = run("resumed", resume=str(tmp_path / "whole" / "checkpoint-6"))
     assert set(epochs) == {1, 2}
-    assert_same(resumed, whole)
+    assert distance(resumed, whole) < 1e-5
 
     with pytest.raises(ValueError, match="dataloader_persistent_workers=False"):
         run("workers", dataloader_persistent_workers=True, dataloader_num_workers=1)
 
 
 PROGRAM = """
+    import gc
     import importlib.util
     import json
     import sys
@@ -303,7 +315,11 @@ PROGRAM = """
             differences[f"{name} {average}"] = cases.distance(found, expected[name])
     if trainer.is_world_process_zero():
         print(json.dumps(differences))
-    trainer.end()
+    # What holds the process group goes before the group does.
+    del trainer, model, found
+    gc.collect()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 """
 
 
@@ -317,7 +333,7 @@ def test_two_processes_step_as_one(processor, click_rows, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     differences = json.loads(done.stdout.splitlines()[-1])
     assert len(differences) == 4
-    assert max(differences.values()) < 2e-6, differences
+    assert max(differences.values()) < 2e-5, differences
 
 
 def test_the_documentation_runs(tmp_path, monkeypatch):

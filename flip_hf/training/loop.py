@@ -77,7 +77,7 @@ def train(
 
     Raises:
         FloatingPointError: a loss is NaN or infinite; names the step, the parts of the loss and the rows.
-        ValueError: a sharded feature table under FSDP; or larger contrastive batches of a model that contrasts nothing.
+        ValueError: a sharded feature table under FSDP, or larger contrastive batches of a model that contrasts nothing.
     """
     accelerator = run.accelerator
     if config.contrastive_batches == "window" and "icl" not in getattr(model, "objectives", {}):

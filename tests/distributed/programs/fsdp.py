@@ -52,7 +52,7 @@ for case, (cls, settings) in cases.items():
     collator = collator_of(cls, processor, settings.get("mode", "joint"))
     batches[case] = collator([rows[i] for i in range(12)])
     numbers[case] = {name: number.float() for name, number in wholes[case].num_items(batches[case]).items()}
-    loss = wholes[case](**batches[case], num_items=numbers[case]).loss
+    loss = wholes[case](**batches[case], num_items_in_batch=numbers[case]).loss
     loss.backward()
     losses[case] = loss.item()
 
@@ -65,7 +65,7 @@ for case, (cls, settings) in cases.items():
     model = shard(build(cls, processor, **settings), None)
     assert isinstance(model, FSDPModule)
     assert all(isinstance(p, DTensor) for p in model.parameters())
-    model(**batch, num_items=own_numbers).loss.backward()
+    model(**batch, num_items_in_batch=own_numbers).loss.backward()
     expected = dict(wholes[case].named_parameters())
     names = [name for name, _ in model.named_parameters()]
     gradients = [p.grad.full_tensor() for p in model.parameters()]
@@ -90,7 +90,7 @@ for case, (cls, settings) in cases.items():
     model.train()(**batch).loss.backward()
 
     half = shard(build(cls, processor, **settings), MixedPrecisionPolicy(torch.bfloat16, torch.float32))
-    loss = half(**batch, num_items=own_numbers).loss
+    loss = half(**batch, num_items_in_batch=own_numbers).loss
     loss.backward()
     total = loss.detach().float() / num_processes()
     dist.all_reduce(total)

@@ -19,7 +19,7 @@ for case, (cls, settings) in CASES.items():
     model = build(cls, processor, **settings)
     batches[case] = collator_of(cls, processor)([rows[i] for i in range(12)])
     numbers[case] = {name: number.float() for name, number in model.num_items(batches[case]).items()}
-    model(**batches[case], num_items=numbers[case]).loss.backward()
+    model(**batches[case], num_items_in_batch=numbers[case]).loss.backward()
     expected[case] = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     models[case] = model
@@ -34,7 +34,7 @@ for case, model in models.items():
     # Padded as the whole batch is; what each process adds is averaged over processes.
     share = {name: values[first : first + size] for name, values in batches[case].items()}
     own_numbers = {name: number / num_processes() for name, number in numbers[case].items()}
-    prepared(**share, num_items=own_numbers).loss.backward()
+    prepared(**share, num_items_in_batch=own_numbers).loss.backward()
     found[case] = difference([p.grad for p in model.parameters()], expected[case])
 report(found)
 accelerator.end_training()

@@ -39,7 +39,7 @@ for cls in (FlipForPreTraining, FlipForCTR):
     wholes[cls] = build(cls, processor, torch.float64, **settings)
     batches[cls] = collator_of(cls, processor)([rows[i] for i in range(12)])
     numbers[cls] = {name: number.float() for name, number in wholes[cls].num_items(batches[cls]).items()}
-    wholes[cls](**batches[cls], num_items=numbers[cls]).loss.backward()
+    wholes[cls](**batches[cls], num_items_in_batch=numbers[cls]).loss.backward()
 
 accelerator = Accelerator(cpu=True)
 check_processes()
@@ -61,7 +61,7 @@ for cls, whole in wholes.items():
     expected = {name: p.grad for name, p in whole.named_parameters() if "feature_embeddings" not in name}
     prepared = accelerator.prepare(model)
     own_numbers = {name: number / num_processes() for name, number in numbers[cls].items()}
-    prepared(**own_batch, num_items=own_numbers).loss.backward()
+    prepared(**own_batch, num_items_in_batch=own_numbers).loss.backward()
     others = [model.get_parameter(name).grad for name in expected]
     own_rows = difference([table.rows.grad], [full.grad[first:end]])
     assert not table.rows.grad[0].any() or first > 0
