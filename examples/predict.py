@@ -19,7 +19,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     collator = FlipCTRCollator(processor, model.config.mode)
     summary = predict_file(accelerator.prepare(model), processor, collator, settings, accelerator)
     accelerator.print(summary)
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

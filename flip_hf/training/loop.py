@@ -212,7 +212,6 @@ def train(
                 run.save_checkpoint(progress.step, state, asdict(progress))
             if stopping:
                 logger.info("stopped at step %d, where a checkpoint is; --resume true goes on from it", progress.step)
-                accelerator.end_training()
                 raise Stopped
 
 

@@ -1,5 +1,6 @@
 """A run's folder: its log, its record, its model and its checkpoints."""
 
+import atexit
 import json
 import logging
 import os
@@ -50,7 +51,16 @@ def make_accelerator(precision: str) -> Accelerator:
     if precision == "auto":
         precision = "bf16" if computes_bf16() else "fp32"
     on_cpu = not torch.accelerator.is_available()
-    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=on_cpu)
+    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=on_cpu)
+    atexit.register(_leave_process_group)
+    return accelerator
+
+
+def _leave_process_group() -> None:
+    # Only when the program ends, not by `end_training`: where a distributed model is the last to let go of the group,
+    # torch can wait for a thread that waits for the interpreter.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def computes_bf16() -> bool:
@@ -121,8 +131,6 @@ class Run:
         self.accelerator.wait_for_everyone()
         if self.is_main:
             self._prepare_folder()
-        if self.has_ended:
-            self.accelerator.end_training()
 
     def _prepare_folder(self) -> None:
         recover_folder(self.model_folder)
@@ -275,7 +283,6 @@ class Run:
             replace_file(self._record_file, text + "\n")
             self._checkpoints.clear()
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
 
 
 def _compared(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -113,6 +113,6 @@ class TrainingState:
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups["optimizer"]})
         self.schedule.load_state_dict(groups["schedule"])
         process = self.accelerator.process_index
-        # torch reads a state from where its storage begins, and would take a view of a later row for the first.
+        # A copy, as torch misreads a state that is a view into a larger tensor.
         own = {name: states[process].clone() for name, states in load_file(folder / _RANDOM).items()}
         restore_random_states(own, self.accelerator.device)
