@@ -188,7 +188,7 @@ def kill(scratch: Path, encoder: Path, kills: int, expected: str, seconds: float
         folder = scratch / f"killed-{finished}"
         while True:
             attempt = Attempt(folder, encoder)
-            attempt.let_run(draw.uniform(0, seconds))
+            attempt.let_run(draw.uniform(0, seconds / 2))
             if counts["kills"] % 2:
                 attempt.wait_for(is_writing)
                 attempt.let_run(draw.uniform(0, 0.05))
