@@ -32,7 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(report)
         if settings.output is not None:
             settings.output.write_text(report + "\n", encoding="utf-8")
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from flip_hf.training.run_config import FinetuneRun, parse_run
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_run(FinetuneRun, arguments)
     training = settings.training
-    run = Run(settings.output_dir, settings, training.seed, training.precision, training.trackers)
+    run = Run(settings)
+    if run.has_ended:
+        return
 
     log = load_click_log(settings.data)
     if settings.pretrained is not None:
@@ -34,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = {split: log.encode(processor, split) for split in log.splits}
     collator = FlipCTRCollator(processor, settings.mode)
 
+    run.describe(log.facts, processor, model)
     result = train(
         model,
         rows["train"],
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             best, rows["test"], collator, training.evaluation_batch_size, run.accelerator, "test"
         )
         run.log("test", result["test"])
-    run.finish(data=log.facts, result=result)
+    run.finish(result=result)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     summary = predict_file(model, processor, collator, settings, accelerator)
     accelerator.print(summary)
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

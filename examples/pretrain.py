@@ -19,7 +19,9 @@ from flip_hf.training.run_config import PretrainRun, parse_run
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_run(PretrainRun, arguments)
     training = settings.training
-    run = Run(settings.output_dir, settings, training.seed, training.precision, training.trackers)
+    run = Run(settings)
+    if run.has_ended:
+        return
 
     log = load_click_log(settings.data)
     processor = fit_processor(log, settings.model)
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     validation_collator = FlipPretrainingCollator(
         processor, training.seed + 1, masking.text_mask_ratio, masking.tabular_mask_ratio
     )
+
+    run.describe(log.facts, processor, model)
     result = train(
         model,
         train_rows,
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ),
         processor,
     )
-    run.finish(data=log.facts, result=result)
+    run.finish(result=result)
 
 
 if __name__ == "__main__":

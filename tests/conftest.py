@@ -1,10 +1,14 @@
 """Tokenizers, a small click log and a processor, all made in memory."""
 
+import json
 import random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModel, BertConfig, PreTrainedTokenizerFast
 
 from flip_hf import FlipProcessor
 
@@ -95,3 +99,47 @@ def field_names(click_rows):
 @pytest.fixture
 def processor(click_rows, field_names, wordpiece):
     return FlipProcessor.fit(click_rows, field_names, wordpiece, label="label")
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory, wordpiece):
+    """A folder with a text encoder, three files of a click log and a configuration."""
+    folder = tmp_path_factory.mktemp("workplace")
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    AutoModel.from_config(BertConfig(**size, vocab_size=len(wordpiece))).save_pretrained(folder / "encoder")
+    wordpiece.save_pretrained(folder / "encoder")
+
+    draw = random.Random(0)
+    users = {u: draw.random() for u in range(30)}
+    items = {i: draw.random() for i in range(40)}
+
+    def table(num_rows):
+        picked = [(draw.choice(list(users)), draw.choice(list(items))) for _ in range(num_rows)]
+        return pa.table(
+            {
+                "user_id": [u for u, _ in picked],
+                "title": [f"the film number {i}!" for _, i in picked],
+                "kind": [["drama", "comedy", None][i % 3] for _, i in picked],
+                "clicked": [int(users[u] + items[i] > 1) for u, i in picked],
+            }
+        )
+
+    for name, rows in (("train", 400), ("validation", 120), ("test", 120)):
+        pq.write_table(table(rows), folder / f"{name}.parquet")
+    config = {
+        "data": {
+            **{f"{name}_file": str(folder / f"{name}.parquet") for name in ("train", "validation", "test")},
+            "fields": ["user_id", {"name": "title", "max_tokens": 8}, "kind"],
+            "label": "clicked",
+        },
+        "model": {
+            "text_encoder": str(folder / "encoder"),
+            "text_layers": 1,
+            "options": {"embedding_dim": 8, "projection_dim": 16, "backbone_options": {"hidden_sizes": [16]}},
+        },
+        "training": {"batch_size": 32, "log_steps": 5, "learning_rate": 0.01},
+    }
+    # JSON is YAML.
+    (folder / "config.yaml").write_text(json.dumps(config))
+    return folder

@@ -3,10 +3,8 @@
 import importlib.util
 import json
 import math
-import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,74 +12,11 @@ import pyarrow.csv as pv
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from example_runs import EXAMPLES, lines, script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModel, BertConfig
 
 from flip_hf import FlipForCTR, FlipProcessor
 from flip_hf.training.checkpoints import replace_folder
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def script(name):
-    """A script's main. Each is a process of its own; here they share one, in which accelerate keeps its state."""
-    spec = importlib.util.spec_from_file_location(f"examples_{name}", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def main(arguments):
-        try:
-            module.main(arguments)
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
-
-    return main
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory, wordpiece):
-    """A folder with a text encoder, three files of a click log and a configuration."""
-    folder = tmp_path_factory.mktemp("workplace")
-    torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    AutoModel.from_config(BertConfig(**size, vocab_size=len(wordpiece))).save_pretrained(folder / "encoder")
-    wordpiece.save_pretrained(folder / "encoder")
-
-    draw = random.Random(0)
-    users = {u: draw.random() for u in range(30)}
-    items = {i: draw.random() for i in range(40)}
-
-    def table(num_rows):
-        picked = [(draw.choice(list(users)), draw.choice(list(items))) for _ in range(num_rows)]
-        return pa.table(
-            {
-                "user_id": [u for u, _ in picked],
-                "title": [f"the film number {i}!" for _, i in picked],
-                "kind": [["drama", "comedy", None][i % 3] for _, i in picked],
-                "clicked": [int(users[u] + items[i] > 1) for u, i in picked],
-            }
-        )
-
-    for name, rows in (("train", 400), ("validation", 120), ("test", 120)):
-        pq.write_table(table(rows), folder / f"{name}.parquet")
-    config = {
-        "data": {
-            **{f"{name}_file": str(folder / f"{name}.parquet") for name in ("train", "validation", "test")},
-            "fields": ["user_id", {"name": "title", "max_tokens": 8}, "kind"],
-            "label": "clicked",
-        },
-        "model": {
-            "text_encoder": str(folder / "encoder"),
-            "text_layers": 1,
-            "options": {"embedding_dim": 8, "projection_dim": 16, "backbone_options": {"hidden_sizes": [16]}},
-        },
-        "training": {"batch_size": 32, "log_steps": 5, "learning_rate": 0.01},
-    }
-    # JSON is YAML.
-    (folder / "config.yaml").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +32,6 @@ def finetuned(workplace, pretrained):
     arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(output), "--training.epochs", "3"]
     script("finetune")([*arguments, "--pretrained", str(pretrained / "model")])
     return output
-
-
-def lines(folder, event):
-    log = (folder / "log.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, log) if line["event"] == event]
 
 
 def test_pretraining_leaves_a_model_a_log_and_a_record(pretrained):

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flip_hf.training import curves, tracking
 from flip_hf.training.run import Run
-from flip_hf.training.run_config import FinetuneRun
+from flip_hf.training.run_config import FinetuneRun, TrainingConfig
 from flip_hf.training.tracking import make_trackers, trackable
 
 LINES = [
@@ -32,8 +32,7 @@ def _a_process_of_its_own():
 
 
 def finished(folder, trackers):
-    settings = FinetuneRun(output_dir=folder)
-    started = Run(folder, settings, seed=0, precision="fp32", trackers=trackers)
+    started = Run(FinetuneRun(output_dir=folder, training=TrainingConfig(precision="fp32", trackers=trackers)))
     for event, values in LINES:
         started.log(event, values)
     started.finish()

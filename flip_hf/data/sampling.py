@@ -40,10 +40,12 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.num_processes = num_processes
         self.process_index = process_index
         self.epoch = 0
+        self.first_batch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """The next pass is in this epoch's order."""
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """The next pass is in this epoch's order, and begins with this batch of it."""
         self.epoch = epoch
+        self.first_batch = first_batch
 
     def __len__(self) -> int:
         return self.num_batches
@@ -56,5 +58,5 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         for group in np.split(order, ends[_BATCHES_IN_A_GROUP - 1 : -1 : _BATCHES_IN_A_GROUP]):
             group[:] = group[np.argsort(self.lengths[group], kind="stable")]
         batches = np.split(order, ends[:-1])
-        for i in random.permutation(self.num_batches):
+        for i in random.permutation(self.num_batches)[self.first_batch :]:
             yield batches[i][self.process_index :: self.num_processes].tolist()

@@ -1,10 +1,12 @@
 """The one training loop."""
 
+import itertools
+import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field
 from time import monotonic
 from typing import Any
 
@@ -23,7 +25,11 @@ from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import TrainingConfig
+from flip_hf.training.signals import Stopped, StopSignals, leave_signals_to_parent
+from flip_hf.training.state import TrainingState
 from flip_hf.training.tracking import memory_in_use
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,55 @@ class Goal:
         if best is None or math.isnan(best):
             return True
         return value > best if self.larger_is_better else value < best
+
+
+@dataclass
+class Meter:
+    """Averages over the steps since they were last taken."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+
+    def add(self, values: dict[str, float], rows: int, seconds: float) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps, self.rows, self.seconds = self.steps + 1, self.rows + rows, self.seconds + seconds
+
+    def averages(self) -> dict[str, float]:
+        averages = {name: total / self.steps for name, total in self.sums.items()}
+        return averages | {"rows_per_second": round(self.rows / self.seconds, 1)}
+
+
+@dataclass
+class Progress:
+    """How far training has come: with the `TrainingState`, all that it needs to go on.
+
+    Attributes:
+        step: optimiser steps taken; the order of rows is a function of it.
+        evaluated_step: the step after which validation rows were last read.
+        best: the best validation metrics.
+        best_step: the step that they were measured after.
+        without_better: evaluations since then.
+        rows: training rows read.
+        seconds: time spent on them.
+        meter: what the log's next line is about.
+    """
+
+    step: int = 0
+    evaluated_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
+    without_better: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    meter: Meter = field(default_factory=Meter)
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> "Progress":
+        """What `asdict` made of one."""
+        return cls(**{**saved, "meter": Meter(**saved["meter"])})
 
 
 class WithRowNumbers:
@@ -62,12 +117,15 @@ def train(
 ) -> dict[str, Any]:
     """Trains until the epochs or steps are done or validation stops getting better; keeps the best model.
 
+    Goes on from the run's last checkpoint where it resumes one. A SIGTERM or SIGINT ends the step that is being taken,
+    saves a checkpoint and ends the program.
+
     Args:
         model: `FlipForPreTraining` or `FlipForCTR`.
         rows: the encoded training rows.
-        collator: makes a batch of them; its `set_epoch`, if it has one, is told each epoch.
+        collator: makes a batch of them; its `set_epoch` is told each epoch.
         config: how.
-        run: where the log and the best model go.
+        run: where the log, the checkpoints and the best model go.
         goal: what is best.
         evaluate: validation metrics of the prepared model; the second argument describes the moment.
         processor: saved beside the model.
@@ -77,7 +135,11 @@ def train(
 
     Raises:
         FloatingPointError: a loss is NaN or infinite; names the step, the parts of the loss and the rows.
-        ValueError: a sharded feature table under FSDP, or larger contrastive batches of a model that contrasts nothing.
+        ValueError: a sharded feature table under FSDP, larger contrastive batches of a model that contrasts nothing, or
+            a run to be resumed whose parameters are spread over processes.
+        Stopped: a signal came, and a checkpoint was saved; where it is not caught the program's exit code is
+            `flip_hf.training.signals.EXIT_STOPPED`.
+        OSError: a checkpoint or model could not be written; those that were there before are whole.
     """
     accelerator = run.accelerator
     if config.contrastive_batches == "window" and "icl" not in getattr(model, "objectives", {}):
@@ -93,12 +155,24 @@ def train(
         batch_sampler=sampler,
         collate_fn=WithRowNumbers(collator),
         num_workers=config.workers,
+        worker_init_fn=leave_signals_to_parent,
+        # Else it draws a seed for its workers where the model draws its dropout.
+        generator=torch.Generator(),
     )
     if model.sharded_parameters and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "training.shard_features and FSDP would both spread the feature table over processes: set shard_features "
             "to false, or launch without FSDP"
         )
+    # A checkpoint is what one process has.
+    is_resumable = not model.sharded_parameters and accelerator.distributed_type != DistributedType.FSDP
+    if not is_resumable:
+        if run.is_resuming:
+            raise ValueError(
+                f"{run.folder}: a run whose parameters are spread over processes can't be resumed; leave out --resume, "
+                "or train without training.shard_features and FSDP"
+            )
+        logger.warning("parameters are spread over processes: this run saves no checkpoints and can't be resumed")
     model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     steps_per_epoch = -(-len(loader) // config.accumulation)
     total_steps = min(config.epochs * steps_per_epoch, config.max_steps or sys.maxsize)
@@ -110,55 +184,77 @@ def train(
     if accelerator.process_index > 0:
         # All processes have built the same model. From here on each draws its own dropout and negatives.
         torch.manual_seed(config.seed + accelerator.process_index)
-    best: dict[str, float] = {}
-    best_step = step = without_better = 0
-    trained_rows, trained_seconds = 0, 0.0
-    bar = tqdm(total=total_steps, desc="training", unit="step", disable=not run.is_main)
-    meter = _Meter()
-    for epoch in range(config.epochs):
-        sampler.set_epoch(epoch)
-        if hasattr(collator, "set_epoch"):
-            collator.set_epoch(epoch)
-        started = monotonic()
-        for step_in_epoch, window in enumerate(_windows(loader, config.accumulation), start=1):
-            window = send_to_device(window, accelerator.device)
-            model.train()
-            values = _step(model, optimizer, window, config, run, step + 1)
-            schedule.step()
-            step += 1
-            num_rows = sum(len(numbers) for numbers, _ in window) * accelerator.num_processes
-            seconds = monotonic() - started
-            trained_rows, trained_seconds = trained_rows + num_rows, trained_seconds + seconds
-            meter.add(values, num_rows, seconds)
-            bar.update()
-            if step % config.log_steps == 0 or step == total_steps:
-                averages = meter.take()
-                bar.set_postfix({k: f"{v:.3g}" for k, v in averages.items() if k.endswith(("loss", "rows_per_second"))})
-                state = {**learning_rates(optimizer), **memory_in_use(accelerator.device)}
-                run.log("train", {"step": step, "epoch": epoch, **averages, **state})
-
-            done = step == total_steps
-            if done or step_in_epoch in evaluate_at:
+    state = TrainingState(accelerator, model, optimizer, schedule)
+    saved = run.resume(state) if is_resumable else None
+    progress = Progress() if saved is None else Progress.of(saved)
+    windows = _windows_from(progress.step, steps_per_epoch, loader, sampler, collator, config.accumulation)
+    bar = tqdm(total=total_steps, initial=progress.step, desc="training", unit="step", disable=not run.is_main)
+    # Closing them ends the loader's workers now, and not when an error that refers to them is forgotten.
+    with bar, StopSignals() as signals, closing(windows):
+        while True:
+            step, epoch = progress.step, (progress.step - 1) // steps_per_epoch
+            # First, as a checkpoint may have been saved between a step and its evaluation.
+            due = step == total_steps or step - epoch * steps_per_epoch in evaluate_at
+            if due and progress.evaluated_step < step:
                 metrics = evaluate(model, f"validation at step {step}")
                 run.log("validation", {"step": step, "epoch": epoch, **metrics})
                 if run.is_main:
                     bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-                if goal.better(metrics[goal.metric], best.get(goal.metric)):
-                    best, best_step, without_better = metrics, step, 0
+                progress.evaluated_step = step
+                if goal.better(metrics[goal.metric], progress.best.get(goal.metric)):
+                    progress.best, progress.best_step, progress.without_better = metrics, step, 0
                     run.save_model(model, processor)
                 else:
-                    without_better += 1
-                if done or without_better >= config.patience:
-                    bar.close()
-                    return {
-                        "validation": best,
-                        "best_step": best_step,
-                        "steps": step,
-                        "stopped_early": not done,
-                        "rows_per_second": round(trained_rows / trained_seconds, 1),
-                    }
+                    progress.without_better += 1
+            if step == total_steps or progress.without_better >= config.patience:
+                return {
+                    "validation": progress.best,
+                    "best_step": progress.best_step,
+                    "steps": step,
+                    "stopped_early": step < total_steps,
+                    "rows_per_second": round(progress.rows / progress.seconds, 1),
+                }
+
             started = monotonic()
-    raise AssertionError("the last step ends the run")
+            epoch, window = next(windows)
+            window = send_to_device(window, accelerator.device)
+            model.train()
+            values = _step(model, optimizer, window, config, run, step + 1)
+            schedule.step()
+            progress.step += 1
+            num_rows = sum(len(numbers) for numbers, _ in window) * accelerator.num_processes
+            seconds = monotonic() - started
+            progress.rows, progress.seconds = progress.rows + num_rows, progress.seconds + seconds
+            progress.meter.add(values, num_rows, seconds)
+            bar.update()
+            if progress.step % config.log_steps == 0 or progress.step == total_steps:
+                averages, progress.meter = progress.meter.averages(), Meter()
+                bar.set_postfix({k: f"{v:.3g}" for k, v in averages.items() if k.endswith(("loss", "rows_per_second"))})
+                now = {**learning_rates(optimizer), **memory_in_use(accelerator.device)}
+                run.log("train", {"step": progress.step, "epoch": epoch, **averages, **now})
+
+            # Before the evaluation, which may take longer than whoever sent the signal waits.
+            stopping = signals.any(accelerator)
+            if is_resumable and (stopping or progress.step % config.checkpoint_steps == 0):
+                run.save_checkpoint(progress.step, state, asdict(progress))
+            if stopping:
+                run.close_trackers()
+                left = "a checkpoint is there; --resume true goes on from it" if is_resumable else "nothing was saved"
+                logger.info("stopped at step %d; %s", progress.step, left)
+                raise Stopped
+
+
+def _windows_from(
+    step: int, steps_per_epoch: int, loader: Any, sampler: LengthGroupedBatchSampler, collator: Any, size: int
+) -> Generator[tuple[int, list[Any]], None, None]:
+    """The epoch and the batches of each optimiser step after `step`, without end; rows before them are not loaded."""
+    first_epoch, steps_done = divmod(step, steps_per_epoch)
+    for epoch in itertools.count(first_epoch):
+        sampler.set_epoch(epoch, steps_done * size)
+        collator.set_epoch(epoch)
+        for window in _windows(loader, size):
+            yield epoch, window
+        steps_done = 0
 
 
 def _step(
@@ -223,8 +319,9 @@ def _not_finite(
 ) -> FloatingPointError:
     losses = ", ".join(f"{name}={value.item():.4g}" for name, value in parts.items())
     return FloatingPointError(
-        f"{message} at step {step}: {losses}; rows {torch.cat(list(rows)).tolist()}. The best model so far, if there "
-        f"is one, is whole in {run.model_folder}; lower the learning rate or look at these rows"
+        f"{message} at step {step}: {losses}; rows {torch.cat(list(rows)).tolist()}. The best model and "
+        f"the last checkpoint so far, if there are any, are whole in {run.folder}; lower the learning rate or look at "
+        "these rows"
     )
 
 
@@ -237,22 +334,3 @@ def _windows(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
             window = []
     if window:
         yield window
-
-
-class _Meter:
-    """Averages over the steps since they were last taken."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.steps, self.rows, self.seconds = 0, 0, 0.0
-
-    def add(self, values: dict[str, float], rows: int, seconds: float) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps, self.rows, self.seconds = self.steps + 1, self.rows + rows, self.seconds + seconds
-
-    def take(self) -> dict[str, float]:
-        averages = {name: total / self.steps for name, total in self.sums.items()}
-        averages["rows_per_second"] = round(self.rows / self.seconds, 1)
-        self.__init__()  # type: ignore[misc]
-        return averages

@@ -95,6 +95,8 @@ class TrainingConfig:
         log_steps: optimiser steps between two lines of the log.
         trackers: where the log goes beside its file, out of "tensorboard", "trackio" and "wandb"; by default
             TensorBoard where it is installed, and nowhere for an empty list.
+        checkpoint_steps: optimiser steps between two checkpoints: the most work that an interruption can cost.
+        checkpoints_kept: how many checkpoints are kept until the run ends; each is about three times the weights.
         workers: processes that prepare batches.
         shard_features: each process holds its own share of the feature table's rows, for tables larger than one process
             holds. Batches are spread over processes as ever.
@@ -119,9 +121,16 @@ class TrainingConfig:
     patience: int = 2
     log_steps: int = 10
     trackers: list[str] | None = None
+    checkpoint_steps: int = 500
+    checkpoints_kept: int = 2
     workers: int = 0
     shard_features: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("patience", "checkpoint_steps", "checkpoints_kept"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name}={getattr(self, name)} must be 1 or more")
 
 
 @dataclass
@@ -130,6 +139,8 @@ class PretrainRun:
 
     Args:
         output_dir: where the model, the log and the run's record go.
+        resume: go on from the last checkpoint in `output_dir`; start where there is none, and do nothing where the run
+            has ended.
         data: the click log.
         model: what is built.
         masking: what is masked.
@@ -137,6 +148,7 @@ class PretrainRun:
     """
 
     output_dir: Path
+    resume: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -149,6 +161,8 @@ class FinetuneRun:
 
     Args:
         output_dir: where the model, the log and the run's record go.
+        resume: go on from the last checkpoint in `output_dir`; start where there is none, and do nothing where the run
+            has ended.
         pretrained: folder or repository of a pretrained FLIP; left out, the model starts without pretraining.
         mode: "joint" trains both towers, "id" the ID-based model alone, "text" the text encoder alone.
         data: the click log.
@@ -157,6 +171,7 @@ class FinetuneRun:
     """
 
     output_dir: Path
+    resume: bool = False
     pretrained: str | None = None
     mode: Literal["joint", "id", "text"] = "joint"
     data: DataConfig = field(default_factory=DataConfig)

@@ -11,6 +11,7 @@ from datasets import Dataset
 from flip_hf import FlipConfig, FlipCTRCollator, FlipForPreTraining, FlipPretrainingCollator, FlipProcessor
 from flip_hf.training.loop import Goal, train
 from flip_hf.training.run import Run
+from flip_hf.training.run_config import FinetuneRun
 
 ARGUMENTS = json.loads(sys.argv[1])
 TEXT = {
@@ -68,7 +69,7 @@ def collator_of(cls, processor, mode="joint"):
 
 def train_in(folder, model, rows, config, processor):
     """Runs the package's own loop without validation; what it ends with is saved as the best model."""
-    run = Run(folder, config, config.seed, config.precision)
+    run = Run(FinetuneRun(output_dir=folder, training=config))
     collator, goal = collator_of(type(model), processor), Goal("nothing", larger_is_better=True)
     return train(model, rows, collator, config, run, goal, lambda *_: {"nothing": 0.0}, processor)
 

@@ -1,0 +1,65 @@
+"""Stopping a run from outside without losing a step."""
+
+import signal
+import threading
+from time import monotonic
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+from accelerate import Accelerator
+
+EXIT_STOPPED = 75
+"""Exit code of a run that was told to stop and can be resumed (EX_TEMPFAIL of sysexits.h: try again later)."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A launcher passes on the Ctrl-C that its processes got from the terminal as well.
+_SAME_SIGNAL_SECONDS = 1.0
+
+
+class Stopped(SystemExit):
+    """The run was told to stop and has saved a checkpoint; ends the program with `EXIT_STOPPED` unless it is caught."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_STOPPED)
+
+
+class StopSignals:
+    """Notes SIGTERM and SIGINT while it is entered; a second SIGINT interrupts at once, as usual.
+
+    Only the main thread can; in another one the signals do what they did.
+    """
+
+    def __init__(self) -> None:
+        self._noted: float | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._noted is None:
+            self._noted = monotonic()
+        elif number == signal.SIGINT and monotonic() - self._noted > _SAME_SIGNAL_SECONDS:
+            raise KeyboardInterrupt
+
+    def any(self, accelerator: Accelerator) -> bool:
+        """Whether any process noted one: the same answer in all of them, which must all ask."""
+        noted = self._noted is not None
+        if accelerator.num_processes == 1:
+            return noted
+        return bool(accelerator.reduce(torch.tensor(float(noted), device=accelerator.device), "sum").item())
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """For a DataLoader's worker: a signal to all processes must not end it before its parent has saved a checkpoint."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
