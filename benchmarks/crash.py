@@ -35,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 from flip_hf.fetch import MINILM, resolve_pretrained
 from flip_hf.training import loop
 from flip_hf.training.checkpoints import Checkpoints
+from flip_hf.training.run import MEASURED
 
 ROWS, INTERVAL = 2048, 5
 FLAGS = {
@@ -171,7 +172,7 @@ def outcome(folder: Path) -> str:
     """A hash of the best model's weights and of the log without its times."""
     digest = hashlib.sha256((folder / "model" / "model.safetensors").read_bytes())
     for line in read_lines(folder / "log.jsonl"):
-        kept = {name: value for name, value in line.items() if name not in ("seconds", "rows_per_second")}
+        kept = {name: value for name, value in line.items() if name not in MEASURED}
         digest.update(json.dumps(kept).encode())
     return digest.hexdigest()
 

@@ -27,6 +27,7 @@ from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.training import loop, state
 from flip_hf.training.checkpoints import Checkpoints, read_facts, replace_folder
+from flip_hf.training.run import MEASURED
 from flip_hf.training.signals import EXIT_STOPPED, Stopped, StopSignals
 
 # 400 rows, so 13 steps an epoch, 7 with accumulation.
@@ -35,7 +36,6 @@ KINDS = {
     "finetune": ("finetune", ["--training.oov_dropout", "0.2", "--training.accumulation", "2"]),
 }
 COMMON = ["--training.epochs", "2", "--training.log_steps", "3", "--training.evaluations_per_epoch", "2"]
-WALL_CLOCK = {"seconds", "rows_per_second"}
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def arguments_of(workplace, kind, folder, *more):
 
 
 def without_wall_clock(line):
-    return {name: value for name, value in line.items() if name not in WALL_CLOCK}
+    return {name: value for name, value in line.items() if name not in MEASURED}
 
 
 def log_of(folder):

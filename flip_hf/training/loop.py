@@ -239,8 +239,8 @@ def train(
                 run.save_checkpoint(progress.step, state, asdict(progress))
             if stopping:
                 run.close_trackers()
-                left = "a checkpoint is there; --resume true goes on from it" if is_resumable else "nothing was saved"
-                logger.info("stopped at step %d; %s", progress.step, left)
+                left = "where a checkpoint is; --resume true goes on from it" if is_resumable else "and saved nothing"
+                logger.info("stopped at step %d, %s", progress.step, left)
                 raise Stopped
 
 

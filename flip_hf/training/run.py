@@ -27,6 +27,8 @@ from flip_hf.training.run_config import FinetuneRun, PretrainRun, as_plain
 from flip_hf.training.state import TrainingState, seed_everything
 from flip_hf.training.tracking import PROJECT, TENSORBOARD_FOLDER, make_trackers, trackable
 
+MEASURED = frozenset({"seconds", "rows_per_second", "memory_gib", "device_peak_memory_gib"})
+"""What a line of the log says of the machine: it differs between runs that are the same to the bit."""
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 # What a resumed run may set otherwise: none of it changes a weight. Files are compared by what they hold, and the
 # precision by what it came to.
