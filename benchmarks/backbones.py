@@ -32,7 +32,7 @@ from flip_hf.training.run_config import DataConfig, ModelConfig, TrainingConfig
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in BACKBONES},
     "dcnv2, matrix": ("dcnv2", {"cross": "matrix"}),
-    "autoint+": ("autoint", {"hidden_sizes": [256, 128]}),
+    "autoint, attention alone": ("autoint", {"hidden_sizes": []}),
 }
 """Row of the table -> backbone and its options."""
 

@@ -29,7 +29,7 @@ ID_ONLY: dict[str, Any] = {
 PRETRAINING: dict[str, Any] = {"training.max_steps": 128, "data.max_validation_rows": 1024}
 FINETUNING: dict[str, Any] = {
     "training.batch_size": 128,
-    "training.max_steps": 360,
+    "training.max_steps": 260,
     "training.learning_rate": 2e-3,
     "training.text_learning_rate": 3e-4,
     "training.evaluations_per_epoch": 2,

@@ -174,6 +174,7 @@ def test_running_statistics_count_a_batch_once():
 
 
 PROGRAM = """
+    import atexit
     import importlib.util
     import json
     import sys
@@ -182,6 +183,7 @@ PROGRAM = """
     import torch.distributed as dist
     from accelerate import Accelerator
     from flip_hf.training import loop
+    from flip_hf.training.run import leave_process_group
     from flip_hf.training.run_config import TrainingConfig
 
     spec = importlib.util.spec_from_file_location("cases", sys.argv[1])
@@ -220,11 +222,12 @@ PROGRAM = """
     reduced_once = sum(reductions) == sum(p.numel() for p in model.parameters())
     if rank == 0:
         print(json.dumps({"differences": differences, "reduced_once": reduced_once, "values": values}))
-    NoRun.accelerator.end_training()
+    atexit.register(leave_process_group)
 """
 
 
 SHARDED = """
+    import atexit
     import importlib.util
     import sys
 
@@ -233,6 +236,7 @@ SHARDED = """
     from accelerate import Accelerator
     from flip_hf.training.gradient_cache import contrast_over_window
     from flip_hf.training.loop import count_items
+    from flip_hf.training.run import leave_process_group
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -260,7 +264,7 @@ SHARDED = """
         for name, p in model.named_parameters():
             difference = (p.grad.full_tensor() - expected[name]).abs().max()
             assert difference < 1e-6, (name, difference)
-    accelerator.end_training()
+    atexit.register(leave_process_group)
 """
 
 

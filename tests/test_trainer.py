@@ -262,7 +262,7 @@ def test_masks_follow_the_epoch_and_a_resumed_run_ends_alike(processor, rows, tm
 
 
 PROGRAM = """
-    import gc
+    import atexit
     import importlib.util
     import json
     import sys
@@ -271,6 +271,7 @@ PROGRAM = """
     import torch
     from datasets import Dataset
     from flip_hf import FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator, FlipProcessor
+    from flip_hf.training.run import leave_process_group
     from flip_hf.training.trainer import FlipTrainer
     from transformers import Trainer
 
@@ -315,11 +316,8 @@ PROGRAM = """
             differences[f"{name} {average}"] = cases.distance(found, expected[name])
     if trainer.is_world_process_zero():
         print(json.dumps(differences))
-    # What holds the process group goes before the group does.
-    del trainer, model, found
-    gc.collect()
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    atexit.register(leave_process_group)
 """
 
 

@@ -62,11 +62,12 @@ def make_accelerator(precision: str, trackers: Sequence[GeneralTracker] = ()) ->
     accelerator = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no", cpu=on_cpu, log_with=trackers or None
     )
-    atexit.register(_leave_process_group)
+    atexit.register(leave_process_group)
     return accelerator
 
 
-def _leave_process_group() -> None:
+def leave_process_group() -> None:
+    """Ends what `torch.distributed` began, when the program ends."""
     # Only when the program ends, not by `end_training`: where a distributed model is the last to let go of the group,
     # torch can wait for a thread that waits for the interpreter.
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -57,4 +57,3 @@ for case, settings in cases.items():
     for accumulation, other in zip((2, 4), several, strict=True):
         found[f"{case} {accumulation}"]["distance"] = difference(other, once)[0]
 report(found)
-accelerator.end_training()

@@ -1,5 +1,6 @@
 """What the programs share: their arguments, a tiny model without dropout, and batches of a small click log."""
 
+import atexit
 import json
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from datasets import Dataset
 
 from flip_hf import FlipConfig, FlipCTRCollator, FlipForPreTraining, FlipPretrainingCollator, FlipProcessor
 from flip_hf.training.loop import Goal, train
-from flip_hf.training.run import Run
+from flip_hf.training.run import Run, leave_process_group
 from flip_hf.training.run_config import FinetuneRun
+
+atexit.register(leave_process_group)
 
 ARGUMENTS = json.loads(sys.argv[1])
 TEXT = {

@@ -36,4 +36,3 @@ losses = evaluate_pretraining(accelerator.prepare(model), rows, collator, 5, acc
 assert set(losses) == set(expected)
 pretraining = [[losses[name], value.item()] for name, value in expected.items()]
 report({"logits": float(logits), "metrics": metrics, "pretraining": pretraining})
-accelerator.end_training()

@@ -96,4 +96,3 @@ for case, (cls, settings) in cases.items():
     dist.all_reduce(total)
     found[case]["bf16 loss"] = [total.item(), losses[case]]
 report(found)
-accelerator.end_training()

@@ -58,4 +58,3 @@ with sharded_features():
     except RuntimeError as error:
         found["error"] = str(error)
 report(found)
-accelerator.end_training()

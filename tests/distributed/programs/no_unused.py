@@ -38,4 +38,3 @@ for model, batch in runs:
         prepared(**share).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
 report({"runs": len(runs)})
-accelerator.end_training()

@@ -98,4 +98,3 @@ with sharded_features():
     config.fields = [*config.fields[:-1], type(config.fields[-1])("genre", num_features=99)]
     found["errors"].append(message(FlipForCTR.from_pretrained, folder, config=config))
 report(found)
-accelerator.end_training()
