@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs import Job, example, flags, machine, markdown, run_jobs
 
-HISTORIES = {"without": [], "with": ["rated_titles"]}
+HISTORIES = {"with": ["rated_titles"], "without": []}
 SLICES = {"all": "all rows", "user_id unseen": "unseen users", "movie_id unseen": "unseen movies", "seen": "seen"}
 DROPPED = {"user_id": 0.5, "movie_id": 0.05, "title": 0.05}
 
@@ -28,9 +28,9 @@ ID_ONLY: dict[str, Any] = {
 }
 PRETRAINING: dict[str, Any] = {"training.max_steps": 128, "data.max_validation_rows": 1024}
 FINETUNING: dict[str, Any] = {
-    "training.batch_size": 128,
-    "training.max_steps": 260,
-    "training.learning_rate": 2e-3,
+    "training.batch_size": 64,
+    "training.epochs": 1,
+    "training.learning_rate": 3e-3,
     "training.text_learning_rate": 3e-4,
     "training.evaluations_per_epoch": 2,
 }

@@ -37,11 +37,14 @@ class Job:
 
 
 def example(script: str, folder: Path, *flags: str) -> Job:
-    """A run of `pretrain.py` or `finetune.py` with MovieLens-100K's configuration."""
+    """A run of `pretrain.py` or `finetune.py` with MovieLens-100K's configuration; goes on where it was stopped.
+
+    What has ended is known by its folder: other settings need another one.
+    """
     examples = REPOSITORY / "examples"
     config = examples / "configs" / "ml-100k" / f"{script}.yaml"
-    command = [str(examples / f"{script}.py"), "--config", str(config), "--output_dir", str(folder), *flags]
-    return Job(folder / "run.json", command)
+    always = ["--config", str(config), "--output_dir", str(folder), "--resume", "true"]
+    return Job(folder / "run.json", [str(examples / f"{script}.py"), *always, *flags])
 
 
 def flags(settings: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from jobs import Job, machine, markdown, mean_and_deviation, run_jobs
 from transformers import set_seed
 
 from flip_hf.training.build import fit_processor
+from flip_hf.training.checkpoints import replace_file
 from flip_hf.training.data import load_click_log
 from flip_hf.training.metrics import compute_metrics
 from flip_hf.training.run_config import DataConfig, ModelConfig
@@ -132,7 +133,7 @@ def train(name: str, seed: int, result: str, learning_rate: float, l2_reg_embedd
             break
     best["test"] = compute_metrics(labels["test"], best["test"])
     best["seconds"] = time.monotonic() - started
-    Path(result).write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
+    replace_file(Path(result), json.dumps(best, indent=2) + "\n")
 
 
 if __name__ == "__main__":

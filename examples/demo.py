@@ -8,7 +8,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parent
@@ -47,23 +46,25 @@ def main() -> None:
         budget = BUDGET["pretrain" if script == "pretrain" else flags[1]]
         config = CONFIGS / f"{script}.yaml"
         command = [str(EXAMPLES / f"{script}.py"), "--config", str(config), "--output_dir", str(folder / name)]
-        command += [*flags, *budget, *common]
+        # A demo that was stopped goes on where it was.
+        command += ["--resume", "true", *flags, *budget, *common]
         print(f"\n== {title}\npython {' '.join(command)}", flush=True)
-        started = time.monotonic()
         subprocess.run([sys.executable, *command], check=True)
-        rows.append((title, folder / name, time.monotonic() - started))
+        rows.append((title, folder / name))
     print(f"\n{table(rows)}\n\nThe joint model lies in {folder / 'flip' / 'model'}, for FlipForCTR.from_pretrained.")
 
 
-def table(rows: list[tuple[str, Path, float]]) -> str:
+def table(rows: list[tuple[str, Path]]) -> str:
     """The runs' records as a Markdown table."""
     lines = [
         "| model | validation AUC | validation LogLoss | test AUC | test LogLoss | wall time | peak memory |",
         "|---|---|---|---|---|---|---|",
     ]
-    for title, folder, seconds in rows:
+    total = 0.0
+    for title, folder in rows:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        result = record["result"]
+        result, seconds = record["result"], record["wall_seconds"]
+        total += seconds
         cells = [
             f"{result.get(split, {}).get(m, float('nan')):.4f}"
             for split in ("validation", "test")
@@ -72,7 +73,6 @@ def table(rows: list[tuple[str, Path, float]]) -> str:
         cells = ["" if cell == "nan" else cell for cell in cells]
         cells += [f"{int(seconds // 60)} min {int(seconds % 60):02d} s", f"{record['peak_memory_gib']:.1f} GiB"]
         lines.append(f"| {title} | {' | '.join(cells)} |")
-    total = sum(seconds for _, _, seconds in rows)
     lines.append(f"| all |  |  |  |  | {int(total // 60)} min {int(total % 60):02d} s |  |")
     return "\n".join(lines)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.processing_flip import count_fallbacks
+from flip_hf.training.checkpoints import replace_file
 from flip_hf.training.data import load_click_log
-from flip_hf.training.evaluation import click_logits, ctr_metrics, slice_metrics
+from flip_hf.training.evaluation import click_logits, ctr_metrics, slice_masks, slice_metrics
 from flip_hf.training.run import make_accelerator
 from flip_hf.training.run_config import EvaluateRun, parse_run
 
@@ -21,17 +22,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     processor = FlipProcessor.from_pretrained(settings.model)
     model = FlipForCTR.from_pretrained(settings.model, **({"mode": settings.mode} if settings.mode else {}))
     rows = load_click_log(settings.data).encode(processor, settings.rows)
+    slices = slice_masks(rows, processor.fields, settings.slices)
     collator = FlipCTRCollator(processor, model.config.mode)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     scores = click_logits(model, rows, collator, settings.batch_size, accelerator, settings.rows)
     if accelerator.is_main_process:
         results: dict[str, Any] = {"rows": len(rows), "metrics": ctr_metrics(scores)}
-        if settings.slices:
-            results["slices"] = slice_metrics(scores, rows, processor.fields, settings.slices)
+        if slices:
+            results["slices"] = slice_metrics(scores, slices)
         report = json.dumps(results | {"fallbacks": count_fallbacks(rows, processor.fields)}, indent=2)
         print(report)
         if settings.output is not None:
-            settings.output.write_text(report + "\n", encoding="utf-8")
+            replace_file(settings.output, report + "\n")
 
 
 if __name__ == "__main__":

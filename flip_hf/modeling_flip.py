@@ -162,14 +162,17 @@ class FlipPreTrainedModel(PreTrainedModel):
             kwargs: as in transformers; no `push_to_hub` with a sharded feature table.
 
         Raises:
-            ValueError: `push_to_hub` with a sharded feature table.
+            ValueError: `push_to_hub` or `max_shard_size` with a sharded feature table.
         """
         table = self._sharded_table
         if table is None:
             super().save_pretrained(save_directory, *args, **kwargs)
             return
-        if args or kwargs.pop("push_to_hub", False):
-            raise ValueError("the feature table is sharded: save the model first, then load it unsharded and push that")
+        if args or kwargs.pop("push_to_hub", False) or "max_shard_size" in kwargs:
+            raise ValueError(
+                "the feature table is sharded: save the model to a folder first, without max_shard_size, then load it "
+                "unsharded and push that"
+            )
         if dist.get_rank() != 0:
             table.send_rows()
             return

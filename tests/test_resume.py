@@ -255,6 +255,39 @@ def test_checkpoints_are_not_overwritten_by_a_run_that_does_not_resume(workplace
     assert contents(tmp_path / "checkpoints" / "step-3") == before
 
 
+def test_a_signal_in_the_last_evaluation_stops_the_run_before_test_rows_are_read(workplace, tmp_path, monkeypatch):
+    name, arguments = arguments_of(workplace, "finetune", tmp_path, "--mode", "id", "--training.max_steps", "4")
+
+    def told(self, accelerator):
+        return len(lines(tmp_path, "validation")) > 0
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StopSignals, "any", told)
+        with pytest.raises(Stopped):
+            script(name)(arguments)
+    assert Checkpoints(tmp_path / "checkpoints", 2).last().name == "step-4"
+    assert lines(tmp_path, "test") == []
+    script(name)([*arguments, "--resume", "true"])
+    assert [line["step"] for line in lines(tmp_path, "validation")] == [4]
+    assert len(lines(tmp_path, "test")) == 1
+
+
+def test_a_best_model_that_is_gone_is_missed(workplace, tmp_path, interrupted):
+    flags = ["--mode", "id", "--training.evaluations_per_epoch", "2"]
+    name, arguments = arguments_of(workplace, "finetune", tmp_path, *flags)
+    interrupted(name, arguments, 9)
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match="the best model so far, is gone"):
+        script(name)([*arguments, "--resume", "true"])
+
+
+def test_a_sharded_run_is_not_resumed(workplace, tmp_path):
+    name, arguments = arguments_of(workplace, "finetune", tmp_path / "run", "--training.shard_features", "true")
+    with pytest.raises(ValueError, match="spread over processes saves no checkpoints"):
+        script(name)([*arguments, "--resume", "true"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_has_ended_is_left_alone(workplace, tmp_path, monkeypatch, caplog):
     name, arguments = arguments_of(workplace, "finetune", tmp_path, "--mode", "id", "--resume", "true")
     script(name)(arguments)  # there is nothing to resume: it starts

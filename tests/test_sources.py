@@ -18,7 +18,7 @@ import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data import splits
@@ -34,6 +34,8 @@ from flip_hf.data.sources.movielens_100k import (
 )
 from flip_hf.data.splits import SPLITS, load_splits, split_indices
 from flip_hf.fetch import FetchError, cache_dir, check_files, first_of, installed_files, pip_files
+from flip_hf.training.data import ClickLog, load_click_log
+from flip_hf.training.run_config import DataConfig, TrainingConfig
 
 # Latin-1 throughout; U+0085 ends a line for str.splitlines, and the second zipcode begins with a zero.
 DATA = "196\t242\t3\t881250949\n186\t302\t5\t891717742\n196\t302\t1\t878887116\n"
@@ -284,7 +286,7 @@ def test_splits_refuse_what_they_cannot_do():
 def test_load_splits(monkeypatch):
     table = Dataset.from_dict({"label": [0, 1] * 10, "timestamp": list(range(19, -1, -1))})
     source = type("Source", (), {"load": staticmethod(lambda: table)})
-    monkeypatch.setitem(splits.DATASETS, "tiny", source)
+    monkeypatch.setitem(DATASETS, "tiny", source)
     parts = load_splits("tiny", "time", seed=0)
     assert {name: part["timestamp"][:] for name, part in parts.items()} == {
         "train": list(range(16)),
@@ -300,7 +302,7 @@ def test_histories_hold_what_was_known(monkeypatch, split, expected):
     times, items = list(range(20)), [str(i) for i in range(20)]
     table = Dataset.from_dict({"label": [1, 0] * 10, "timestamp": times, "user": ["ann"] * 20, "item": items})
     source = type("Source", (), {"load": staticmethod(lambda: table)})
-    monkeypatch.setitem(splits.DATASETS, "tiny", source)
+    monkeypatch.setitem(DATASETS, "tiny", source)
     # Row 1 is a test row of the random split: its label may be in nobody's history.
     monkeypatch.setitem(splits.SPLITS, "random", lambda timestamps, seed: np.append(np.delete(np.arange(20), 1), 1))
     history = HistoryField(FieldConfig("seen", kind="sequence"), "user", "item", {0: "bad ", 1: "good "})
@@ -310,3 +312,24 @@ def test_histories_hold_what_was_known(monkeypatch, split, expected):
     assert set(row) == {"label", "timestamp", "user", "item", "seen"}
     liked = load_splits("tiny", split, 0, [replace(history, words={1: ""})])
     assert next(row for part in liked.values() for row in part if row["timestamp"] == 3)["seen"] == ["0", "2"]
+
+
+def test_what_a_click_log_can_not_be_is_named(tmp_path):
+    with pytest.raises(ValueError, match="unknown dataset 'movielens': choose one of movielens-100k"):
+        load_click_log(DataConfig(source="movielens"))
+    files = {"train_file": tmp_path / "a.csv", "validation_file": tmp_path / "b.csv", "fields": ["user"]}
+    with pytest.raises(ValueError, match=r"data\.histories are those of a named dataset"):
+        load_click_log(DataConfig(**files, histories=["liked_titles"]))
+
+
+def test_a_field_that_the_processor_does_not_know_is_named(processor, click_rows):
+    rows = DatasetDict({"train": Dataset.from_dict(click_rows)})
+    log = ClickLog(rows, [*processor.fields, FieldConfig("liked_titles")], "label", {"train": "here"}, {})
+    with pytest.raises(ValueError, match="'liked_titles' is not one of the fields that the processor knows: user_id"):
+        log.encode(processor, "train")
+
+
+@pytest.mark.parametrize("setting", ["epochs", "batch_size", "accumulation", "log_steps", "checkpoint_steps"])
+def test_counts_of_a_training_are_1_or_more(setting):
+    with pytest.raises(ValueError, match=rf"training\.{setting}=0 must be 1 or more"):
+        TrainingConfig(**{setting: 0})

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -259,6 +260,12 @@ def test_masks_follow_the_epoch_and_a_resumed_run_ends_alike(processor, rows, tm
 
     with pytest.raises(ValueError, match="dataloader_persistent_workers=False"):
         run("workers", dataloader_persistent_workers=True, dataloader_num_workers=1)
+
+
+def test_a_sharded_table_is_refused_when_training_begins(tmp_path):
+    sharded = SimpleNamespace(sharded_parameters={"flip.feature_embeddings.rows": None})
+    with pytest.raises(ValueError, match="Trainer can't train a sharded feature table"):
+        CollatorEpochs(None).on_train_begin(TrainingArguments(tmp_path), None, None, model=sharded)
 
 
 PROGRAM = """

@@ -84,11 +84,12 @@ class FlipCTRCollator:
             raise ValueError(f"mode={mode!r} is not one of {', '.join(MODES)}")
         fields = list(_with_ranges(processor.fields))
         growing = [field.name for field, _ in fields if KINDS[field.kind].grows(field)]
+        given = oov_dropout.values() if isinstance(oov_dropout, Mapping) else [oov_dropout]
+        if any(not 0 <= share < 1 for share in given):
+            raise ValueError(f"oov_dropout={oov_dropout} must be in [0, 1)")
         shares = oov_dropout if isinstance(oov_dropout, Mapping) else dict.fromkeys(growing, oov_dropout)
         if unknown := sorted(set(shares) - set(growing)):
             raise ValueError(f"oov_dropout: {unknown[0]!r} is not a field with an OOV feature: {', '.join(growing)}")
-        if any(not 0 <= share < 1 for share in shares.values()):
-            raise ValueError(f"oov_dropout={oov_dropout} must be in [0, 1)")
         self.pad_token_id: int = processor.tokenizer.pad_token_id
         self.mode = mode
         self.seed = seed

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from flip_hf.data.history import add_history
-from flip_hf.data.sources import DATASETS, HistoryField
+from flip_hf.data.sources import HistoryField, dataset_source
 
 _WORDED_ITEM = "the item of a history, with its words"
 
@@ -65,9 +65,7 @@ def load_splits(source_name: str, split: str, seed: int, histories: Sequence[His
         ValueError: an unknown name or split.
         flip_hf.fetch.FetchError: the dataset cannot be had.
     """
-    if source_name not in DATASETS:
-        raise ValueError(f"unknown dataset {source_name!r}: choose one of {', '.join(DATASETS)}")
-    dataset = DATASETS[source_name].load()
+    dataset = dataset_source(source_name).load()
     timestamps = dataset.with_format("numpy")["timestamp"][:]
     indices = split_indices(split, timestamps, seed)
     for recipe in histories:

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 
 from flip_hf.configuration_flip import FieldConfig, as_fields
 from flip_hf.data.schema import InputError
-from flip_hf.data.sources import DATASETS
+from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import load_splits
 from flip_hf.data.tables import read_table
 from flip_hf.processing_flip import FlipProcessor
@@ -35,7 +35,14 @@ class ClickLog:
     facts: dict[str, Any]
 
     def encode(self, processor: FlipProcessor, split: str, *, with_label: bool = True) -> Dataset:
-        """A split's rows as `FlipProcessor.encode_dataset` gives them."""
+        """A split's rows as `FlipProcessor.encode_dataset` gives them.
+
+        Raises:
+            ValueError: the log has a field that the processor was not fitted on.
+        """
+        known = [f.name for f in processor.fields]
+        if unknown := [f.name for f in self.fields if f.name not in known]:
+            raise ValueError(f"{unknown[0]!r} is not one of the fields that the processor knows: {', '.join(known)}")
         return processor.encode_dataset(self.splits[split], with_label=with_label, source=self.sources[split])
 
 
@@ -52,7 +59,7 @@ def load_click_log(config: DataConfig) -> ClickLog:
     if (config.source is None) == (not given):
         raise ValueError("set either data.source or data.train_file and data.validation_file")
     if config.source is not None:
-        source = DATASETS[config.source]
+        source = dataset_source(config.source)
         offered = {history.field.name: history for history in source.histories}
         if unknown := sorted(set(config.histories) - set(offered)):
             raise ValueError(f"data.histories: {unknown[0]!r} is not one of {', '.join(offered)}")
@@ -65,6 +72,10 @@ def load_click_log(config: DataConfig) -> ClickLog:
     else:
         if not config.fields or "train" not in given or "validation" not in given:
             raise ValueError("with files, data.train_file, data.validation_file and data.fields must all be set")
+        if config.histories:
+            raise ValueError(
+                "data.histories are those of a named dataset; flip_hf.data.history.add_history makes them for files"
+            )
         fields, label = as_fields(config.fields), config.label
         splits = DatasetDict({name: _read(path, fields, label) for name, path in given.items()})
         sources = {name: str(path) for name, path in given.items()}

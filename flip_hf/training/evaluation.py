@@ -81,21 +81,16 @@ def ctr_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
     return results
 
 
-def slice_metrics(
-    scores: Mapping[str, np.ndarray], rows: Dataset, fields: Sequence[FieldConfig], names: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Metrics on the rows where a field's value is unseen (OOV), for each of some fields, and where all of them are
-    seen.
+def slice_masks(rows: Dataset, fields: Sequence[FieldConfig], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The rows where a field's value is unseen (OOV), for each of some fields, and those where all of them are seen.
 
     Args:
-        scores: what `click_logits` returned for the rows.
         rows: the encoded rows.
         fields: the processor's fields.
         names: names of the fields to slice by.
 
     Returns:
-        By slice (`"user_id unseen"`, `"seen"`) the metrics of `evaluate_ctr` and `rows`, their number; none but that
-        for an empty slice.
+        By slice (`"user_id unseen"`, `"seen"`), bool (rows,); nothing where no field is named.
 
     Raises:
         ValueError: a name is not a field's.
@@ -103,10 +98,22 @@ def slice_metrics(
     places = {f.name: i for i, f in enumerate(fields)}
     if unknown := [name for name in names if name not in places]:
         raise ValueError(f"{unknown[0]!r} is not a field; the fields are {', '.join(places)}")
+    if not names:
+        return {}
     flags = np.stack(rows.with_format("numpy")["fallbacks"][:])
     unseen = {name: (flags[:, places[name]] & Fallback.OOV) != 0 for name in names}
     masks = {f"{name} unseen": mask for name, mask in unseen.items()}
     masks["seen"] = ~np.any(list(unseen.values()), axis=0)
+    return masks
+
+
+def slice_metrics(scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """The metrics of `evaluate_ctr` on slices of the rows, and `rows`, their number; none but that for an empty slice.
+
+    Args:
+        scores: what `click_logits` returned for the rows.
+        masks: what `slice_masks` returned for them.
+    """
     results: dict[str, dict[str, float]] = {}
     for name, mask in masks.items():
         results[name] = {"rows": int(mask.sum())}

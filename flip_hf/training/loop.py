@@ -135,8 +135,7 @@ def train(
 
     Raises:
         FloatingPointError: a loss is NaN or infinite; names the step, the parts of the loss and the rows.
-        ValueError: a sharded feature table under FSDP, larger contrastive batches of a model that contrasts nothing, or
-            a run to be resumed whose parameters are spread over processes.
+        ValueError: a sharded feature table under FSDP, or larger contrastive batches of a model that contrasts nothing.
         Stopped: a signal came, and a checkpoint was saved; where it is not caught the program's exit code is
             `flip_hf.training.signals.EXIT_STOPPED`.
         OSError: a checkpoint or model could not be written; those that were there before are whole.
@@ -167,11 +166,6 @@ def train(
     # A checkpoint is what one process has.
     is_resumable = not model.sharded_parameters and accelerator.distributed_type != DistributedType.FSDP
     if not is_resumable:
-        if run.is_resuming:
-            raise ValueError(
-                f"{run.folder}: a run whose parameters are spread over processes can't be resumed; leave out --resume, "
-                "or train without training.shard_features and FSDP"
-            )
         logger.warning("parameters are spread over processes: this run saves no checkpoints and can't be resumed")
     model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     steps_per_epoch = -(-len(loader) // config.accumulation)
@@ -188,9 +182,17 @@ def train(
     saved = run.resume(state) if is_resumable else None
     progress = Progress() if saved is None else Progress.of(saved)
     windows = _windows_from(progress.step, steps_per_epoch, loader, sampler, collator, config.accumulation)
+
+    def stop_if_told(signals: StopSignals) -> None:
+        if signals.any(accelerator):
+            run.save_checkpoint(progress.step, state, asdict(progress))
+            run.close_trackers()
+            logger.info("stopped at step %d, where a checkpoint is; --resume true goes on from it", progress.step)
+            raise Stopped
+
     bar = tqdm(total=total_steps, initial=progress.step, desc="training", unit="step", disable=not run.is_main)
     # Closing them ends the loader's workers now, and not when an error that refers to them is forgotten.
-    with bar, StopSignals() as signals, closing(windows):
+    with bar, StopSignals(is_resumable) as signals, closing(windows):
         while True:
             step, epoch = progress.step, (progress.step - 1) // steps_per_epoch
             # First, as a checkpoint may have been saved between a step and its evaluation.
@@ -206,6 +208,8 @@ def train(
                     run.save_model(model, processor)
                 else:
                     progress.without_better += 1
+                # It may have come while the rows were read.
+                stop_if_told(signals)
             if step == total_steps or progress.without_better >= config.patience:
                 return {
                     "validation": progress.best,
@@ -234,14 +238,9 @@ def train(
                 run.log("train", {"step": progress.step, "epoch": epoch, **averages, **now})
 
             # Before the evaluation, which may take longer than whoever sent the signal waits.
-            stopping = signals.any(accelerator)
-            if is_resumable and (stopping or progress.step % config.checkpoint_steps == 0):
+            stop_if_told(signals)
+            if is_resumable and progress.step % config.checkpoint_steps == 0:
                 run.save_checkpoint(progress.step, state, asdict(progress))
-            if stopping:
-                run.close_trackers()
-                left = "where a checkpoint is; --resume true goes on from it" if is_resumable else "and saved nothing"
-                logger.info("stopped at step %d, %s", progress.step, left)
-                raise Stopped
 
 
 def _windows_from(

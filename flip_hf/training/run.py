@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
+from accelerate.utils import DistributedType
 from transformers.utils import logging as transformers_logging
 
 from flip_hf import __version__
@@ -94,13 +95,18 @@ class Run:
 
     Raises:
         FileExistsError: the folder holds checkpoints of a run that did not end, and `resume` is not set.
-        ValueError: `resume` is set, and the run that ended there had other settings; or a tracker can't be had.
+        ValueError: `resume` is set, and the run that ended there had other settings, or parameters are spread over
+            processes; or a tracker can't be had.
     """
 
     def __init__(self, settings: PretrainRun | FinetuneRun) -> None:
         training = settings.training
         self.folder = settings.output_dir
-        trackers = make_trackers(training.trackers, self.folder, as_plain(settings))
+        self._checkpoints = Checkpoints(self.folder / "checkpoints", training.checkpoints_kept)
+        last = self._checkpoints.last()
+        self._checkpoint = last if settings.resume else None
+        first_step = None if self._checkpoint is None else read_facts(self._checkpoint)["step"] + 1
+        trackers = make_trackers(training.trackers, self.folder, as_plain(settings), first_step)
         self.accelerator = make_accelerator(training.precision, trackers)
         self.is_main = self.accelerator.is_main_process
         logging.basicConfig(level=logging.INFO if self.is_main else logging.ERROR, format="%(message)s")
@@ -125,12 +131,14 @@ class Run:
                 "precision": self.accelerator.mixed_precision,
             },
         }
-        self._checkpoints = Checkpoints(self.folder / "checkpoints", training.checkpoints_kept)
         self._identity: dict[str, Any] = {}
-        last = self._checkpoints.last()
+        if settings.resume and (training.shard_features or self.accelerator.distributed_type == DistributedType.FSDP):
+            raise ValueError(
+                f"{self.folder}: a run whose parameters are spread over processes saves no checkpoints and can't be "
+                "resumed; leave out --resume, or train without training.shard_features and FSDP"
+            )
         self.has_ended = settings.resume and self._record_file.exists()
         """Whether there is nothing left to do: the run to resume has written its record."""
-        self._checkpoint = last if settings.resume else None
         if self.has_ended:
             ended = json.loads(self._record_file.read_text(encoding="utf-8"))["settings"]
             self._refuse_differences(self._record_file, _compared(ended), _compared(self.record["settings"]))
@@ -165,11 +173,6 @@ class Run:
     def model_folder(self) -> Path:
         """The best model so far, with its processor: what `from_pretrained` loads."""
         return self.folder / "model"
-
-    @property
-    def is_resuming(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
-        return self._checkpoint is not None
 
     @property
     def _log_file(self) -> Path:
@@ -292,6 +295,8 @@ class Run:
         log_bytes: int = facts["log_bytes"]
         if not self._log_file.exists() or self._log_file.stat().st_size < log_bytes:
             raise FileNotFoundError(f"{self._log_file} has lost lines that {self._checkpoint} had written; restore it")
+        if facts["progress"]["best"] and not self.model_folder.exists():
+            raise FileNotFoundError(f"{self.model_folder}, the best model so far, is gone; restore it")
         state.read(self._checkpoint)
         self._started = time.monotonic() - facts["seconds"]
         self.record["started"] = facts["started"]

@@ -128,7 +128,8 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("patience", "checkpoint_steps", "checkpoints_kept"):
+        counts = ("epochs", "batch_size", "accumulation", "evaluations_per_epoch", "patience", "log_steps")
+        for name in (*counts, "checkpoint_steps", "checkpoints_kept"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}={getattr(self, name)} must be 1 or more")
 

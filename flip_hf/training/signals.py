@@ -28,14 +28,18 @@ class StopSignals:
     """Notes SIGTERM and SIGINT while it is entered; a second SIGINT interrupts at once, as usual.
 
     Only the main thread can; in another one the signals do what they did.
+
+    Args:
+        are_noted: whether to note them at all, the same in all processes; else the signals do what they did.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, are_noted: bool = True) -> None:
+        self._are_noted = are_noted
         self._noted: float | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        if self._are_noted and threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
@@ -54,7 +58,7 @@ class StopSignals:
     def any(self, accelerator: Accelerator) -> bool:
         """Whether any process noted one: the same answer in all of them, which must all ask."""
         noted = self._noted is not None
-        if accelerator.num_processes == 1:
+        if accelerator.num_processes == 1 or not self._are_noted:
             return noted
         return bool(accelerator.reduce(torch.tensor(float(noted), device=accelerator.device), "sum").item())
 

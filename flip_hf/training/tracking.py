@@ -14,7 +14,9 @@ TENSORBOARD_FOLDER = "tensorboard"
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
-def make_trackers(names: Sequence[str] | None, folder: Path, settings: Mapping[str, Any]) -> list[GeneralTracker]:
+def make_trackers(
+    names: Sequence[str] | None, folder: Path, settings: Mapping[str, Any], first_step: int | None = None
+) -> list[GeneralTracker]:
     """The trackers that a run's settings name; accelerate starts, feeds and ends them.
 
     TensorBoard's files go into the run's folder, `tensorboard/`. trackio and wandb have a project `flip_hf`, with the
@@ -24,6 +26,7 @@ def make_trackers(names: Sequence[str] | None, folder: Path, settings: Mapping[s
         names: out of `TRACKERS`; None is TensorBoard where it is installed.
         folder: the run's.
         settings: the run's, which trackio and wandb show.
+        first_step: of a resumed run, the step that comes next: TensorBoard forgets what it had of it and of later ones.
 
     Raises:
         ValueError: a name is unknown, or the package of that name is not installed.
@@ -37,7 +40,7 @@ def make_trackers(names: Sequence[str] | None, folder: Path, settings: Mapping[s
             raise ValueError(f"training.trackers: {name!r} is not installed; pip install {name}, or leave it out")
     run = {"name": folder.name, "config": dict(settings)}
     made = {
-        "tensorboard": lambda: TensorBoardTracker(TENSORBOARD_FOLDER, folder),
+        "tensorboard": lambda: TensorBoardTracker(TENSORBOARD_FOLDER, folder, purge_step=first_step),
         "trackio": lambda: TrackioTracker(PROJECT, **run),
         "wandb": lambda: WandBTracker(PROJECT, dir=str(folder), **run),
     }

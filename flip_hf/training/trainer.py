@@ -17,7 +17,8 @@ class CollatorEpochs(TrainerCallback):
         collator: `FlipPretrainingCollator` or `FlipCTRCollator`, the one that Trainer has.
 
     Raises:
-        ValueError: when training begins, if its workers outlive an epoch: they would keep the first one's masks.
+        ValueError: when training begins, if its workers outlive an epoch: they would keep the first one's masks; or if
+            the feature table is sharded, whose gradients Trainer would clip by each process's own rows.
     """
 
     def __init__(self, collator: Any) -> None:
@@ -28,6 +29,8 @@ class CollatorEpochs(TrainerCallback):
             raise ValueError(
                 "workers that outlive an epoch keep the masks of the first one; set dataloader_persistent_workers=False"
             )
+        if kwargs["model"].sharded_parameters:
+            raise ValueError("Trainer can't train a sharded feature table; the package's own loop (examples/) does")
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A fraction where training resumes within an epoch.

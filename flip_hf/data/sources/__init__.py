@@ -7,4 +7,12 @@ DATASETS: dict[str, DatasetSource] = {
     "movielens-100k": MOVIELENS_100K,
 }
 
-__all__ = ["DATASETS", "DatasetSource", "HistoryField"]
+
+def dataset_source(name: str) -> DatasetSource:
+    """The registered dataset of that name, or a ValueError that lists the names."""
+    if name not in DATASETS:
+        raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+__all__ = ["DATASETS", "DatasetSource", "HistoryField", "dataset_source"]
