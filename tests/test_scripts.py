@@ -300,9 +300,7 @@ def test_demo_table_reads_records(tmp_path):
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
     metrics = {"auc": 0.8, "logloss": 0.4}
-    (tmp_path / "run.json").write_text(
-        json.dumps({"result": {"validation": metrics, "test": metrics}, "peak_memory_gib": 1.5})
-    )
-    assert "| FLIP | 0.8000 | 0.4000 | 0.8000 | 0.4000 | 1 min 05 s | 1.5 GiB |" in demo.table(
-        [("FLIP", tmp_path, 65.0)]
-    )
+    record = {"result": {"validation": metrics, "test": metrics}, "peak_memory_gib": 1.5, "wall_seconds": 65.0}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    shown = demo.table([("FLIP", tmp_path)])
+    assert "| FLIP | 0.8000 | 0.4000 | 0.8000 | 0.4000 | 1 min 05 s | 1.5 GiB |" in shown
