@@ -257,7 +257,7 @@ class FlipProcessor(ProcessorMixin):
         arrays = {
             "feature_ids": np.array(encoded["feature_ids"].combine_chunks().flatten()).reshape(-1, num_positions),
             "input_ids": padded,
-            "attention_mask": (np.arange(padded.shape[1]) < text.lengths[:, None]).astype(np.int64),
+            "attention_mask": text.mask(padded.shape[1]).astype(np.int64),
         }
         if return_tensors is None:
             return BatchFeature({name: array.tolist() for name, array in arrays.items()})

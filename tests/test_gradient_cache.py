@@ -268,21 +268,21 @@ SHARDED = """
 """
 
 
-def test_two_processes_contrast_with_sharded_parameters(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent(SHARDED))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+def run_on_two_processes(program, folder):
+    file = folder / "program.py"
+    file.write_text(textwrap.dedent(program))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(file)]
     done = subprocess.run([*launch, __file__], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_two_processes_contrast_with_sharded_parameters(tmp_path):
+    run_on_two_processes(SHARDED, tmp_path)
 
 
 def test_two_processes_contrast_the_rows_of_all_their_windows(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent(PROGRAM))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    done = subprocess.run([*launch, __file__], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(run_on_two_processes(PROGRAM, tmp_path).splitlines()[-1])
     # A weight near 1 is known to 1e-7.
     assert max(result["differences"].values()) < 1e-6, result["differences"]
     assert result["reduced_once"]

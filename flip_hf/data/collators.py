@@ -120,8 +120,7 @@ class FlipCTRCollator:
             input_ids = _ragged(rows, "input_ids")
             padded = input_ids.padded(self.pad_token_id, self.pad_to_multiple_of)
             batch["input_ids"] = torch.from_numpy(padded)
-            is_token = np.arange(padded.shape[1]) < input_ids.lengths[:, None]
-            batch["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
+            batch["attention_mask"] = torch.from_numpy(input_ids.mask(padded.shape[1]).astype(np.int64))
         if _has(rows, "label"):
             batch["labels"] = torch.from_numpy(_column(rows, "label").astype(np.float32))
         return batch

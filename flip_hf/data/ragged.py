@@ -49,5 +49,10 @@ class Ragged:
         """
         longest = -(-int(self.lengths.max(initial=1)) // multiple_of) * multiple_of
         result = np.full((len(self.lengths), longest), value, dtype=np.int64)
-        result[np.arange(longest) < self.lengths[:, None]] = self.values
+        result[self.mask(longest)] = self.values
+        return result
+
+    def mask(self, length: int) -> np.ndarray:
+        """Where rows padded to a length hold values of their own, bool (rows, length)."""
+        result: np.ndarray = np.arange(length) < self.lengths[:, None]
         return result
