@@ -174,7 +174,7 @@ def test_running_statistics_count_a_batch_once():
 
 
 PROGRAM = """
-    import atexit
+    import gc
     import importlib.util
     import json
     import sys
@@ -222,12 +222,15 @@ PROGRAM = """
     reduced_once = sum(reductions) == sum(p.numel() for p in model.parameters())
     if rank == 0:
         print(json.dumps({"differences": differences, "reduced_once": reduced_once, "values": values}))
-    atexit.register(leave_process_group)
+    # What holds the process group goes before the group does.
+    del wrapped, optimizer, model
+    gc.collect()
+    leave_process_group()
 """
 
 
 SHARDED = """
-    import atexit
+    import gc
     import importlib.util
     import sys
 
@@ -264,7 +267,10 @@ SHARDED = """
         for name, p in model.named_parameters():
             difference = (p.grad.full_tensor() - expected[name]).abs().max()
             assert difference < 1e-6, (name, difference)
-    atexit.register(leave_process_group)
+    # What holds the process group goes before the group does.
+    del model, mesh, forward, part, p
+    gc.collect()
+    leave_process_group()
 """
 
 

@@ -1,6 +1,7 @@
 """What the programs share: their arguments, a tiny model without dropout, and batches of a small click log."""
 
 import atexit
+import gc
 import json
 import sys
 from pathlib import Path
@@ -14,8 +15,6 @@ from flip_hf.training.loop import Goal, train
 from flip_hf.training.run import Run, leave_process_group
 from flip_hf.training.run_config import FinetuneRun
 
-atexit.register(leave_process_group)
-
 ARGUMENTS = json.loads(sys.argv[1])
 TEXT = {
     "model_type": "bert",
@@ -26,6 +25,15 @@ TEXT = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
+
+
+@atexit.register
+def _leave():
+    # Models and optimisers hold the group. As where a script's `main` has returned, they go first, while the
+    # interpreter is whole: a thread of the group that outlives it aborts the process.
+    vars(sys.modules["__main__"]).clear()
+    gc.collect()
+    leave_process_group()
 
 
 def check_processes():
