@@ -10,7 +10,7 @@ DEMO_FLAGS ?=
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed lint format clean
+.PHONY: help demo test test-slow test-distributed test-hub lint format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -26,6 +26,9 @@ test-slow: $(READY) ## Run the tests that take minutes
 
 test-distributed: $(READY) ## Run the tests that start several processes, the slow ones too
 	$(BIN)/python -m pytest -q -m distributed
+
+test-hub: $(READY) ## Run the tests against a Hub on loopback
+	$(BIN)/python -m pytest -q -m hub
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check
