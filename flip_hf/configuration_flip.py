@@ -367,6 +367,9 @@ class FlipConfig(PreTrainedConfig):
         """A dict of plain JSON types."""
         output: dict[str, Any] = super().to_dict()
         output["fields"] = [f.to_dict() for f in self.fields]
+        if output["text_config"] is not None:
+            # Where the text encoder lay on the machine that built this; transformers leaves out only FLIP's own.
+            output["text_config"].pop("_name_or_path", None)
         return output
 
 

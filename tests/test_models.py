@@ -8,7 +8,7 @@ import safetensors
 import torch
 from transformers import AutoConfig, AutoModel, BertConfig, DistilBertConfig
 
-from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel
+from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel, FlipProcessor
 from flip_hf.backbones import BACKBONES
 
 MODES = ["joint", "id", "text"]
@@ -256,6 +256,22 @@ def test_text_encoder_is_taken_over_with_its_first_layers(tmp_path):
         assert torch.equal(value, text_model.state_dict()[name]), name
     assert model.flip.text_model.pooler is None
     assert model.config.text_config.num_hidden_layers == 1
+
+
+def test_a_saved_model_does_not_say_where_its_text_encoder_lay(tmp_path, wordpiece, click_rows):
+    encoder, folder = tmp_path / "encoder", tmp_path / "model"
+    AutoModel.from_config(BertConfig(**{k: v for k, v in TEXT.items() if k != "model_type"})).save_pretrained(encoder)
+    wordpiece.save_pretrained(encoder)
+    processor = FlipProcessor.fit(click_rows, ["user_id", "title"], encoder)
+    config = make_config(text_config=AutoConfig.from_pretrained(encoder), fields=processor.fields)
+    FlipForCTR.from_text_pretrained(str(encoder), config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    # What is loaded knows this folder, and must not write that down either.
+    FlipForCTR.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    FlipProcessor.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    for path in [*folder.glob("*.json"), *(tmp_path / "again").glob("*.json")]:
+        assert str(tmp_path) not in path.read_text(encoding="utf-8"), path
+    assert len(list((tmp_path / "again").glob("*.json"))) == 4
 
 
 def test_a_text_encoder_that_the_config_does_not_describe_is_refused(tmp_path):
