@@ -382,7 +382,3 @@ def _first_layers(text_config: Any, layers: int) -> Any:
     if getattr(text_config, "layer_types", None) is not None:
         text_config.layer_types = list(text_config.layer_types)[:layers]
     return text_config
-
-
-# Also a tokenizer's loading reads config.json, and warns of a model type that it does not know.
-AutoConfig.register("flip", FlipConfig, exist_ok=True)
