@@ -3,11 +3,14 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+from flip_hf.loading_file import CONFIG_AUTO_MAP, write_loading_file
 
 PADDING_ID = 0
 """Feature id that stands for nothing; its embedding is zero."""
@@ -362,6 +365,12 @@ class FlipConfig(PreTrainedConfig):
     def num_features(self) -> int:
         """Rows of the feature table."""
         return num_features(self.fields)
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in transformers; what was loaded from a checkpoint with loading code is saved with it."""
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        if getattr(self, "auto_map", None) == CONFIG_AUTO_MAP:
+            write_loading_file(Path(save_directory))
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain JSON types."""

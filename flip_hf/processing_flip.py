@@ -22,6 +22,7 @@ from flip_hf.data.template import TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.growth import FeatureGrowth, FeatureTexts
+from flip_hf.loading_file import PROCESSOR_AUTO_MAP, write_loading_file
 
 VOCABULARY_NAME = "vocabulary.parquet"
 _LONGEST_TEXT = 512
@@ -57,6 +58,7 @@ class FlipProcessor(ProcessorMixin):
         self.vocabulary = vocabulary
         self.label = label
         self.max_length = max_length
+        self.has_loading_code = False
         self.template = TextTemplate(tokenizer, vocabulary.fields, max_length)
 
     @property
@@ -296,6 +298,8 @@ class FlipProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Writes the tokenizer's files, `processor_config.json` and `vocabulary.parquet`.
 
+        What was loaded from a checkpoint with loading code is saved with it.
+
         Args:
             save_directory: folder to write to, made where it is missing.
             push_to_hub: must be False; `processor.push_to_hub(repo_id)` pushes.
@@ -308,7 +312,11 @@ class FlipProcessor(ProcessorMixin):
         self.tokenizer._set_processor_class(type(self).__name__)
         files = list(self.tokenizer.save_pretrained(folder))
         self.vocabulary.save(folder / VOCABULARY_NAME)
-        (folder / PROCESSOR_NAME).write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        settings = self.to_dict()
+        if self.has_loading_code:
+            settings["auto_map"] = PROCESSOR_AUTO_MAP
+            files.append(str(write_loading_file(folder)))
+        (folder / PROCESSOR_NAME).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
         return [*files, str(folder / VOCABULARY_NAME), str(folder / PROCESSOR_NAME)]
 
     @classmethod
@@ -334,7 +342,9 @@ class FlipProcessor(ProcessorMixin):
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"not a FLIP processor's settings: {error}", source=settings_file) from error
         vocabulary = FeatureVocabulary.load(vocabulary_file, fields)
-        return cls(AutoTokenizer.from_pretrained(name, **hub), vocabulary, label, max_length)
+        processor = cls(AutoTokenizer.from_pretrained(name, **hub), vocabulary, label, max_length)
+        processor.has_loading_code = settings.get("auto_map") == PROCESSOR_AUTO_MAP
+        return processor
 
     def _label_name(self) -> str:
         if self.label is None:
