@@ -606,7 +606,7 @@ class FlipForCTR(FlipPreTrainedModel):
             return self
         if self.config.mode != "joint" or mode not in MODES:
             raise ValueError(f"a model in mode={self.config.mode!r} has no part in mode={mode!r}")
-        config = copy.deepcopy(self.config)
+        config: Any = copy.deepcopy(self.config)
         config.mode = mode
         with torch.device("meta"):
             alone = type(self)(config)

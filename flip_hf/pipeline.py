@@ -44,8 +44,12 @@ class CTRPredictionPipeline(Pipeline):
             processor.
     """
 
-    _load_processor = True
-    _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+    processor: Any
+    _load_processor: Any = True
+    _load_tokenizer: Any = False
+    _load_feature_extractor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
 
     def __init__(
         self, model: FlipForCTR, processor: FlipProcessor | None = None, mode: str | None = None, **kwargs: Any
@@ -124,7 +128,9 @@ class CTRPredictionPipeline(Pipeline):
                 results[place] = result
         return results
 
-    def _sanitize_parameters(self, towers: bool | None = None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    def _sanitize_parameters(  # type: ignore[override]
+        self, towers: bool | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if towers and self.model.config.mode != "joint":
             raise ValueError(
                 f"towers=True needs a model of both towers; this one is in mode={self.model.config.mode!r}"
@@ -145,9 +151,11 @@ class CTRPredictionPipeline(Pipeline):
         output: FlipForCTROutput = self.model(**batch)
         return output
 
-    def postprocess(self, output: FlipForCTROutput, towers: bool = False) -> list[dict[str, float]]:  # type: ignore[override]
+    def postprocess(  # type: ignore[override]
+        self, output: FlipForCTROutput, towers: bool = False
+    ) -> list[dict[str, float]]:
         """The probabilities of a batch, a dict for each row."""
-        logits = {"probability": output.logits}
+        logits: dict[str, Any] = {"probability": output.logits}
         if towers:
             logits |= {"id_probability": output.id_logits, "text_probability": output.text_logits}
         columns = [values.double().sigmoid().tolist() for values in logits.values()]
