@@ -3,11 +3,14 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+from flip_hf.loading_file import CONFIG_AUTO_MAP, write_loading_file
 
 PADDING_ID = 0
 """Feature id that stands for nothing; its embedding is zero."""
@@ -363,10 +366,19 @@ class FlipConfig(PreTrainedConfig):
         """Rows of the feature table."""
         return num_features(self.fields)
 
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in transformers; what was loaded from a checkpoint with loading code is saved with it."""
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        if getattr(self, "auto_map", None) == CONFIG_AUTO_MAP:
+            write_loading_file(Path(save_directory))
+
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain JSON types."""
         output: dict[str, Any] = super().to_dict()
         output["fields"] = [f.to_dict() for f in self.fields]
+        if output["text_config"] is not None:
+            # Where the text encoder lay on the machine that built this; transformers leaves out only FLIP's own.
+            output["text_config"].pop("_name_or_path", None)
         return output
 
 
@@ -379,7 +391,3 @@ def _first_layers(text_config: Any, layers: int) -> Any:
     if getattr(text_config, "layer_types", None) is not None:
         text_config.layer_types = list(text_config.layer_types)[:layers]
     return text_config
-
-
-# Also a tokenizer's loading reads config.json, and warns of a model type that it does not know.
-AutoConfig.register("flip", FlipConfig, exist_ok=True)

@@ -1,7 +1,9 @@
 """The FLIP models: wiring of the two towers, the objectives and the heads."""
 
+import copy
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,12 +12,19 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import CONFIG_NAME, cached_file
 
 from flip_hf.backbones import Backbone, backbone_class, build_backbone
-from flip_hf.configuration_flip import NUM_RESERVED_FEATURES, FieldConfig, FlipConfig, num_features, owned_ranges
+from flip_hf.configuration_flip import (
+    MODES,
+    NUM_RESERVED_FEATURES,
+    FieldConfig,
+    FlipConfig,
+    num_features,
+    owned_ranges,
+)
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.growth import FeatureGrowth
 from flip_hf.nn.bags import FieldPooling
@@ -28,11 +37,16 @@ from flip_hf.objectives import OBJECTIVES, ContrastiveShare, ObjectiveOutput, Pr
 from flip_hf.outputs import FlipForCTROutput, FlipForPreTrainingOutput, FlipModelOutput
 from flip_hf.sharded_checkpoint import add_table, read_rows
 
+logger = logging.getLogger(__name__)
+
 ItemCounts = Mapping[str, torch.Tensor | float]
 """What each part of a loss is divided by, by the part's name."""
 
 _TABLE = "feature_embeddings.weight"
 """The feature table in every checkpoint, behind the prefix of the model."""
+
+_SETTINGS = {f.name for f in fields(FlipConfig)} - {f.name for f in fields(PreTrainedConfig)}
+"""What FlipConfig adds to a configuration."""
 
 
 class FlipPreTrainedModel(PreTrainedModel):
@@ -51,6 +65,9 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     new_parameters: tuple[str, ...] = ()
     """Prefixes of what a checkpoint of another FLIP model may lack: the heads that this model starts afresh."""
+
+    fresh_parameters: tuple[str, ...] = ()
+    """Names of the parameters that the checkpoint lacked and `from_pretrained` started afresh; none once saved."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -116,7 +133,8 @@ class FlipPreTrainedModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: a local folder or a repository's name.
             args: as in transformers.
-            kwargs: as in transformers; settings of FlipConfig such as `mode="id"` replace the saved ones.
+            kwargs: as in transformers; settings of FlipConfig such as `mode="id"` replace the saved ones, or those of
+                `config` where that is given.
 
         Raises:
             ValueError: weights that the configuration asks for are not in the checkpoint, or have another shape.
@@ -124,6 +142,11 @@ class FlipPreTrainedModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["use_safetensors"] = True
+        if isinstance(config := kwargs.get("config"), FlipConfig):
+            # transformers would hand them to __init__. Its pipelines give both the configuration and what made it.
+            settings = {name: kwargs.pop(name) for name in _SETTINGS & kwargs.keys()}
+            if any(getattr(config, name) != value for name, value in settings.items()):
+                kwargs["config"] = type(config).from_dict(config.to_dict() | settings)
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
@@ -140,6 +163,7 @@ class FlipPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path} lacks weights that mode={model.config.mode!r} needs: {shown}. Load "
                 "it in the mode it was saved in, or repair config.json so that it describes these weights"
             )
+        model.fresh_parameters = tuple(sorted(info["missing_keys"]))
         if (table := model._sharded_table) is not None:
             where = {k: v for k, v in kwargs.items() if k in ("cache_dir", "revision", "subfolder", "token")}
             # The weights lie beside it: they were fetched above.
@@ -164,10 +188,13 @@ class FlipPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: `push_to_hub` or `max_shard_size` with a sharded feature table.
         """
-        table = self._sharded_table
-        if table is None:
+        if (table := self._sharded_table) is None:
             super().save_pretrained(save_directory, *args, **kwargs)
-            return
+        else:
+            self._save_sharded(table, save_directory, *args, **kwargs)
+        self.fresh_parameters = ()
+
+    def _save_sharded(self, table: ShardedFeatureEmbedding, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         if args or kwargs.pop("push_to_hub", False) or "max_shard_size" in kwargs:
             raise ValueError(
                 "the feature table is sharded: save the model to a folder first, without max_shard_size, then load it "
@@ -543,6 +570,52 @@ class FlipForCTR(FlipPreTrainedModel):
         absent["text"].append(r"^fusion\.")
         self._keys_to_ignore_on_load_unexpected = [*self._keys_to_ignore_on_load_unexpected, *absent[config.mode]]
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in the base class; warns of a checkpoint that has not learned clicks."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if reason := model.needs_finetuning:
+            logger.warning("%s %s: finetune it before you use its logits", pretrained_model_name_or_path, reason)
+        return loaded
+
+    @property
+    def needs_finetuning(self) -> str | None:
+        """What says that the click logits were never trained; None where nothing does, and once the model is saved.
+
+        A pretraining checkpoint also holds the logit of the ID-based model, which pretraining leaves as it started.
+        """
+        reasons = []
+        if (saved_by := (self.config.architectures or [""])[0]) in (FlipModel.__name__, FlipForPreTraining.__name__):
+            reasons.append(f"was saved by {saved_by}, which does not learn clicks")
+        if self.fresh_parameters:
+            reasons.append(f"lacks {', '.join(self.fresh_parameters)}, which start afresh")
+        return " and ".join(reasons) or None
+
+    def in_mode(self, mode: str) -> "FlipForCTR":
+        """One tower of this joint model as a model of its own, of the same modules: nothing is copied.
+
+        Args:
+            mode: `"id"` or `"text"`; with the mode that this model is in, it is returned itself.
+
+        Raises:
+            ValueError: this model has not the tower.
+        """
+        if mode == self.config.mode:
+            return self
+        if self.config.mode != "joint" or mode not in MODES:
+            raise ValueError(f"a model in mode={self.config.mode!r} has no part in mode={mode!r}")
+        config: Any = copy.deepcopy(self.config)
+        config.mode = mode
+        with torch.device("meta"):
+            alone = type(self)(config)
+        for whole, part in ((self.flip, alone.flip), (self, alone)):
+            for name, _ in part.named_children():
+                if name != "flip":
+                    setattr(part, name, getattr(whole, name))
+        alone.fresh_parameters = tuple(n for n in self.fresh_parameters if n in alone.state_dict())
+        return alone.train(self.training)
 
     def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What the loss over this batch is summed over, int64 (): rows."""

@@ -22,6 +22,7 @@ from flip_hf.data.template import TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.growth import FeatureGrowth, FeatureTexts
+from flip_hf.loading_file import PROCESSOR_AUTO_MAP, write_loading_file
 
 VOCABULARY_NAME = "vocabulary.parquet"
 _LONGEST_TEXT = 512
@@ -57,6 +58,7 @@ class FlipProcessor(ProcessorMixin):
         self.vocabulary = vocabulary
         self.label = label
         self.max_length = max_length
+        self.has_loading_code = False
         self.template = TextTemplate(tokenizer, vocabulary.fields, max_length)
 
     @property
@@ -151,19 +153,28 @@ class FlipProcessor(ProcessorMixin):
                 )
                 yield known, new
 
-    def encode(self, rows: Any, *, first_row: int = 0, with_label: bool = False, source: str | None = None) -> pa.Table:
+    def encode(
+        self,
+        rows: Any,
+        *,
+        first_row: int = 0,
+        with_label: bool = False,
+        with_text: bool = True,
+        source: str | None = None,
+    ) -> pa.Table:
         """Both views of rows, not yet padded.
 
         Args:
             rows: a list of dicts, a dict of columns, a pandas or Arrow table, or a `datasets.Dataset`.
             first_row: number of the first row, for error messages and masks.
             with_label: whether to read the label column too.
+            with_text: whether to make the textual view too, which the ID-based model alone does not read.
             source: where the rows come from, for error messages.
 
         Returns:
             One row each: `row` int64, its number; `feature_ids` int64 [P], one position for each field with features,
-            or `max_values`, filled up with padding, for those that hold several; `input_ids` int32 [tokens];
-            `token_field_ids` int16 [tokens], the field's place on tokens of its value and -1 elsewhere;
+            or `max_values`, filled up with padding, for those that hold several; with `with_text`, `input_ids` int32
+            [tokens] and `token_field_ids` int16 [tokens], the field's place on tokens of its value and -1 elsewhere;
             `fallbacks` uint8 [fields], flags of `Fallback`; with `with_label`, `label` float32.
 
         Raises:
@@ -181,24 +192,25 @@ class FlipProcessor(ProcessorMixin):
             kind = KINDS[field.kind]
             values = kind.read(table[field.name], field, first_row, source)
             fallbacks[:, i] = values.flags
-            shown.append(kind.shown(values, field))
+            if with_text:
+                shown.append(kind.shown(values, field))
             if field.traits.has_features:
                 ids, is_oov, is_cut = self.vocabulary.positions(i, values)
                 positions.append(ids)
                 fallbacks[is_oov, i] |= np.uint8(Fallback.OOV)
                 fallbacks[is_cut, i] |= np.uint8(Fallback.TRUNCATED)
         feature_ids = np.concatenate(positions, axis=1)
-        text = self.template.assemble(shown)
-        fallbacks[text.truncated] |= np.uint8(Fallback.TRUNCATED)
-
-        offsets = pa.array(text.offsets, pa.int32())
         encoded = {
             "row": pa.array(np.arange(first_row, first_row + num_rows)),
             "feature_ids": pa.FixedSizeListArray.from_arrays(pa.array(feature_ids.ravel()), feature_ids.shape[1]),
-            "input_ids": pa.ListArray.from_arrays(offsets, pa.array(text.input_ids)),
-            "token_field_ids": pa.ListArray.from_arrays(offsets, pa.array(text.token_field_ids)),
-            "fallbacks": pa.FixedSizeListArray.from_arrays(pa.array(fallbacks.ravel()), num_fields),
         }
+        if with_text:
+            text = self.template.assemble(shown)
+            fallbacks[text.truncated] |= np.uint8(Fallback.TRUNCATED)
+            offsets = pa.array(text.offsets, pa.int32())
+            encoded["input_ids"] = pa.ListArray.from_arrays(offsets, pa.array(text.input_ids))
+            encoded["token_field_ids"] = pa.ListArray.from_arrays(offsets, pa.array(text.token_field_ids))
+        encoded["fallbacks"] = pa.FixedSizeListArray.from_arrays(pa.array(fallbacks.ravel()), num_fields)
         if label:
             encoded["label"] = pa.array(canonical_labels(table[label], label, first_row=first_row, source=source))
         return pa.table(encoded)
@@ -286,6 +298,8 @@ class FlipProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Writes the tokenizer's files, `processor_config.json` and `vocabulary.parquet`.
 
+        What was loaded from a checkpoint with loading code is saved with it.
+
         Args:
             save_directory: folder to write to, made where it is missing.
             push_to_hub: must be False; `processor.push_to_hub(repo_id)` pushes.
@@ -298,7 +312,11 @@ class FlipProcessor(ProcessorMixin):
         self.tokenizer._set_processor_class(type(self).__name__)
         files = list(self.tokenizer.save_pretrained(folder))
         self.vocabulary.save(folder / VOCABULARY_NAME)
-        (folder / PROCESSOR_NAME).write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        settings = self.to_dict()
+        if self.has_loading_code:
+            settings["auto_map"] = PROCESSOR_AUTO_MAP
+            files.append(str(write_loading_file(folder)))
+        (folder / PROCESSOR_NAME).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
         return [*files, str(folder / VOCABULARY_NAME), str(folder / PROCESSOR_NAME)]
 
     @classmethod
@@ -324,7 +342,9 @@ class FlipProcessor(ProcessorMixin):
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"not a FLIP processor's settings: {error}", source=settings_file) from error
         vocabulary = FeatureVocabulary.load(vocabulary_file, fields)
-        return cls(AutoTokenizer.from_pretrained(name, **hub), vocabulary, label, max_length)
+        processor = cls(AutoTokenizer.from_pretrained(name, **hub), vocabulary, label, max_length)
+        processor.has_loading_code = settings.get("auto_map") == PROCESSOR_AUTO_MAP
+        return processor
 
     def _label_name(self) -> str:
         if self.label is None:

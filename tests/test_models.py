@@ -8,7 +8,7 @@ import safetensors
 import torch
 from transformers import AutoConfig, AutoModel, BertConfig, DistilBertConfig
 
-from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel
+from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel, FlipProcessor
 from flip_hf.backbones import BACKBONES
 
 MODES = ["joint", "id", "text"]
@@ -159,6 +159,67 @@ def test_text_mode_builds_and_reads_no_feature_table(saved, tensors_read):
     assert not any("feature_embeddings" in name or "backbone" in name for name in tensors_read.read)
 
 
+@torch.no_grad()
+def test_a_tower_of_a_joint_model_is_a_model_of_the_same_modules(saved, tmp_path):
+    model, folder = saved
+    batch = make_batch()
+    for mode, view in (("id", ["feature_ids"]), ("text", ["input_ids", "attention_mask"])):
+        alone = model.in_mode(mode)
+        loaded = FlipForCTR.from_pretrained(folder, mode=mode)
+        assert set(alone.state_dict()) == set(loaded.state_dict())
+        assert {id(p) for p in alone.parameters()} <= {id(p) for p in model.parameters()}
+        assert not any(value.is_meta for value in [*alone.parameters(), *alone.buffers()])
+        own_view = {name: batch[name] for name in view}
+        expected = loaded(**own_view).logits
+        torch.testing.assert_close(alone(**own_view).logits, expected, rtol=0, atol=1e-6)
+        assert (alone.config.mode, model.config.mode, alone.training) == (mode, "joint", False)
+        alone.save_pretrained(tmp_path / mode)
+        again = FlipForCTR.from_pretrained(tmp_path / mode)
+        torch.testing.assert_close(again(**own_view).logits, expected, rtol=0, atol=1e-6)
+        with pytest.raises(ValueError, match=f"mode='{mode}' has no part in mode='joint'"):
+            alone.in_mode("joint")
+    assert model.in_mode("joint") is model
+    with pytest.raises(ValueError, match="no part in mode='both'"):
+        model.in_mode("both")
+
+
+def test_settings_replace_those_of_a_given_configuration(saved):
+    _, folder = saved
+    given = AutoConfig.from_pretrained(folder, attn_implementation="eager")
+    model = FlipForCTR.from_pretrained(folder, config=given, mode="id", head_dropout=0.5)
+    assert (model.config.mode, model.config.head_dropout, model.flip.text_model) == ("id", 0.5, None)
+    assert given.mode == "joint"
+    with pytest.raises(Exception, match="mode='both' is not one of joint, id, text"):
+        FlipForCTR.from_pretrained(folder, config=given, mode="both")
+
+
+def test_a_model_that_has_not_learned_clicks_says_so(saved, tmp_path, caplog):
+    _, folder = saved
+    assert FlipForCTR.from_pretrained(folder).needs_finetuning is None
+    assert FlipForCTR(make_config()).needs_finetuning is None
+    own = "flip_hf.modeling_flip"
+    assert not [record for record in caplog.records if record.name == own]
+    fresh = "lacks fusion.id_weight, text_head.1.bias, text_head.1.weight, which start afresh"
+    for cls, mode, reason in (
+        (FlipForPreTraining, "joint", f"was saved by FlipForPreTraining, which does not learn clicks and {fresh}"),
+        # Nothing is missing here, but what the ID-based model says of clicks is as it started.
+        (FlipForPreTraining, "id", "was saved by FlipForPreTraining, which does not learn clicks"),
+        (FlipModel, "id", "was saved by FlipModel, which does not learn clicks"),
+    ):
+        cls(make_config()).save_pretrained(tmp_path / "new")
+        caplog.clear()
+        model = FlipForCTR.from_pretrained(tmp_path / "new", mode=mode)
+        assert model.needs_finetuning == reason
+        (warning,) = [record.message for record in caplog.records if record.name == own]
+        assert warning == f"{tmp_path / 'new'} {reason}: finetune it before you use its logits"
+        assert model.in_mode("id").needs_finetuning == reason.removesuffix(f" and {fresh}")
+    gated = FlipForCTR.from_pretrained(folder, fusion="gated")
+    assert gated.needs_finetuning is not None
+    assert gated.in_mode("text").needs_finetuning is None
+    gated.save_pretrained(tmp_path / "finetuned")
+    assert gated.needs_finetuning is None
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_finetuning_starts_from_pretrained_towers(tmp_path, backbone):
     pretrained = FlipForPreTraining(make_config(backbone=backbone))
@@ -256,6 +317,22 @@ def test_text_encoder_is_taken_over_with_its_first_layers(tmp_path):
         assert torch.equal(value, text_model.state_dict()[name]), name
     assert model.flip.text_model.pooler is None
     assert model.config.text_config.num_hidden_layers == 1
+
+
+def test_a_saved_model_does_not_say_where_its_text_encoder_lay(tmp_path, wordpiece, click_rows):
+    encoder, folder = tmp_path / "encoder", tmp_path / "model"
+    AutoModel.from_config(BertConfig(**{k: v for k, v in TEXT.items() if k != "model_type"})).save_pretrained(encoder)
+    wordpiece.save_pretrained(encoder)
+    processor = FlipProcessor.fit(click_rows, ["user_id", "title"], encoder)
+    config = make_config(text_config=AutoConfig.from_pretrained(encoder), fields=processor.fields)
+    FlipForCTR.from_text_pretrained(str(encoder), config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    # What is loaded knows this folder, and must not write that down either.
+    FlipForCTR.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    FlipProcessor.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    for path in [*folder.glob("*.json"), *(tmp_path / "again").glob("*.json")]:
+        assert str(tmp_path) not in path.read_text(encoding="utf-8"), path
+    assert len(list((tmp_path / "again").glob("*.json"))) == 4
 
 
 def test_a_text_encoder_that_the_config_does_not_describe_is_refused(tmp_path):

@@ -147,6 +147,13 @@ def test_calling_it_gives_what_the_model_takes(processor, click_rows):
     assert model(**inputs).logits.shape == (5,)
 
 
+def test_the_text_can_be_left_out(processor, click_rows, monkeypatch):
+    both = processor.encode(click_rows, with_label=True)
+    monkeypatch.setattr(type(processor.template), "assemble", lambda *_: pytest.fail("no text was asked for"))
+    ids = processor.encode(click_rows, with_label=True, with_text=False)
+    assert ids.equals(both.drop_columns(["input_ids", "token_field_ids"]))
+
+
 def test_fallbacks_are_used_and_counted(processor):
     rows = {
         "user_id": [10**30, -1, " 3 ", 3],

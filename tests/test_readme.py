@@ -25,7 +25,7 @@ def encoder():
 
 
 def test_loading_and_scoring(encoder, tmp_path, monkeypatch, capsys):
-    example = blocks("python")[0]
+    example, _, serving = blocks("python")
     rows = re.search(r"rows = (\[.*?\])\n", example, flags=re.DOTALL)
     assert rows is not None
     columns = {name: [value] for name, value in eval(rows[1])[0].items()}
@@ -36,8 +36,14 @@ def test_loading_and_scoring(encoder, tmp_path, monkeypatch, capsys):
     for part in (model, processor):
         part.save_pretrained(tmp_path / "runs" / "flip" / "model")
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {})
-    assert re.fullmatch(r"tensor\(\[0\.\d+\]\)\n", capsys.readouterr().out)
+    namespace = {}
+    exec(compile(example, "README.md", "exec"), namespace)
+    scored = re.fullmatch(r"tensor\(\[(0\.\d+)\]\)\n", capsys.readouterr().out)
+    assert scored is not None
+    exec(compile(serving, "README.md", "exec"), namespace)
+    served = re.fullmatch(r"\[\{'probability': (0\.\d+)\}\]\n", capsys.readouterr().out)
+    assert served is not None
+    assert float(served[1]) == pytest.approx(float(scored[1]), abs=1e-4)
 
 
 def test_pretraining_in_python(encoder, capsys):

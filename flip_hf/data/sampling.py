@@ -2,11 +2,25 @@
 
 from collections.abc import Iterator
 
+import datasets
 import numpy as np
+import pyarrow as pa
 from torch.utils.data import Sampler
 
 # Batches that are shuffled and then sorted together: enough for rows of like length, few enough to stay random.
 _BATCHES_IN_A_GROUP = 50
+
+
+def text_lengths(encoded: datasets.Dataset | pa.Table) -> np.ndarray:
+    """Tokens of each row, int64 (rows,).
+
+    Args:
+        encoded: what `FlipProcessor.encode` or `encode_dataset` returned.
+    """
+    if isinstance(encoded, datasets.Dataset):
+        encoded = encoded.with_format("arrow").select_columns(["input_ids"])[:]
+    chunks = encoded["input_ids"].chunks
+    return np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks]).astype(np.int64)
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):

@@ -14,16 +14,9 @@ from tqdm.auto import tqdm
 
 from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.collators import EncodedRows
-from flip_hf.data.sampling import LengthGroupedBatchSampler
+from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
 from flip_hf.training.metrics import compute_metrics
-
-
-def text_lengths(rows: Dataset) -> np.ndarray:
-    """Tokens of each encoded row, int64 (rows,)."""
-    lists = rows.with_format("arrow").select_columns(["input_ids"])[:]["input_ids"]
-    lengths: np.ndarray = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in lists.chunks])
-    return lengths
 
 
 @torch.no_grad()

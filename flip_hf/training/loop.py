@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from flip_hf.data.collators import EncodedRows
-from flip_hf.data.sampling import LengthGroupedBatchSampler
-from flip_hf.training.evaluation import text_lengths
+from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
 from flip_hf.training.run import Run
