@@ -19,7 +19,7 @@ demo: $(READY) ## Pretrain, finetune and compare on MovieLens-100K (DEMO_FLAGS="
 	$(BIN)/python examples/demo.py $(DEMO_FLAGS)
 
 test: lint ## Lint, check types and run the tests
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 test-slow: $(READY) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow

@@ -108,12 +108,7 @@ def machine() -> str:
     """A line on the machine, for below a table."""
     import torch
 
-    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0))
-    processor = names[0] if names else platform.processor() or platform.machine()
-    return f"{processor}, {cores} cores, torch {torch.__version__}, Python {platform.python_version()}"
+    from flip_hf.training.hardware import processor_name, usable_cores
 
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    where = f"{processor_name()}, {usable_cores()} cores"
+    return f"{where}, torch {torch.__version__}, Python {platform.python_version()}"

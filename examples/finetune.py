@@ -10,7 +10,7 @@ from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.nn.sharded_embeddings import sharded_features
 from flip_hf.training.build import fit_processor, new_model
 from flip_hf.training.data import load_click_log
-from flip_hf.training.evaluation import evaluate_ctr
+from flip_hf.training.evaluation import click_logits, evaluate_ctr, evidence
 from flip_hf.training.loop import Goal, train
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import FinetuneRun, parse_run
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training = settings.training
     run = Run(settings)
     if run.has_ended:
+        run.publish()
         return
 
     log = load_click_log(settings.data)
@@ -54,9 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with sharded_features(training.shard_features):
             best = FlipForCTR.from_pretrained(run.model_folder)
         best = run.accelerator.prepare_model(best, device_placement=True, evaluation_mode=True)
-        result["test"] = evaluate_ctr(
-            best, rows["test"], collator, training.evaluation_batch_size, run.accelerator, "test"
-        )
+        scores = click_logits(best, rows["test"], collator, training.evaluation_batch_size, run.accelerator, "test")
+        result |= evidence(scores)
         run.log("test", result["test"])
     run.finish(result=result)
 

@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training = settings.training
     run = Run(settings)
     if run.has_ended:
+        run.publish()
         return
 
     log = load_click_log(settings.data)

@@ -280,6 +280,8 @@ class FlipConfig(PreTrainedConfig):
             the tabular vector almost the same for every row, and the contrastive loss does not move.
         backbone: name of the ID-based model, a key of `flip_hf.backbones.BACKBONES`.
         backbone_options: keyword arguments of that backbone, such as `{"hidden_sizes": [256, 128]}`.
+        text_base_model: the checkpoint that the text encoder's weights came from, for the model card; set by
+            `from_text_pretrained`.
         text_layers: build only the first layers of the text encoder; all by default.
         text_pooling: `"mean"` over tokens, or `"cls"` as in the paper (Section 3.3).
         fusion: how a joint model's two logits become one: `"learned_weight"`, the paper's, or `"gated"`, by a gate that
@@ -306,6 +308,7 @@ class FlipConfig(PreTrainedConfig):
     feature_initializer_range: int | float = 0.1
     backbone: str = "dcnv2"
     backbone_options: dict[str, Any] = field(default_factory=dict)
+    text_base_model: str | None = None
     text_layers: int | None = None
     text_pooling: str = "mean"
     fusion: str = "learned_weight"

@@ -238,6 +238,8 @@ class FlipPreTrainedModel(PreTrainedModel):
         )
         if missing := sorted(k for k in info["missing_keys"] if not k.startswith("pooler.")):
             raise ValueError(f"the text encoder {name_or_path} lacks weights: {', '.join(missing[:3])}")
+        # Of a folder its own name: where it lies is nobody else's business.
+        config.text_base_model = Path(name_or_path).name if Path(name_or_path).exists() else name_or_path
         return cls(config, text_model=text_model)
 
     @torch.no_grad()

@@ -33,9 +33,9 @@ ALLOWED = {
     },
     "data": {"configuration_flip", "fetch"},
     "processing_flip": {"configuration_flip", "fetch", "growth", "data", "loading_file"},
-    "training": {"configuration_flip", "fetch", "data", "processing_flip"},
+    "training": {"configuration_flip", "fetch", "data", "processing_flip", "hub"},
     "pipeline": {"configuration_flip", "outputs", "data", "modeling_flip", "processing_flip"},
-    "hub": {"configuration_flip", "fetch", "loading_file", "data", "modeling_flip", "processing_flip", "pipeline"},
+    "hub": {"loading_file"},
     "__init__": {"configuration_flip", "modeling_flip", "processing_flip", "data", "pipeline"},
 }
 

@@ -43,5 +43,5 @@ def new_model(cls: type[Model], settings: ModelConfig, processor: FlipProcessor,
         **settings.options,
     )
     build: Any = cls
-    model: Model = build(config) if mode == "id" else build.from_text_pretrained(encoder, config)
+    model: Model = build(config) if mode == "id" else build.from_text_pretrained(settings.text_encoder, config)
     return model

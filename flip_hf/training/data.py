@@ -69,6 +69,9 @@ def load_click_log(config: DataConfig) -> ClickLog:
         sources = {name: f"{config.source} ({name})" for name in splits}
         facts: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
         facts["histories"] = config.histories
+        facts["dataset"] = {
+            name: getattr(source, name) for name in ("name", "description", "homepage", "licence", "citation")
+        }
     else:
         if not config.fields or "train" not in given or "validation" not in given:
             raise ValueError("with files, data.train_file, data.validation_file and data.fields must all be set")

@@ -1,6 +1,7 @@
 """What a model is worth on rows it was not trained on."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
-from flip_hf.training.metrics import compute_metrics
+from flip_hf.training.metrics import bootstrap_intervals, calibration_bins, compute_metrics
 
 
 @torch.no_grad()
@@ -72,6 +73,25 @@ def ctr_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
         metrics = compute_metrics(labels, probabilities(scores[name]))
         results.update({name.removesuffix("logits") + metric: value for metric, value in metrics.items()})
     return results
+
+
+def evidence(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What a run's record holds of the test rows.
+
+    Args:
+        scores: what `click_logits` returned for them.
+
+    Returns:
+        `test`, the metrics of `ctr_metrics`; `test_rows`, their number; of the model's own logits `test_intervals`,
+        95% confidence intervals by metric, and `test_calibration`, the bins of a reliability diagram.
+    """
+    labels, clicks = scores["labels"].astype(np.int8), probabilities(scores["logits"])
+    return {
+        "test": ctr_metrics(scores),
+        "test_rows": len(labels),
+        "test_intervals": bootstrap_intervals(labels, clicks),
+        "test_calibration": [asdict(found) for found in calibration_bins(labels, clicks)],
+    }
 
 
 def slice_masks(rows: Dataset, fields: Sequence[FieldConfig], names: Sequence[str]) -> dict[str, np.ndarray]:

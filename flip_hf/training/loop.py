@@ -93,6 +93,16 @@ class Progress:
         """What `asdict` made of one."""
         return cls(**{**saved, "meter": Meter(**saved["meter"])})
 
+    def result(self, total_steps: int) -> dict[str, Any]:
+        """What training has come to, where it was to take `total_steps`."""
+        return {
+            "validation": self.best,
+            "best_step": self.best_step,
+            "steps": self.step,
+            "stopped_early": self.step < total_steps,
+            "rows_per_second": round(self.rows / self.seconds, 1),
+        }
+
 
 class WithRowNumbers:
     """A collator whose batches come with the numbers of their rows, so that an error can name them."""
@@ -184,7 +194,7 @@ def train(
 
     def stop_if_told(signals: StopSignals) -> None:
         if signals.any(accelerator):
-            run.save_checkpoint(progress.step, state, asdict(progress))
+            run.save_checkpoint(progress.step, state, asdict(progress), processor)
             run.close_trackers()
             logger.info("stopped at step %d, where a checkpoint is; --resume true goes on from it", progress.step)
             raise Stopped
@@ -204,19 +214,13 @@ def train(
                 progress.evaluated_step = step
                 if goal.better(metrics[goal.metric], progress.best.get(goal.metric)):
                     progress.best, progress.best_step, progress.without_better = metrics, step, 0
-                    run.save_model(model, processor)
+                    run.save_model(model, processor, progress.result(total_steps))
                 else:
                     progress.without_better += 1
                 # It may have come while the rows were read.
                 stop_if_told(signals)
             if step == total_steps or progress.without_better >= config.patience:
-                return {
-                    "validation": progress.best,
-                    "best_step": progress.best_step,
-                    "steps": step,
-                    "stopped_early": step < total_steps,
-                    "rows_per_second": round(progress.rows / progress.seconds, 1),
-                }
+                return progress.result(total_steps)
 
             started = monotonic()
             epoch, window = next(windows)
@@ -239,7 +243,7 @@ def train(
             # Before the evaluation, which may take longer than whoever sent the signal waits.
             stop_if_told(signals)
             if is_resumable and progress.step % config.checkpoint_steps == 0:
-                run.save_checkpoint(progress.step, state, asdict(progress))
+                run.save_checkpoint(progress.step, state, asdict(progress), processor)
 
 
 def _windows_from(

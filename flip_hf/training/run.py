@@ -8,8 +8,9 @@ import platform
 import resource
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +23,12 @@ from accelerate.utils import DistributedType
 from transformers.utils import logging as transformers_logging
 
 from flip_hf import __version__
+from flip_hf.hub.card import flat
+from flip_hf.hub.push import HubRepo, stage
 from flip_hf.training.checkpoints import Checkpoints, read_facts, recover_folder, replace_file, replace_folder
-from flip_hf.training.curves import draw_curves
-from flip_hf.training.run_config import FinetuneRun, PretrainRun, as_plain
+from flip_hf.training.curves import draw_calibration, draw_curves
+from flip_hf.training.hardware import describe_hardware
+from flip_hf.training.run_config import FinetuneRun, PretrainRun, TrainingRun, as_plain
 from flip_hf.training.state import TrainingState, seed_everything
 from flip_hf.training.tracking import PROJECT, TENSORBOARD_FOLDER, make_trackers, trackable
 
@@ -36,6 +40,10 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 _FREE_SETTINGS = {
     "output_dir",
     "resume",
+    "push_to_hub",
+    "private",
+    "revision",
+    "push_when",
     "data.train_file",
     "data.validation_file",
     "data.test_file",
@@ -46,6 +54,9 @@ _FREE_SETTINGS = {
     "training.checkpoint_steps",
     "training.checkpoints_kept",
 }
+
+_CURVES, _CALIBRATION = "curves.png", "calibration.png"
+_STAGE = ".push-"
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +97,8 @@ def computes_bf16() -> bool:
 
 class Run:
     """Where a run writes: `log.jsonl` as it goes, and the same to trackers; `model/` the best model so far;
-    `checkpoints/` where to go on after an interruption; at its end `run.json`, the record, and `curves.png`, the log as
-    a picture.
+    `checkpoints/` where to go on after an interruption; at its end `run.json`, the record, `curves.png`, the log as
+    a picture, and `calibration.png`; and with `push_to_hub` the repository on the Hub.
 
     Args:
         settings: of the run. Without `resume` a log and a record that lie in its folder are replaced, TensorBoard's
@@ -96,10 +107,11 @@ class Run:
     Raises:
         FileExistsError: the folder holds checkpoints of a run that did not end, and `resume` is not set.
         ValueError: `resume` is set, and the run that ended there had other settings, or parameters are spread over
-            processes; or a tracker can't be had.
+            processes; or a tracker can't be had; or the repository is not as private as asked for.
+        OSError: the repository can't be written to.
     """
 
-    def __init__(self, settings: PretrainRun | FinetuneRun) -> None:
+    def __init__(self, settings: TrainingRun) -> None:
         training = settings.training
         self.folder = settings.output_dir
         self._checkpoints = Checkpoints(self.folder / "checkpoints", training.checkpoints_kept)
@@ -113,8 +125,16 @@ class Run:
         # The scripts say what matters; transformers' report of each load would bury it.
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+        self._push_when = settings.push_when
+        self._repo = None
+        if settings.push_to_hub is not None:
+            self._repo = HubRepo(settings.push_to_hub, settings.private, settings.revision or "main")
+            if self.is_main:
+                # Before anything is trained: a token that may not write is known now.
+                self._repo.prepare()
         self._started = time.monotonic()
         self.record: dict[str, Any] = {
+            "task": "pretraining" if isinstance(settings, PretrainRun) else "finetuning",
             "settings": as_plain(settings),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -129,8 +149,14 @@ class Run:
                 "processes": self.accelerator.num_processes,
                 "threads": torch.get_num_threads(),
                 "precision": self.accelerator.mixed_precision,
+                **describe_hardware(),
             },
         }
+        if isinstance(settings, FinetuneRun) and settings.pretrained is not None:
+            # The record of the run that pretrained lies beside its model, where the model was not fetched.
+            pretraining = Path(settings.pretrained).parent / "run.json"
+            if pretraining.is_file():
+                self.record["pretraining"] = json.loads(pretraining.read_text(encoding="utf-8"))
         self._identity: dict[str, Any] = {}
         if settings.resume and (training.shard_features or self.accelerator.distributed_type == DistributedType.FSDP):
             raise ValueError(
@@ -195,6 +221,7 @@ class Run:
                 what the checkpoint had; says which.
         """
         self.record["data"] = data
+        self.record["model"] = _model_facts(model)
         device = self.record["device"]
         self._identity = _compared(
             {
@@ -210,7 +237,8 @@ class Run:
             self._refuse_differences(self._checkpoint, facts["identity"], self._identity)
             for kind in ("versions", "device"):
                 for name, before in facts[kind].items():
-                    if (now := self.record[kind][name]) != before:
+                    # How much memory there is changes no figure.
+                    if name != "memory_gib" and (now := self.record[kind].get(name)) != before:
                         logger.warning(
                             "%s was %s when the checkpoint was saved and is %s now: results may differ in their last "
                             "digits from those of a run that was never stopped",
@@ -239,8 +267,14 @@ class Run:
         self._step = values.get("step", self._step)
         self.accelerator.log(trackable(event, values), step=self._step)
 
-    def save_model(self, model: Any, processor: Any) -> None:
-        """Replaces the best model so far by this one."""
+    def save_model(self, model: Any, processor: Any, result: Mapping[str, Any]) -> None:
+        """Replaces the best model so far by this one.
+
+        Args:
+            model: prepared or not.
+            processor: the model's.
+            result: what the training loop would return if it ended now.
+        """
         unwrapped = self.accelerator.unwrap_model(model)
         # Of a model that is spread over processes, each of them holds a part.
         weights = self.accelerator.get_state_dict(model)
@@ -255,14 +289,18 @@ class Run:
         elif unwrapped.sharded_parameters:
             unwrapped.save_pretrained(self.model_folder)
         self.accelerator.wait_for_everyone()
+        if self._push_when != "end":
+            record = self._with_measures({**self.record, "result": result})
+            self._push_in_passing(f"Best model so far, after step {result['best_step']}", self._copy_model, record)
 
-    def save_checkpoint(self, step: int, state: TrainingState, progress: Mapping[str, Any]) -> None:
+    def save_checkpoint(self, step: int, state: TrainingState, progress: Mapping[str, Any], processor: Any) -> None:
         """Saves all that a run needs to go on from here; every process must call this.
 
         Args:
             step: the optimiser steps taken.
             state: the model and what trains it.
             progress: what `resume` shall return, in JSON's types.
+            processor: the model's.
 
         Raises:
             OSError: it could not be written; earlier ones are whole.
@@ -278,6 +316,13 @@ class Run:
                 **{name: self.record[name] for name in ("started", "resumed_at", "versions", "device")},
             }
             self._checkpoints.save(step, lambda folder: state.write(folder, random_states), facts)
+        if self._push_when == "checkpoint":
+
+            def save(folder: Path) -> None:
+                self.accelerator.unwrap_model(state.model).save_pretrained(folder)
+                processor.save_pretrained(folder)
+
+            self._push_in_passing(f"Checkpoint after step {step}", save, None)
         self.accelerator.wait_for_everyone()
 
     def resume(self, state: TrainingState) -> dict[str, Any] | None:
@@ -311,19 +356,68 @@ class Run:
         return progress
 
     def finish(self, **results: Any) -> None:
-        """Writes the record, with results, wall time and peak memory, and removes the checkpoints."""
+        """Writes the record, with results, wall time and peak memory, and removes the checkpoints; then pushes.
+
+        Raises:
+            OSError: the model could not be pushed; it is whole in the run's folder.
+        """
         if self.is_main:
-            self.record.update(results)
-            self.record["wall_seconds"] = round(time.monotonic() - self._started, 1)
-            # Linux counts in KiB.
-            self.record["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+            self.record = self._with_measures({**self.record, **results})
             text = json.dumps(self.record, indent=2, ensure_ascii=False, default=str)
             replace_file(self._record_file, text + "\n")
             self._checkpoints.clear()
-            if not draw_curves(self._log_file, self.folder / "curves.png"):
-                logger.info("no curves.png: matplotlib is not installed (pip install 'flip_hf[train]')")
+            drawn = draw_curves(self._log_file, self.folder / _CURVES)
+            if bins := results.get("result", {}).get("test_calibration"):
+                draw_calibration(bins, self.folder / _CALIBRATION)
+            if not drawn:
+                logger.info("no pictures: matplotlib is not installed (pip install 'flip_hf[train]')")
         self.accelerator.wait_for_everyone()
         self.close_trackers()
+        self.publish()
+
+    def publish(self) -> None:
+        """Pushes the model of a run that has ended, where its settings ask for that.
+
+        Raises:
+            OSError: it could not be pushed; it is whole in the run's folder.
+        """
+        if self._repo is None or not self.is_main:
+            return
+        record = json.loads(self._record_file.read_text(encoding="utf-8"))
+        try:
+            commit = self._push(f"Model of the run begun {record['started']}", self._copy_model, record)
+        except OSError as error:
+            raise OSError(
+                f"{self._repo.repo_id} was not pushed ({error}). Nothing is lost: the model lies in "
+                f"{self.model_folder}. Run the same command with --resume true to push it again"
+            ) from error
+        logger.info("%s is at %s, commit %s", self._repo.repo_id, self._repo.revision, commit)
+
+    def _push_in_passing(self, message: str, save: Callable[[Path], object], record: Mapping[str, Any] | None) -> None:
+        if self._repo is None or not self.is_main:
+            return
+        try:
+            self._push(message, save, record)
+        except OSError as error:
+            logger.warning("%s was not pushed, and training goes on: %s", self._repo.repo_id, error)
+
+    def _push(self, message: str, save: Callable[[Path], object], record: Mapping[str, Any] | None) -> str:
+        assert self._repo is not None
+        for left in self.folder.glob(f"{_STAGE}*"):
+            # By a push that was killed.
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=_STAGE) as name:
+            stage(Path(name), save, self._repo.repo_id, record, pictures(self.folder))
+            return self._repo.push(Path(name), message)
+
+    def _copy_model(self, folder: Path) -> None:
+        shutil.copytree(self.model_folder, folder, dirs_exist_ok=True)
+
+    def _with_measures(self, record: dict[str, Any]) -> dict[str, Any]:
+        record["wall_seconds"] = round(time.monotonic() - self._started, 1)
+        # Linux counts in KiB.
+        record["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+        return record
 
     def close_trackers(self) -> None:
         """Ends what the trackers have begun; what they were told is with them."""
@@ -331,17 +425,40 @@ class Run:
             tracker.finish()
 
 
+def pictures(folder: Path) -> dict[Path, str]:
+    """The pictures that a run draws in its folder when it ends, with their captions; not all runs have all of them."""
+    return {
+        folder / _CURVES: "Losses and metrics over the run",
+        folder / _CALIBRATION: "Click rates on the test rows against the probabilities predicted for them",
+    }
+
+
+def _model_facts(model: Any) -> dict[str, Any]:
+    """What a model card says of a model."""
+    config = model.config
+    text: Any = config.text_config
+    towers = {name: part for name, part in model.base_model.named_children() if any(True for _ in part.parameters())}
+    return {
+        "class": type(model).__name__,
+        **{name: getattr(config, name) for name in ("mode", "backbone", "backbone_options", "embedding_dim", "fusion")},
+        **{name: getattr(config, name) for name in ("objectives", "text_base_model", "text_pooling")},
+        "text_layers": text.num_hidden_layers,
+        "text_size": text.hidden_size,
+        "features": config.num_features,
+        "parameters": {
+            "all": model.num_parameters(),
+            **{name.replace("_", " "): sum(p.numel() for p in part.parameters()) for name, part in towers.items()},
+        },
+        "fields": [
+            {"name": f.name, "kind": f.kind, "features": (f.num_features or 0) + sum(f.added_features)}
+            for f in config.fields
+        ],
+    }
+
+
 def _compared(values: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a run's weights, as JSON has it, by dotted names."""
-    flat = dict(_flat(json.loads(json.dumps(values, default=str))))
+    found = flat(json.loads(json.dumps(values, default=str)))
     # Where a model's configuration comes from and which library wrote it.
     origins = ("_name_or_path", "transformers_version")
-    return {name: value for name, value in flat.items() if name not in _FREE_SETTINGS and not name.endswith(origins)}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return {name: value for name, value in found.items() if name not in _FREE_SETTINGS and not name.endswith(origins)}

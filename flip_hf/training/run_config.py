@@ -1,7 +1,8 @@
 """Settings of a run: plain dataclasses, read from YAML files and overridden on the command line."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import sys
+from collections.abc import Container, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -135,49 +136,61 @@ class TrainingConfig:
 
 
 @dataclass
-class PretrainRun:
-    """A pretraining run.
+class TrainingRun:
+    """What pretraining and finetuning share.
 
     Args:
         output_dir: where the model, the log and the run's record go.
-        resume: go on from the last checkpoint in `output_dir`; start where there is none, and do nothing where the run
-            has ended.
+        resume: go on from the last checkpoint in `output_dir`; start where there is none, and where the run has ended
+            do nothing but push.
+        push_to_hub: repository on the Hub that gets the model, such as `org/name`; made where there is none. The token
+            is the Hub client's: `hf auth login`, or the environment's `HF_TOKEN`.
+        private: make the repository private.
+        revision: branch to push to, made where there is none; by default `main`.
+        push_when: at the "end"; or also whenever validation finds a "best" model so far; or at every "checkpoint" also
+            the weights as they are then.
         data: the click log.
-        model: what is built.
-        masking: what is masked.
+        model: what is built; for finetuning from a pretrained FLIP, the settings that replace the saved ones.
         training: how it is trained.
     """
 
     output_dir: Path
     resume: bool = False
+    push_to_hub: str | None = None
+    private: bool = False
+    revision: str | None = None
+    push_when: Literal["end", "best", "checkpoint"] = "end"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    masking: MaskingConfig = field(default_factory=MaskingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.push_to_hub is None and (self.private or self.revision or self.push_when != "end"):
+            raise ValueError("private, revision and push_when say how to push: set push_to_hub, as in org/name, too")
 
 
 @dataclass
-class FinetuneRun:
-    """A finetuning run.
+class PretrainRun(TrainingRun):
+    """A pretraining run; also all settings of `TrainingRun`.
 
     Args:
-        output_dir: where the model, the log and the run's record go.
-        resume: go on from the last checkpoint in `output_dir`; start where there is none, and do nothing where the run
-            has ended.
-        pretrained: folder or repository of a pretrained FLIP; left out, the model starts without pretraining.
-        mode: "joint" trains both towers, "id" the ID-based model alone, "text" the text encoder alone.
-        data: the click log.
-        model: what is built where nothing is pretrained.
-        training: how it is trained.
+        masking: what is masked.
     """
 
-    output_dir: Path
-    resume: bool = False
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+
+
+@dataclass
+class FinetuneRun(TrainingRun):
+    """A finetuning run; also all settings of `TrainingRun`.
+
+    Args:
+        pretrained: folder or repository of a pretrained FLIP; left out, the model starts without pretraining.
+        mode: "joint" trains both towers, "id" the ID-based model alone, "text" the text encoder alone.
+    """
+
     pretrained: str | None = None
     mode: Literal["joint", "id", "text"] = "joint"
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass
@@ -235,6 +248,8 @@ RunConfig = TypeVar("RunConfig", PretrainRun, FinetuneRun, EvaluateRun, PredictR
 def parse_run(kind: type[RunConfig], arguments: Sequence[str] | None = None) -> RunConfig:
     """The run that the command line asks for: `--config FILE.yaml`, then overrides such as `--training.epochs 3`.
 
+    Names may be written with dashes (`--push-to-hub`), and a switch without its value (`--private`) is on.
+
     Args:
         kind: the run's dataclass.
         arguments: the command line; by default the program's own.
@@ -244,10 +259,24 @@ def parse_run(kind: type[RunConfig], arguments: Sequence[str] | None = None) -> 
     parser = ArgumentParser(description=kind.__doc__)
     parser.add_argument("--config", action="config", help="YAML file with settings; later arguments override it")
     parser.add_class_arguments(kind)
-    parsed = parser.parse_args(arguments)
+    switches = {f"--{f.name}" for f in fields(kind) if f.type is bool}
+    parsed = parser.parse_args(_spelled_out(sys.argv[1:] if arguments is None else arguments, switches))
     parsed.pop("config")
     run: RunConfig = kind(**parser.instantiate(parsed).as_dict())
     return run
+
+
+def _spelled_out(arguments: Sequence[str], switches: Container[str]) -> list[str]:
+    """The arguments with underscores in their names and a value for every switch."""
+    spelled = []
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = f"--{name[2:].replace('-', '_')}"
+            if name in switches and not equals and (i + 1 == len(arguments) or arguments[i + 1].startswith("--")):
+                equals, value = "=", "true"
+        spelled.append(f"{name}{equals}{value}")
+    return spelled
 
 
 def as_plain(run: Any) -> dict[str, Any]:

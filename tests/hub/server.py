@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -28,6 +28,7 @@ class Fault:
         drop: The connection is closed: `"before"` anything is done; `"after"` it is done, so that the answer is lost;
             in the `"middle"` of the answer's body.
         delay: Seconds until the server begins with a request.
+        meanwhile: What happens before the server begins with a request.
     """
 
     status: int | None = None
@@ -35,10 +36,11 @@ class Fault:
     retry_after: int | None = None
     drop: Literal["before", "middle", "after"] | None = None
     delay: float = 0.0
+    meanwhile: Callable[[], object] | None = None
 
     def __post_init__(self) -> None:
         known = self.drop in (None, "before", "middle", "after")
-        if not known or self.times < 1 or not (self.status or self.drop or self.delay):
+        if not known or self.times < 1 or not (self.status or self.drop or self.delay or self.meanwhile):
             raise ValueError(f"Nothing would go wrong: {self}")
 
 
@@ -132,6 +134,11 @@ class HubServer:
             raise ValueError(f"No step is called {step!r}. There are {', '.join(sorted(self._faults))}.")
         self._faults[step].extend([fault] * fault.times)
 
+    def mend(self) -> None:
+        """Takes back all faults that no request has met yet."""
+        for faults in self._faults.values():
+            faults.clear()
+
     def create(self, repo_id: str, private: bool = False) -> None:
         """Makes an empty repository, without a request."""
         self._api.repositories[repo_id] = Repository(repo_id, private)
@@ -144,6 +151,10 @@ class HubServer:
             added = {path: Blob(body, head.is_lfs(path, len(body), body[:512])) for path, body in files.items()}
             repository.lfs |= {blob.sha256: blob.content for blob in added.values() if blob.lfs}
             return repository.commit(revision, message, "", "somebody else", {**head.tree, **added})
+
+    def is_private(self, repo_id: str) -> bool:
+        """Whether only its owner sees a repository."""
+        return self._api.repositories[repo_id].private
 
     def commits(self, repo_id: str, revision: str = "main") -> list[Commit]:
         """The history of a revision, the newest first. Like the Hub's, it begins with a commit of `.gitattributes`."""
@@ -168,6 +179,8 @@ class HubServer:
             fault = faults.popleft() if faults else None
         if self._down.wait(fault.delay if fault else 0) or (fault and fault.drop == "before"):
             return None, False
+        if fault and fault.meanwhile:
+            fault.meanwhile()
         if fault and fault.status:
             retry_after = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
             answer = as_json({"error": "A fault that the test asked for"}, fault.status, retry_after)

@@ -1,0 +1,196 @@
+"""Model cards, written from a run's record and nothing else."""
+
+import hashlib
+import html
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCardData
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+
+_PAPER = """@inproceedings{wang2024flip,
+  author    = {Wang, Hangyu and Lin, Jianghao and Li, Xiangyang and Chen, Bo and Zhu, Chenxu and Tang, Ruiming and
+               Zhang, Weinan and Yu, Yong},
+  title     = {{FLIP}: Fine-grained Alignment between {ID}-based Models and Pretrained Language Models for {CTR} Prediction},
+  booktitle = {Proceedings of the 18th ACM Conference on Recommender Systems},
+  year      = {2024}
+}"""  # noqa: E501
+_TOWERS = {
+    "joint": "an ID-based model and a text encoder, whose logits are weighed together",
+    "id": "the ID-based model alone (FLIP_ID)",
+    "text": "the text encoder alone (FLIP_PLM)",
+}
+_NAMES = {"auc": "AUC", "logloss": "LogLoss", "ece": "ECE"}
+# The task under which the Hub's search has it; there is none for click-through rates.
+_HUB_TASK = "tabular-classification"
+_MARKER = re.compile(r"\n<!-- flip_hf wrote this card; .* sha256 ([0-9a-f]{64}) -->\n\Z")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#|!~$])")
+
+
+class Markdown(str):
+    """Text that is Markdown already, and is not escaped again."""
+
+
+def escaped(value: object) -> Markdown:
+    """A value as Markdown shows it letter by letter, on one line: neither Markdown nor HTML in it has any effect."""
+    if isinstance(value, Markdown):
+        return value
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    return Markdown(_MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False)))
+
+
+def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's record without the paths of the machine that it ran on: of a path its last part is left."""
+    public: dict[str, Any] = _without_paths(json.loads(json.dumps(record, default=str)))
+    return public
+
+
+def render_card(record: Mapping[str, Any], repo_id: str, pictures: Mapping[str, str]) -> str:
+    """A model card with its metadata.
+
+    Args:
+        record: what a run wrote as `run.json`.
+        repo_id: where the model is found, as in `org/name`.
+        pictures: captions of the PNG files beside the card, by file name.
+
+    Raises:
+        KeyError: the record lacks something; it is not one that this version of flip_hf wrote.
+    """
+    record = public_record(record)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, finalize=escaped, keep_trailing_newline=True, autoescape=False
+    )
+    environment.filters |= {
+        "code": lambda value: Markdown(json.dumps(value)),
+        "verbatim": lambda value: Markdown(str(value).replace("```", "'''")),
+        "number": lambda value: Markdown("" if value is None else f"{value:.4f}"),
+        "interval": lambda value: Markdown("" if value is None else f"{value[0]:.4f} to {value[1]:.4f}"),
+        "duration": lambda seconds: Markdown(f"{int(seconds // 60)} min {int(seconds % 60):02d} s"),
+        "url": lambda value: Markdown(re.sub(r"[^\w.:/?#=&%~-]", "", str(value))),
+    }
+    result = record["result"]
+    intervals = result.get("test_intervals", {})
+    metrics = [
+        {
+            "name": _metric_name(name),
+            "validation": value,
+            "test": result.get("test", {}).get(name),
+            "interval": intervals.get(name),
+        }
+        for name, value in result["validation"].items()
+    ]
+    stages = {"Pretraining": record["pretraining"]} if record.get("pretraining") else {}
+    stages["Finetuning" if record["task"] == "finetuning" else "Pretraining"] = record
+    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        record=record,
+        task=record["task"],
+        title=repo_id.split("/")[-1],
+        repo=repo_id,
+        what=_TOWERS[record["model"]["mode"]],
+        metrics=metrics,
+        has_test="test" in result,
+        pictures=pictures,
+        example=_example(record["model"]["fields"]),
+        data=record["data"],
+        model=record["model"],
+        stages={name: _stage(run) for name, run in stages.items()},
+        versions=[f"{name} {version}" for name, version in record["versions"].items()],
+        paper=_PAPER,
+    )
+    card = f"---\n{_metadata(record, repo_id).to_yaml()}\n---\n{body}"
+    digest = hashlib.sha256(card.encode()).hexdigest()
+    return (
+        f"{card}\n<!-- flip_hf wrote this card; the next push replaces it unless it was edited: sha256 {digest} -->\n"
+    )
+
+
+def is_untouched(card: str) -> bool:
+    """Whether a card is as `render_card` wrote it, and not edited since."""
+    found = _MARKER.search(card)
+    return found is not None and hashlib.sha256(card[: found.start()].encode()).hexdigest() == found[1]
+
+
+def _metadata(record: Mapping[str, Any], repo_id: str) -> ModelCardData:
+    model, data, result = record["model"], record["data"], record["result"]
+    dataset = data.get("dataset") or {"name": "files of the user's own"}
+    results = [
+        EvalResult(
+            task_type=_HUB_TASK,
+            task_name="Click-through-rate prediction",
+            dataset_type=dataset["name"],
+            dataset_name=dataset["name"],
+            dataset_split="test",
+            dataset_args={name: data[name] for name in ("split", "split_seed") if name in data}
+            | {"fingerprint": data["fingerprints"]["test"]},
+            metric_type=name,
+            metric_name=_metric_name(name),
+            metric_value=round(value, 6),
+            metric_args={"interval": [round(end, 6) for end in result["test_intervals"][name]], "level": 0.95}
+            if name in result["test_intervals"]
+            else None,
+        )
+        for name, value in result.get("test", {}).items()
+    ]
+    # A name without an owner may be a folder's.
+    base = model["text_base_model"] if "/" in (model["text_base_model"] or "") else None
+    return ModelCardData(
+        library_name="flip_hf",
+        pipeline_tag=_HUB_TASK,
+        tags=["flip", "click-through-rate", "ctr-prediction", "recommendation", "arxiv:2310.19453"],
+        base_model=base if model["mode"] != "id" else None,
+        model_name=repo_id.split("/")[-1],
+        eval_results=results or None,
+        ignore_metadata_errors=False,
+    )
+
+
+def _stage(run: Mapping[str, Any]) -> dict[str, Any]:
+    device = run["device"]
+    hardware = f"{device['processor']}, {device['cores']} cores, {device['memory_gib']} GiB"
+    if device.get("accelerators"):
+        hardware = f"{', '.join(device['accelerators'])}; {hardware}"
+    precision = "bf16 autocast" if device["precision"] == "bf16" else "fp32"
+    hidden = ("output_dir", "resume", "push_to_hub", "private", "revision", "push_when")
+    shown = {name: value for name, value in flat(run["settings"]).items() if value is not None and name not in hidden}
+    settings = {"hardware": hardware, "precision": precision, "flat_settings": shown}
+    return {**run, **settings}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _metric_name(name: str) -> str:
+    tower, _, metric = name.rpartition("_")
+    shown = _NAMES.get(metric, metric)
+    if metric not in _NAMES:
+        return name.replace("_", " ")
+    return f"{shown} of the {'ID-based model' if tower == 'id' else 'text encoder'}" if tower else shown
+
+
+def _example(fields: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row of no meaning, of the right types."""
+    values = {"numeric": 1.5, "multi_categorical": ["a", "b"], "sequence": ["a", "b"], "text": "some words"}
+    return {field["name"]: values.get(field["kind"], "a") for field in fields}
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_paths(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(inner) for inner in value]
+    if isinstance(value, str):
+        # Also behind a flag's name, as in --output_dir=/home/me/run.
+        head, equals, tail = value.rpartition("=")
+        if PurePosixPath(tail).is_absolute() or tail.startswith("~") or PureWindowsPath(tail).is_absolute():
+            return f"{head}{equals}{PureWindowsPath(tail).name}"
+    return value

@@ -1,0 +1,56 @@
+"""What the tests have a client do, in a process of its own: the Hub's client reads its settings when it is imported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def push(folder: str, repo_id: str, **settings: Any) -> str:
+    """Pushes a folder as it is and returns the commit, or the error as text."""
+    from flip_hf.hub import push as module
+
+    # The seconds between attempts, as milliseconds.
+    module.WAITS_SECONDS = tuple(seconds / 1000 for seconds in (1, 2, 4, 8, 16, 32))
+    repo = module.HubRepo(repo_id, **settings)
+    try:
+        repo.prepare()
+        return repo.push(Path(folder), "A push")
+    except (OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def push_model(model: str, repo_id: str, record: dict[str, Any] | None, **settings: Any) -> str:
+    """`push_to_hub` of a saved model."""
+    from flip_hf import FlipForCTR, FlipProcessor
+    from flip_hf.hub.push import push_to_hub
+
+    loaded = {"model": FlipForCTR.from_pretrained(model), "processor": FlipProcessor.from_pretrained(model)}
+    return push_to_hub(repo_id, **loaded, record=record, **settings)
+
+
+LOGITS = """
+import json, sys
+import torch
+from flip_hf import FlipForCTR, FlipProcessor
+name, settings, rows = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+processor = FlipProcessor.from_pretrained(name, **settings)
+model = FlipForCTR.from_pretrained(name, **settings).eval()
+with torch.no_grad():
+    print(json.dumps(model(**processor(rows, return_tensors="pt")).logits.tolist()))
+"""
+"""A program: the logits of rows, from a model by name."""
+
+PIPELINE = """
+import json, sys
+from transformers import pipeline
+name, settings, rows = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+assert "flip_hf" not in sys.modules
+clicks = pipeline("ctr-prediction", model=name, trust_remote_code=True, **settings)
+print(json.dumps([found["probability"] for found in clicks(rows)]))
+"""
+"""A program that does not import flip_hf itself: the probabilities of rows."""
+
+
+def parse(output: str) -> Any:
+    """What a program printed last."""
+    return json.loads(output.splitlines()[-1])

@@ -1,0 +1,171 @@
+"""Model cards: written from the record alone, whatever the columns are called."""
+
+import copy
+import functools
+import json
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from flip_hf.hub.card import is_untouched, public_record, render_card
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "</details><script>alert(1)</script>",
+    "a | b | c",
+    "x\n---\nlicense: mit\n---\n# Owned",
+    "```\n# out of the fence",
+    "{{ record.settings }}{% raw %}",
+    "[click](javascript:alert(1)) ![](https://evil.example/p.png) <https://evil.example>",
+    "&lt;b&gt; \\| ** __ ~~ $x$",
+    "'\"}}; import os  # !!python/object/apply:os.system",
+    "‮gnp.\x00\x1b[31m",
+]
+
+
+def make_record():
+    """What a run of both towers wrote."""
+    metrics = {"auc": 0.75, "logloss": 0.5, "ece": 0.01, "id_auc": 0.7, "text_auc": 0.6}
+    return {
+        "task": "finetuning",
+        "settings": {
+            "output_dir": "/home/alice/secret-project/run",
+            "pretrained": None,
+            "data": {"train_file": "/home/alice/secret-project/train.parquet", "fields": ["user_id"]},
+            "training": {"seed": 3, "epochs": 2},
+        },
+        "command": ["finetune.py", "--output_dir=/home/alice/secret-project/run", "~/secret-project/a.yaml"],
+        "started": "2026-01-01T00:00:00+00:00",
+        "resumed_at": [40],
+        "versions": {"python": "3.11", "flip_hf": "0.1.0"},
+        "device": {
+            "kind": "cpu", "processes": 2, "threads": 1, "precision": "bf16", "processor": "A CPU", "cores": 2,
+            "memory_gib": 24,
+        },
+        "data": {
+            "files": ["train.parquet", "validation.parquet", "test.parquet"],
+            "rows": {"train": 1000, "validation": 100, "test": 1234},
+            "fingerprints": {"train": "aa", "validation": "bb", "test": "cc"},
+        },
+        "model": {
+            "class": "FlipForCTR", "mode": "joint", "backbone": "dcnv2", "backbone_options": {}, "embedding_dim": 8,
+            "fusion": "gated", "objectives": {}, "text_base_model": "org/encoder", "text_pooling": "mean",
+            "text_layers": 2, "text_size": 32, "features": 70, "parameters": {"all": 1000000},
+            "fields": [{"name": "user_id", "kind": "categorical", "features": 50}],
+        },
+        "result": {
+            "validation": metrics, "best_step": 50, "steps": 60, "stopped_early": True, "rows_per_second": 12.5,
+            "test": {name: value - 0.002 for name, value in metrics.items()}, "test_rows": 1234,
+            "test_intervals": {"auc": [0.741, 0.7555], "logloss": [0.48, 0.52], "ece": [0.005, 0.02]},
+        },
+        "wall_seconds": 125.0,
+        "peak_memory_gib": 1.5,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def record():
+    return make_record()
+
+
+def parts(card):
+    """Metadata, and the body as the tokens that a Markdown reader finds in it."""
+    _, metadata, body = card.split("---\n", 2)
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+    return yaml.safe_load(metadata), [t for token in tokens for t in [token, *(token.children or [])]]
+
+
+def test_the_card_says_what_the_record_says(record):
+    card = render_card(record, "org/name", {"curves.png": "Curves"})
+    metadata, tokens = parts(card)
+    assert metadata["library_name"] == "flip_hf"
+    assert metadata["base_model"] == "org/encoder"
+    (index,) = metadata["model-index"]
+    (result,) = index["results"]
+    assert result["dataset"]["args"] == {"fingerprint": "cc"}
+    found = {metric["type"]: metric for metric in result["metrics"]}
+    assert found["auc"]["value"] == pytest.approx(0.748)
+    assert found["auc"]["args"] == {"interval": [0.741, 0.7555], "level": 0.95}
+    assert set(found) == set(record["result"]["test"])
+
+    cells = [token.content for token in tokens if token.type == "inline"]
+    for said in ("AUC of the text encoder", "0.7480", "0.7410 to 0.7555", "1,234", "user\\_id", "1,000,000"):
+        assert said in cells, said
+    assert "60 steps (stopped early), the best model after step 50; 2 min 05 s, 12.5 rows/s" in card
+    assert "2 processes, bf16 autocast; resumed after the steps 40" in card
+    assert "![Curves](curves.png)" in card
+    assert "One training run with one seed (3)" in card
+
+
+def test_a_card_without_test_rows_says_so(record):
+    for name in ("test", "test_rows", "test_intervals"):
+        del record["result"][name]
+    del record["data"]["rows"]["test"], record["data"]["fingerprints"]["test"]
+    card = render_card(record, "org/name", {})
+    assert "No test rows were given" in card
+    assert "95% interval" not in card
+    assert "model-index" not in parts(card)[0]
+
+
+def test_pretraining_is_told_beside_finetuning(record):
+    pretraining = copy.deepcopy(record) | {"task": "pretraining"}
+    pretraining["result"] = {"validation": {"loss": 3.25, "mlm_loss": 1.5}, "best_step": 7, "steps": 9,
+                             "stopped_early": False, "rows_per_second": 1.0}  # fmt: skip
+    alone = render_card(pretraining, "org/name", {})
+    assert "| mlm loss | 1.5000 |" in alone
+    assert "It predicts no clicks yet" in alone
+    both = render_card(record | {"pretraining": pretraining}, "org/name", {})
+    assert "Pretraining: 9 steps, the best model after step 7" in both
+    assert "Finetuning: 60 steps" in both
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_from_strangers_have_no_effect(record, text):
+    record["model"]["fields"] = [{"name": text, "kind": "categorical", "features": 5}]
+    record["model"]["text_base_model"] = text
+    record["data"]["files"] = [text]
+    record["settings"]["data"] = {"fields": [text], text: text}
+    card = render_card(record, "org/name", {})
+    plain = render_card(record_of("plain", record, text), "org/name", {})
+    metadata, tokens = parts(card)
+    expected, plain_tokens = parts(plain)
+    assert {k: v for k, v in metadata.items() if k != "base_model"} == {
+        k: v for k, v in expected.items() if k != "base_model"
+    }
+    # Not one heading, link, picture, tag or cell more than with a plain name.
+    assert [t.type for t in tokens if t.type not in SMALL] == [t.type for t in plain_tokens if t.type not in SMALL]
+    allowed = ("<details><summary>", "</details>", "<!-- flip_hf wrote this card", "<https://")
+    html = [t.content for t in tokens if t.type in ("html_block", "html_inline")]
+    assert all(content.strip().startswith(allowed) for content in html), html
+
+
+SMALL = {"text", "text_special", "softbreak", "entity"}
+
+
+def record_of(name, record, text):
+    """The record with another name in the place of the text."""
+    return json.loads(json.dumps(record).replace(json.dumps(text)[1:-1], name))
+
+
+@functools.cache
+def a_card():
+    return render_card(make_record(), "org/name", {})
+
+
+@given(where=st.integers(0, 10_000), what=st.sampled_from("xyz \n"))
+def test_a_card_that_was_edited_is_known(where, what):
+    card = a_card()
+    assert is_untouched(card)
+    assert not is_untouched(card[:where] + what + card[where:])
+
+
+def test_no_path_of_the_machine_gets_out(record):
+    public = public_record(record)
+    assert "alice" not in json.dumps(public)
+    assert "secret-project" not in json.dumps(public)
+    assert public["settings"]["data"]["train_file"] == "train.parquet"
+    assert public["command"] == ["finetune.py", "--output_dir=run", "a.yaml"]
+    assert "alice" not in render_card(record, "org/name", {})
