@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, BertConfig, PreTrainedTokenizerFast
 
-from flip_hf import FlipProcessor
+from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
 
 CORPUS = [
     "user id is 1234567890 . title is the film number 42 ! kind is drama comedy missing new , ( ) a film",
@@ -99,6 +99,20 @@ def field_names(click_rows):
 @pytest.fixture
 def processor(click_rows, field_names, wordpiece):
     return FlipProcessor.fit(click_rows, field_names, wordpiece, label="label")
+
+
+@pytest.fixture(scope="session")
+def ctr_folder(tmp_path_factory, click_rows, field_names, wordpiece):
+    """A small joint model, saved with its processor; not to be written to."""
+    folder = tmp_path_factory.mktemp("ctr") / "model"
+    processor = FlipProcessor.fit(click_rows, field_names, wordpiece, label="label")
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = BertConfig(**size, vocab_size=len(wordpiece))
+    torch.manual_seed(0)
+    model = FlipForCTR(FlipConfig(text_config=text, fields=processor.fields, embedding_dim=4))
+    for part in (model, processor):
+        part.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""transformers finds FLIP: after `import flip_hf`."""
+"""After `import flip_hf` transformers finds FLIP."""
 
 import json
 import os
@@ -14,7 +14,6 @@ from transformers import (
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
     AutoProcessor,
-    BertConfig,
     pipeline,
 )
 
@@ -24,56 +23,36 @@ from flip_hf import FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel, FlipP
 ROW = {"user_id": 3, "gender": "M", "age": 20, "title": "42", "genre": "drama"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, click_rows, field_names, wordpiece):
-    """A saved model with its processor."""
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    processor = FlipProcessor.fit(click_rows, field_names, wordpiece, label="label")
-    text = BertConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=len(wordpiece)
-    )
-    torch.manual_seed(0)
-    model = FlipForCTR(FlipConfig(text_config=text, fields=processor.fields, embedding_dim=4))
-    for part in (model, processor):
-        part.save_pretrained(folder)
-    return folder
-
-
 @torch.no_grad()
 def logit(model, processor):
     return model(**processor([ROW], return_tensors="pt")).logits.item()
 
 
 @pytest.fixture(scope="module")
-def expected(folder):
-    return logit(FlipForCTR.from_pretrained(folder), FlipProcessor.from_pretrained(folder))
+def expected(ctr_folder):
+    return logit(FlipForCTR.from_pretrained(ctr_folder), FlipProcessor.from_pretrained(ctr_folder))
 
 
 def run(program, folder):
-    """What a program in a process of its own prints, as JSON; it finds the package and the folder, and no cache."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(flip_hf.__file__).parents[1]),
-        "HF_HOME": str(folder.parent / "hf"),
-        "HF_HUB_OFFLINE": "1",
-    }
+    """What a program in a process of its own prints, as JSON; it gets the folder."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(flip_hf.__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", program, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_auto_classes_find_flip(folder, expected):
-    assert type(AutoConfig.from_pretrained(folder)) is FlipConfig
-    processor = AutoProcessor.from_pretrained(folder)
+def test_auto_classes_find_flip(ctr_folder, expected):
+    assert type(AutoConfig.from_pretrained(ctr_folder)) is FlipConfig
+    processor = AutoProcessor.from_pretrained(ctr_folder)
     assert type(processor) is FlipProcessor
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(ctr_folder)
     assert type(model) is FlipForCTR
     assert logit(model, processor) == pytest.approx(expected, abs=1e-6)
-    alone = AutoModelForSequenceClassification.from_pretrained(folder, mode="id")
+    alone = AutoModelForSequenceClassification.from_pretrained(ctr_folder, mode="id")
     assert (alone.config.mode, alone.flip.text_model) == ("id", None)
-    assert type(AutoModel.from_pretrained(folder)) is FlipModel
-    assert type(AutoModelForPreTraining.from_pretrained(folder)) is FlipForPreTraining
+    assert type(AutoModel.from_pretrained(ctr_folder)) is FlipModel
+    assert type(AutoModelForPreTraining.from_pretrained(ctr_folder)) is FlipForPreTraining
     assert type(AutoModelForPreTraining.from_config(model.config)) is FlipForPreTraining
 
 
@@ -91,8 +70,8 @@ print(json.dumps([[f"{type(x).__module__}.{type(x).__name__}" for x in found], p
 """
 
 
-def test_auto_classes_find_flip_in_a_new_process(folder, expected):
-    names, probability = run(AFTER_FLIP_HF % ROW, folder)
+def test_auto_classes_find_flip_in_a_new_process(ctr_folder, expected):
+    names, probability = run(AFTER_FLIP_HF % ROW, ctr_folder)
     assert names == [
         "flip_hf.configuration_flip.FlipConfig",
         "flip_hf.modeling_flip.FlipModel",
@@ -100,4 +79,4 @@ def test_auto_classes_find_flip_in_a_new_process(folder, expected):
         "flip_hf.processing_flip.FlipProcessor",
     ]
     assert probability == pytest.approx(torch.tensor(expected).sigmoid().item(), abs=1e-6)
-    assert pipeline("ctr-prediction", model=folder)(ROW)["probability"] == pytest.approx(probability, abs=1e-6)
+    assert pipeline("ctr-prediction", model=ctr_folder)(ROW)["probability"] == pytest.approx(probability, abs=1e-6)

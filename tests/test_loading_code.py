@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoProcessor, BertConfig, pipeline
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoProcessor, pipeline
 from transformers.dynamic_module_utils import get_imports
 
 import flip_hf
@@ -22,23 +21,12 @@ CODE = "flip_hub.py"
 REPOSITORY = "some-org/flip-1.0"
 
 
-def save(folder, click_rows, field_names, wordpiece):
-    processor = FlipProcessor.fit(click_rows, field_names, wordpiece, label="label")
-    text = BertConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=len(wordpiece)
-    )
-    torch.manual_seed(0)
-    model = FlipForCTR(FlipConfig(text_config=text, fields=processor.fields, embedding_dim=4))
-    for part in (model, processor):
-        part.save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, click_rows, field_names, wordpiece):
+def place(tmp_path_factory, ctr_folder):
     """`plain`, a saved model; `model`, the same with loading code, which a cache of the Hub in `hf` holds too."""
     place = tmp_path_factory.mktemp("place")
-    save(place / "plain", click_rows, field_names, wordpiece)
-    shutil.copytree(place / "plain", place / "model")
+    for name in ("plain", "model"):
+        shutil.copytree(ctr_folder, place / name)
     add_loading_code(place / "model")
     cached = place / "hf" / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
     shutil.copytree(place / "model", cached / "snapshots" / ("0" * 40))
