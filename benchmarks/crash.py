@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -29,6 +30,7 @@ from typing import Any
 
 import torch
 from jobs import REPOSITORY, machine, markdown
+from tqdm.auto import tqdm
 from transformers import AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging as transformers_logging
 
@@ -38,6 +40,7 @@ from flip_hf.training.checkpoints import Checkpoints
 from flip_hf.training.run import MEASURED
 
 ROWS, INTERVAL = 2048, 5
+LONGEST_SECONDS = 300
 FLAGS = {
     "data.source": "movielens-100k",
     "data.max_train_rows": ROWS,
@@ -78,6 +81,8 @@ class Attempt:
             return pid
         code = 1
         try:
+            # The lock that it would share with every process forked before: one killed with it in hand keeps it.
+            tqdm.set_lock(threading.RLock())
             if processes > 1:
                 place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
                 os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
@@ -97,8 +102,11 @@ class Attempt:
             os._exit(code)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Until the condition holds or the run ends."""
+        """Until the condition holds or the run ends; a run that hangs is an error."""
+        until = time.monotonic() + LONGEST_SECONDS
         while not self.has_ended() and not condition():
+            if time.monotonic() > until:
+                raise TimeoutError(f"{self.folder.with_suffix('.out')}: nothing has happened in {LONGEST_SECONDS} s")
             time.sleep(0.001)
 
     def let_run(self, seconds: float) -> None:
@@ -119,6 +127,7 @@ class Attempt:
         if number is not None:
             for pid in self.pids[len(self.codes) :]:
                 os.kill(pid, number)
+        self.wait_for(lambda: False)
         for pid in self.pids[len(self.codes) :]:
             self.codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         return self.codes[0]
