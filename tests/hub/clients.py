@@ -19,13 +19,20 @@ def push(folder: str, repo_id: str, **settings: Any) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def push_model(model: str, repo_id: str, record: dict[str, Any] | None, **settings: Any) -> str:
+def push_model(model: str, repo_id: str, **settings: Any) -> str:
     """`push_to_hub` of a saved model."""
     from flip_hf import FlipForCTR, FlipProcessor
-    from flip_hf.hub.push import push_to_hub
+    from flip_hf.hub import push_to_hub
 
-    loaded = {"model": FlipForCTR.from_pretrained(model), "processor": FlipProcessor.from_pretrained(model)}
-    return push_to_hub(repo_id, **loaded, record=record, **settings)
+    parts = {"model": FlipForCTR.from_pretrained(model), "processor": FlipProcessor.from_pretrained(model)}
+    return push_to_hub(repo_id, **parts, **settings)
+
+
+def weights(name: str) -> dict[str, Any]:
+    """Of a model by name, as lists."""
+    from flip_hf import FlipForCTR
+
+    return {key: value.tolist() for key, value in FlipForCTR.from_pretrained(name).state_dict().items()}
 
 
 LOGITS = """

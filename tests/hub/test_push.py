@@ -93,6 +93,18 @@ def test_weights_of_another_number_of_shards_do_not_stay(hub, client, folder):
     assert files(hub, "org/shards") == held(folder) | {"notes.txt": b"mine", "pytorch_model.bin": b"theirs"}
 
 
+def test_a_model_in_shards_is_pushed_and_loads_by_name(hub, client, ctr_folder):
+    commit = client(clients.push_model, ctr_folder, "org/large", max_shard_size="20KB")
+    head = hub.commits("org/large")[0]
+    assert (commit, head.message) == (head.sha, "Push a FLIP model")
+    shards = [name for name in files(hub, "org/large") if name.startswith("model-")]
+    assert len(shards) >= 3
+    assert {"model.safetensors.index.json", "config.json", "vocabulary.parquet", "flip_hub.py"} <= set(
+        files(hub, "org/large")
+    )
+    assert client(clients.weights, "org/large") == client(clients.weights, ctr_folder)
+
+
 def test_a_card_edited_by_hand_stays(hub, client, folder):
     client(clients.push, folder, "org/card")
     hub.add_commit("org/card", {"README.md": b"# Mine\n"}, message="By hand")
