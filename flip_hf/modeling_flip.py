@@ -7,6 +7,7 @@ from typing import Any, Self, TypeAlias
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import align_module_device
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
@@ -521,27 +522,29 @@ class FlipForPreTraining(FlipPreTrainedModel):
             )
 
         assert self.flip.feature_embeddings is not None
-        batch = PretrainingBatch(
-            feature_ids=feature_ids,
-            attention_mask=attention_mask,
-            mtm_labels=mtm_labels,
-            mlm_labels=mlm_labels,
-            tabular=tabular.tabular_representation,
-            masked_tabular=masked_tabular.tabular_representation if masked_tabular else None,
-            text=text.text_representation if text else None,
-            token_states=text.token_states if text else None,
-            masked_token_states=masked_text.token_states if masked_text else None,
-            embed_features=self.flip.feature_embeddings.embed,
-            token_embeddings=token_embeddings.weight,
-            contrast=contrast,
-        )
         losses: dict[str, torch.Tensor] = {}
         metrics: dict[str, torch.Tensor] = {}
-        for name, objective in self.objectives.items():
-            output: ObjectiveOutput = objective(batch)
-            divisor = output.num_items if num_items_in_batch is None else num_items_in_batch[name]
-            losses[name] = output.loss_sum / torch.as_tensor(divisor, device=output.loss_sum.device).clamp(min=1)
-            metrics.update(output.metrics)
+        # Where accelerate has offloaded them, weights are there during their own module's forward only.
+        with align_module_device(token_embeddings), align_module_device(self.flip.feature_embeddings):
+            batch = PretrainingBatch(
+                feature_ids=feature_ids,
+                attention_mask=attention_mask,
+                mtm_labels=mtm_labels,
+                mlm_labels=mlm_labels,
+                tabular=tabular.tabular_representation,
+                masked_tabular=masked_tabular.tabular_representation if masked_tabular else None,
+                text=text.text_representation if text else None,
+                token_states=text.token_states if text else None,
+                masked_token_states=masked_text.token_states if masked_text else None,
+                embed_features=self.flip.feature_embeddings.embed,
+                token_embeddings=token_embeddings.weight,
+                contrast=contrast,
+            )
+            for name, objective in self.objectives.items():
+                output: ObjectiveOutput = objective(batch)
+                divisor = output.num_items if num_items_in_batch is None else num_items_in_batch[name]
+                losses[name] = output.loss_sum / torch.as_tensor(divisor, device=output.loss_sum.device).clamp(min=1)
+                metrics.update(output.metrics)
         total = torch.stack([self.config.objectives[name] * loss for name, loss in losses.items()]).sum()
         assert tabular.id_logits is not None
         # No objective reads the click logit, and distributed training waits for a gradient of every parameter.

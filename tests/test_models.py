@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, DistilBertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel
 from flip_hf.backbones import BACKBONES
+from flip_hf.configuration_flip import IGNORED_LABEL, MASK_ID
 
 MODES = ["joint", "id", "text"]
 FIELDS = [
@@ -379,14 +380,27 @@ def test_a_model_without_a_text_encoder_has_no_token_embeddings():
 
 
 @torch.no_grad()
-def test_parts_may_lie_on_the_disk(saved, tmp_path):
-    model, folder = saved
-    places = {"flip.feature_embeddings": "disk", "flip.field_pooling": "cpu", "flip.backbone": "cpu"}
-    places |= {"flip.text_model": "disk", "text_head": "disk", "fusion": "cpu"}
-    loaded = FlipForCTR.from_pretrained(folder, device_map=places, offload_folder=tmp_path / "offloaded").eval()
-    assert loaded.flip.feature_embeddings.weight.device.type == "meta"
+@pytest.mark.parametrize("model_class", [FlipForCTR, FlipForPreTraining])
+@pytest.mark.parametrize("on_disk", ["flip.feature_embeddings", "flip.text_model", ""])
+def test_parts_may_lie_on_the_disk(tmp_path, model_class, on_disk):
+    torch.manual_seed(0)
+    model = model_class(make_config()).eval()
+    model.save_pretrained(tmp_path / "model")
+    parts = [f"flip.{name}" for name, _ in model.flip.named_children()]
+    parts += [name for name, _ in model.named_children() if name != "flip"]
+    places = dict.fromkeys(parts, "cpu") | {on_disk: "disk"} if on_disk else {"": "disk"}
+    folders = {"pretrained_model_name_or_path": tmp_path / "model", "offload_folder": tmp_path / "offloaded"}
+    loaded = model_class.from_pretrained(**folders, device_map=places).eval()
+    assert {p.device.type for p in loaded.get_submodule(on_disk).parameters()} == {"meta"}
     batch = make_batch()
-    torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, rtol=0, atol=1e-6)
+    if model_class is FlipForPreTraining:
+        masked = torch.arange(len(FIELDS)) == torch.arange(7)[:, None] % len(FIELDS)
+        batch["masked_feature_ids"] = batch["feature_ids"].masked_fill(masked, MASK_ID)
+        batch["mtm_labels"] = batch["feature_ids"].masked_fill(~masked, IGNORED_LABEL)
+        batch["masked_input_ids"] = batch["input_ids"].clone()
+        batch["masked_input_ids"][:, 1] = 4
+        batch["mlm_labels"] = batch["input_ids"].masked_fill(torch.arange(20) != 1, IGNORED_LABEL)
+    torch.testing.assert_close(loaded(**batch)[0], model(**batch)[0], rtol=0, atol=1e-5)
 
 
 def test_config_is_found_by_its_model_type(saved):
