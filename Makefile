@@ -10,7 +10,7 @@ DEMO_FLAGS ?=
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-hub lint format clean
+.PHONY: help demo test test-slow test-distributed test-hub test-transformers lint format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,6 +29,11 @@ test-distributed: $(READY) ## Run the tests that start several processes, the sl
 
 test-hub: $(READY) ## Run the tests against a Hub on loopback
 	$(BIN)/python -m pytest -q -m hub
+
+test-transformers: export OMP_NUM_THREADS := 1
+test-transformers: $(READY) ## Run transformers' own tests of every model over ours; fetches them once
+	$(BIN)/python tests/transformers_suite/suite.py
+	$(BIN)/python -m pytest -q -rs -m transformers_suite -W ignore::pytest.PytestUnknownMarkWarning tests/transformers_suite
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check

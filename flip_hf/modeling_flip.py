@@ -5,16 +5,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import align_module_device
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME, cached_file, can_return_tuple
 
 from flip_hf.backbones import Backbone, backbone_class, build_backbone
 from flip_hf.configuration_flip import (
@@ -41,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 ItemCounts = Mapping[str, torch.Tensor | float]
 """What each part of a loss is divided by, by the part's name."""
+
+OutputHiddenStates: TypeAlias = bool | int | list[int] | None
+"""All hidden states, some by their numbers, or what the configuration says."""
 
 _TABLE = "feature_embeddings.weight"
 """The feature table in every checkpoint, behind the prefix of the model."""
@@ -112,17 +116,19 @@ class FlipPreTrainedModel(PreTrainedModel):
         return [*self.sharded_parameters, *(name for name, _ in self.named_buffers() if name.startswith("objectives."))]
 
     def get_input_embeddings(self) -> nn.Module:
-        """The text encoder's token embeddings."""
-        text_model: Any = self.base_model.text_model
-        if text_model is None:
-            raise ValueError(f"a model in mode={self.config.mode!r} has no text encoder")
-        embeddings: nn.Module = text_model.get_input_embeddings()
+        """The text encoder's token embeddings; NotImplementedError, as in transformers, where there is none."""
+        embeddings: nn.Module = self._text_model().get_input_embeddings()
         return embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the text encoder's token embeddings."""
+        self._text_model().set_input_embeddings(value)
+
+    def _text_model(self) -> Any:
         text_model: Any = self.base_model.text_model
-        text_model.set_input_embeddings(value)
+        if text_model is None:
+            raise NotImplementedError(f"a model in mode={self.config.mode!r} has no text encoder")
+        return text_model
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -367,17 +373,36 @@ class FlipModel(FlipPreTrainedModel):
         assert self.feature_embeddings is not None and self.field_pooling is not None
         return self.field_pooling.shares(self.feature_embeddings.is_oov(feature_ids), feature_ids)
 
-    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> FlipModelOutput:
-        """The textual tower: int64 (B, T) twice -> its parts of FlipModelOutput."""
-        states = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, C)
-        pooled = TEXT_POOLING[self.config.text_pooling](states, attention_mask)
-        return FlipModelOutput(token_states=states, text_representation=pooled)
+    def encode_text(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        output_hidden_states: OutputHiddenStates = None,
+        output_attentions: bool | None = None,
+    ) -> FlipModelOutput:
+        """The textual tower: int64 (B, T) twice -> its parts of FlipModelOutput; the rest as in `forward`."""
+        asked: dict[str, Any] = {}
+        for name, value in (("output_hidden_states", output_hidden_states), ("output_attentions", output_attentions)):
+            # What neither the call nor this configuration asks for is left to the text encoder's own configuration.
+            if value is not None or getattr(self.config, name):
+                asked[name] = True if value is None else value
+        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **asked)
+        states = output.last_hidden_state  # (B, T, C)
+        return FlipModelOutput(
+            token_states=states,
+            text_representation=TEXT_POOLING[self.config.text_pooling](states, attention_mask),
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         feature_ids: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        output_hidden_states: OutputHiddenStates = None,
+        output_attentions: bool | None = None,
     ) -> FlipModelOutput:
         """Encodes the views of the towers that are built.
 
@@ -385,6 +410,10 @@ class FlipModel(FlipPreTrainedModel):
             feature_ids: int64 (B, P); needed unless the mode is "text".
             input_ids: int64 (B, T); needed unless the mode is "id".
             attention_mask: int64 (B, T), 1 on tokens and 0 on padding; needed with `input_ids`.
+            output_hidden_states: whether to return the text encoder's hidden states, or the numbers of those to return;
+                by default what the configuration says.
+            output_attentions: whether to return its attention weights, which need `attn_implementation="eager"`; by
+                default what the configuration says.
         """
         parts: dict[str, Any] = {}
         if self.config.mode != "text":
@@ -394,7 +423,7 @@ class FlipModel(FlipPreTrainedModel):
         if self.config.mode != "id":
             if input_ids is None or attention_mask is None:
                 raise ValueError(f"mode={self.config.mode!r} needs input_ids and attention_mask")
-            parts.update(self.encode_text(input_ids, attention_mask))
+            parts.update(self.encode_text(input_ids, attention_mask, output_hidden_states, output_attentions))
         return FlipModelOutput(**parts)
 
 
@@ -461,6 +490,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         )
         return views
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         feature_ids: torch.Tensor,
@@ -472,6 +502,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         mlm_labels: torch.Tensor | None = None,
         num_items_in_batch: ItemCounts | None = None,
         contrast: ContrastiveShare | None = None,
+        output_hidden_states: OutputHiddenStates = None,
+        output_attentions: bool | None = None,
     ) -> FlipForPreTrainingOutput:
         """The losses of one batch.
 
@@ -488,6 +520,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 weighs the same.
             contrast: this batch's share of a larger contrastive batch; by default ICL contrasts the rows of this
                 batch on all processes.
+            output_hidden_states: as in `FlipModel`.
+            output_attentions: as in `FlipModel`.
         """
         inputs = {
             "masked_tabular": masked_feature_ids,
@@ -508,43 +542,50 @@ class FlipForPreTraining(FlipPreTrainedModel):
         tabular = self.flip.encode_tabular(feature_ids)
         masked_tabular = masked_text = text = None
         if "text" in self.views:
-            text = self.flip.encode_text(input_ids, attention_mask)
+            text = self.flip.encode_text(input_ids, attention_mask, output_hidden_states, output_attentions)
         if "masked_tabular" in self.views and masked_feature_ids is not None:
             masked_tabular = self.flip.encode_tabular(masked_feature_ids)
         if "masked_text" in self.views and masked_input_ids is not None:
-            masked_text = self.flip.encode_text(masked_input_ids, attention_mask)
+            masked_text = self.flip.encode_text(
+                masked_input_ids, attention_mask, output_hidden_states, output_attentions
+            )
 
         assert self.flip.feature_embeddings is not None
-        batch = PretrainingBatch(
-            feature_ids=feature_ids,
-            attention_mask=attention_mask,
-            mtm_labels=mtm_labels,
-            mlm_labels=mlm_labels,
-            tabular=tabular.tabular_representation,
-            masked_tabular=masked_tabular.tabular_representation if masked_tabular else None,
-            text=text.text_representation if text else None,
-            token_states=text.token_states if text else None,
-            masked_token_states=masked_text.token_states if masked_text else None,
-            embed_features=self.flip.feature_embeddings.embed,
-            token_embeddings=token_embeddings.weight,
-            contrast=contrast,
-        )
         losses: dict[str, torch.Tensor] = {}
         metrics: dict[str, torch.Tensor] = {}
-        for name, objective in self.objectives.items():
-            output: ObjectiveOutput = objective(batch)
-            divisor = output.num_items if num_items_in_batch is None else num_items_in_batch[name]
-            losses[name] = output.loss_sum / torch.as_tensor(divisor, device=output.loss_sum.device).clamp(min=1)
-            metrics.update(output.metrics)
+        # Where accelerate has offloaded them, weights are there during their own module's forward only.
+        with align_module_device(token_embeddings), align_module_device(self.flip.feature_embeddings):
+            batch = PretrainingBatch(
+                feature_ids=feature_ids,
+                attention_mask=attention_mask,
+                mtm_labels=mtm_labels,
+                mlm_labels=mlm_labels,
+                tabular=tabular.tabular_representation,
+                masked_tabular=masked_tabular.tabular_representation if masked_tabular else None,
+                text=text.text_representation if text else None,
+                token_states=text.token_states if text else None,
+                masked_token_states=masked_text.token_states if masked_text else None,
+                embed_features=self.flip.feature_embeddings.embed,
+                token_embeddings=token_embeddings.weight,
+                contrast=contrast,
+            )
+            for name, objective in self.objectives.items():
+                output: ObjectiveOutput = objective(batch)
+                divisor = output.num_items if num_items_in_batch is None else num_items_in_batch[name]
+                losses[name] = output.loss_sum / torch.as_tensor(divisor, device=output.loss_sum.device).clamp(min=1)
+                metrics.update(output.metrics)
         total = torch.stack([self.config.objectives[name] * loss for name, loss in losses.items()]).sum()
         assert tabular.id_logits is not None
         # No objective reads the click logit, and distributed training waits for a gradient of every parameter.
         total = total + 0.0 * tabular.id_logits.sum()
+        shown = text or masked_text or FlipModelOutput()
         return FlipForPreTrainingOutput(
             loss=total,
             **{f"{name}_loss": loss for name, loss in losses.items()},
             metrics=metrics,
             feature_penalty=_feature_penalty(tabular.field_embeddings),
+            hidden_states=shown.hidden_states,
+            attentions=shown.attentions,
         )
 
 
@@ -558,7 +599,6 @@ class FlipForCTR(FlipPreTrainedModel):
 
     new_parameters = ("text_head.", "fusion.")
     _keys_to_ignore_on_load_unexpected: Any = (r"^objectives\.",)
-    _keep_in_fp32_modules_strict = {"fusion"}
 
     def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -567,6 +607,7 @@ class FlipForCTR(FlipPreTrainedModel):
             self.text_head = nn.Sequential(nn.Dropout(config.head_dropout), nn.Linear(self.flip.text_size, 1))
         if config.mode == "joint":
             self.fusion = FUSION[config.fusion](len(config.tabular_fields))
+            self._keep_in_fp32_modules_strict = {"fusion"}
         absent = {"joint": [], "id": [r"^flip\.text_model\.", r"^text_head\.", r"^fusion\."]}
         absent["text"] = [rf"^flip\.{part}\." for part in ("feature_embeddings", "field_pooling", "backbone")]
         absent["text"].append(r"^fusion\.")
@@ -623,6 +664,7 @@ class FlipForCTR(FlipPreTrainedModel):
         """What the loss over this batch is summed over, int64 (): rows."""
         return {"ctr": torch.tensor(len(batch["labels"]), device=batch["labels"].device)}
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         feature_ids: torch.Tensor | None = None,
@@ -630,6 +672,8 @@ class FlipForCTR(FlipPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: ItemCounts | torch.Tensor | float | None = None,
+        output_hidden_states: OutputHiddenStates = None,
+        output_attentions: bool | None = None,
     ) -> FlipForCTROutput:
         """Click logits, and the loss where labels are given.
 
@@ -640,8 +684,12 @@ class FlipForCTR(FlipPreTrainedModel):
             labels: 0 or 1, any numeric type (B,).
             num_items_in_batch: the number of rows to divide the summed loss by, or `{"ctr": n}`; by default this
                 batch's.
+            output_hidden_states: as in `FlipModel`.
+            output_attentions: as in `FlipModel`.
         """
-        views = self.flip(feature_ids, input_ids, attention_mask)
+        views = self.flip(
+            feature_ids, input_ids, attention_mask, output_hidden_states, output_attentions, return_dict=True
+        )
         id_logits: torch.Tensor | None = views.id_logits
         text_logits: torch.Tensor | None = None
         if views.text_representation is not None:
@@ -666,6 +714,8 @@ class FlipForCTR(FlipPreTrainedModel):
             id_logits=id_logits,
             text_logits=text_logits,
             feature_penalty=_feature_penalty(views.field_embeddings),
+            hidden_states=views.hidden_states,
+            attentions=views.attentions,
             **losses,
         )
 

@@ -2,7 +2,7 @@
 
 Letters: B rows in the batch, F fields of the tabular view, P positions (one for a single-valued field, `max_values` for
 one that may hold several), D width of a feature's embedding, H width of the tabular representation,
-T tokens, C width of the text encoder.
+T tokens, C width of the text encoder, L its layers, A its attention heads.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,9 @@ class FlipModelOutput(ModelOutput):
         id_logits: float (B,), the ID-based model's logit.
         token_states: float (B, T, C), the text encoder's last hidden states.
         text_representation: float (B, C), the pooled text.
+        hidden_states: with `output_hidden_states`, float (B, T, C) 1 + L times: the text encoder's embeddings and what
+            each layer makes of them.
+        attentions: with `output_attentions`, float (B, A, T, T) L times: the text encoder's attention weights.
     """
 
     field_embeddings: torch.Tensor | None = None
@@ -28,6 +31,8 @@ class FlipModelOutput(ModelOutput):
     id_logits: torch.Tensor | None = None
     token_states: torch.Tensor | None = None
     text_representation: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -41,6 +46,9 @@ class FlipForPreTrainingOutput(ModelOutput):
         icl_loss: float (), instance-level contrastive learning.
         metrics: name to float (), detached: accuracies that a log should show.
         feature_penalty: float (), mean over rows of the summed squares of the feature embeddings that the row reads.
+        hidden_states: as in `FlipModelOutput`, of the complete text where an objective reads it, else of the
+            masked one.
+        attentions: likewise.
     """
 
     loss: torch.Tensor | None = None
@@ -49,6 +57,8 @@ class FlipForPreTrainingOutput(ModelOutput):
     icl_loss: torch.Tensor | None = None
     metrics: dict[str, torch.Tensor] | None = None
     feature_penalty: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -63,6 +73,8 @@ class FlipForCTROutput(ModelOutput):
         id_loss: float (), binary cross-entropy of `id_logits`, joint mode only.
         text_loss: float (), binary cross-entropy of `text_logits`, joint mode only.
         feature_penalty: float (), mean over rows of the summed squares of the feature embeddings that the row reads.
+        hidden_states: as in `FlipModelOutput`.
+        attentions: as in `FlipModelOutput`.
     """
 
     loss: torch.Tensor | None = None
@@ -72,3 +84,5 @@ class FlipForCTROutput(ModelOutput):
     id_loss: torch.Tensor | None = None
     text_loss: torch.Tensor | None = None
     feature_penalty: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None

@@ -325,7 +325,8 @@ class FlipProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: a local folder or a repository's name.
-            kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and the like, as in transformers.
+            kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and the like, as in transformers; the tokenizer
+                is loaded with all of them.
 
         Raises:
             InputError: the files disagree with each other or can't be read.
@@ -342,7 +343,7 @@ class FlipProcessor(ProcessorMixin):
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"not a FLIP processor's settings: {error}", source=settings_file) from error
         vocabulary = FeatureVocabulary.load(vocabulary_file, fields)
-        processor = cls(AutoTokenizer.from_pretrained(name, **hub), vocabulary, label, max_length)
+        processor = cls(AutoTokenizer.from_pretrained(name, **kwargs), vocabulary, label, max_length)
         processor.has_loading_code = settings.get("auto_map") == PROCESSOR_AUTO_MAP
         return processor
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, DistilBertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel, FlipProcessor
 from flip_hf.backbones import BACKBONES
+from flip_hf.configuration_flip import IGNORED_LABEL, MASK_ID
 
 MODES = ["joint", "id", "text"]
 FIELDS = [
@@ -372,6 +373,10 @@ def test_any_transformers_encoder_is_a_text_tower(tmp_path, text_config):
     ctr(**batch, labels=torch.ones(7)).loss.backward()
     without = [name for name, p in ctr.named_parameters() if p.grad is None]
     assert without == []
+    with torch.no_grad():
+        states = ctr(**batch, output_hidden_states=True).hidden_states
+        assert len(states) == 3
+        torch.testing.assert_close(states[-1], ctr.flip(**batch).token_states, rtol=0, atol=0)
 
 
 def test_pretraining_needs_both_towers():
@@ -401,6 +406,78 @@ def test_activation_checkpointing_changes_nothing():
     model(**batch, labels=labels).loss.backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_what_the_text_encoder_makes_of_a_row_is_returned_on_request(saved):
+    _, folder = saved
+    batch = make_batch()
+    model = FlipForCTR.from_pretrained(folder, attn_implementation="eager").eval()
+    text_model = model.flip.text_model
+    expected = text_model(
+        batch["input_ids"], batch["attention_mask"], output_hidden_states=True, output_attentions=True
+    )
+    plain = model(**batch)
+    assert "hidden_states" not in plain
+    assert "attentions" not in plain
+
+    asked = model(**batch, output_hidden_states=True, output_attentions=True)
+    torch.testing.assert_close(asked.hidden_states, expected.hidden_states, rtol=0, atol=0)
+    torch.testing.assert_close(asked.attentions, expected.attentions, rtol=0, atol=0)
+    torch.testing.assert_close(asked.logits, plain.logits, rtol=0, atol=0)
+    only_last = model(**batch, output_hidden_states=[-1]).hidden_states
+    assert only_last[:-1] == (None, None)
+    torch.testing.assert_close(only_last[-1], expected.hidden_states[-1], rtol=0, atol=0)
+
+    model.config.output_hidden_states = True
+    assert len(model(**batch).hidden_states) == 3
+    assert "hidden_states" not in model(**batch, output_hidden_states=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by", ["argument", "configuration"])
+def test_outputs_are_tuples_on_request(saved, by):
+    model, _ = saved
+    batch = make_batch()
+    expected = model(**batch).to_tuple()
+    if by == "configuration":
+        model.config.return_dict = False
+    returned = model(**batch) if by == "configuration" else model(**batch, return_dict=False)
+    assert type(returned) is tuple
+    torch.testing.assert_close(returned, expected, rtol=0, atol=0)
+
+
+def test_a_model_without_a_text_encoder_has_no_token_embeddings():
+    model = FlipForCTR(make_config(mode="id"))
+    for ask in (model.get_input_embeddings, lambda: model.set_input_embeddings(torch.nn.Embedding(9, 4))):
+        with pytest.raises(NotImplementedError, match="mode='id' has no text encoder"):
+            ask()
+    assert model.get_output_embeddings() is None
+    model.enable_input_require_grads()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_class", [FlipForCTR, FlipForPreTraining])
+@pytest.mark.parametrize("on_disk", ["flip.feature_embeddings", "flip.text_model", ""])
+def test_parts_may_lie_on_the_disk(tmp_path, model_class, on_disk):
+    torch.manual_seed(0)
+    model = model_class(make_config()).eval()
+    model.save_pretrained(tmp_path / "model")
+    parts = [f"flip.{name}" for name, _ in model.flip.named_children()]
+    parts += [name for name, _ in model.named_children() if name != "flip"]
+    places = dict.fromkeys(parts, "cpu") | {on_disk: "disk"} if on_disk else {"": "disk"}
+    folders = {"pretrained_model_name_or_path": tmp_path / "model", "offload_folder": tmp_path / "offloaded"}
+    loaded = model_class.from_pretrained(**folders, device_map=places).eval()
+    assert {p.device.type for p in loaded.get_submodule(on_disk).parameters()} == {"meta"}
+    batch = make_batch()
+    if model_class is FlipForPreTraining:
+        masked = torch.arange(len(FIELDS)) == torch.arange(7)[:, None] % len(FIELDS)
+        batch["masked_feature_ids"] = batch["feature_ids"].masked_fill(masked, MASK_ID)
+        batch["mtm_labels"] = batch["feature_ids"].masked_fill(~masked, IGNORED_LABEL)
+        batch["masked_input_ids"] = batch["input_ids"].clone()
+        batch["masked_input_ids"][:, 1] = 4
+        batch["mlm_labels"] = batch["input_ids"].masked_fill(torch.arange(20) != 1, IGNORED_LABEL)
+    torch.testing.assert_close(loaded(**batch)[0], model(**batch)[0], rtol=0, atol=1e-5)
 
 
 def test_config_is_found_by_its_model_type(saved):

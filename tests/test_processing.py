@@ -85,6 +85,11 @@ def test_round_trip_through_a_folder(processor, click_rows, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
+def test_settings_of_the_tokenizer_may_be_replaced_in_loading(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    assert FlipProcessor.from_pretrained(tmp_path, sep_token="[CLS]").tokenizer.sep_token == "[CLS]"
+
+
 @pytest.mark.parametrize(
     "edit",
     [

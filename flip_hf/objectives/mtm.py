@@ -77,10 +77,9 @@ class MaskedTabularModeling(Objective):
         self.bias = nn.Parameter(torch.empty(config.num_features))
         # A field's features stand together in slots, whatever ids they were given when: so one search over counts
         # summed up in this order draws from any field, and differences are the counts.
-        self.register_buffer("cumulative_counts", torch.empty(config.num_features + 1, dtype=torch.int64))
-        for name in ("slot_features", "feature_slots"):
-            self.register_buffer(name, torch.empty(config.num_features, dtype=torch.int64), persistent=False)
         self._set_slots(config)
+        for name, value in self._initial_buffers().items():
+            self.register_buffer(name, value, persistent=name == "cumulative_counts")
 
     def _set_slots(self, config: FlipConfig) -> None:
         owned = owned_ranges(config.fields)
@@ -96,10 +95,16 @@ class MaskedTabularModeling(Objective):
     def init_parameters(self) -> None:
         """Starts the biases at zero and the counts at one; called by the model that owns this module."""
         init.zeros_(self.bias)
+        for name, value in self._initial_buffers().items():
+            init.copy_(self.get_buffer(name), value)
+
+    def _initial_buffers(self) -> dict[str, torch.Tensor]:
         slots = torch.cat([torch.arange(first, end) for first, end in self._order])
-        init.copy_(self.slot_features, slots)
-        init.copy_(self.feature_slots, slots.argsort())
-        init.copy_(self.cumulative_counts, self._cumulate(torch.ones(len(self.bias), dtype=torch.int64)))
+        return {
+            "slot_features": slots,
+            "feature_slots": slots.argsort(),
+            "cumulative_counts": self._cumulate(torch.ones_like(slots)),
+        }
 
     def grow(self, config: FlipConfig, counts: torch.Tensor) -> None:
         """Takes over a feature table with more rows at its end; their biases start at zero.
