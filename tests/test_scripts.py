@@ -75,7 +75,17 @@ def test_finetuning_keeps_the_best_model_and_reads_test_once(workplace, finetune
     assert record["result"]["validation"]["auc"] == max(line["auc"] for line in history)
     assert record["result"]["validation"]["auc"] > 0.7
     assert len(lines(finetuned, "test")) == 1
-    assert {"auc", "logloss", "id_auc", "text_auc"} <= set(record["result"]["test"])
+    assert {"auc", "logloss", "ece", "id_auc", "text_auc"} <= set(record["result"]["test"])
+    for name, (low, high) in record["result"]["test_intervals"].items():
+        assert low < high
+        assert name == "ece" or low <= record["result"]["test"][name] <= high
+    assert sum(b["rows"] for b in record["result"]["test_calibration"]) == record["result"]["test_rows"] == 120
+    assert (finetuned / "calibration.png").stat().st_size > 5_000
+    assert (
+        record["pretraining"]["result"]
+        == json.loads((finetuned.parent / "pretrained" / "run.json").read_text())["result"]
+    )
+    assert record["model"]["text_base_model"] == "encoder"
 
     output = workplace / "metrics.json"
     arguments = ["--config", str(workplace / "data.yaml"), "--model", str(finetuned / "model"), "--output", str(output)]

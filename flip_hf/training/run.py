@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from flip_hf import __version__
@@ -55,6 +56,7 @@ _FREE_SETTINGS = {
     "training.checkpoints_kept",
 }
 
+_RECORD = "run.json"
 _CURVES, _CALIBRATION = "curves.png", "calibration.png"
 _STAGE = ".push-"
 
@@ -152,11 +154,9 @@ class Run:
                 **describe_hardware(),
             },
         }
-        if isinstance(settings, FinetuneRun) and settings.pretrained is not None:
-            # The record of the run that pretrained lies beside its model, where the model was not fetched.
-            pretraining = Path(settings.pretrained).parent / "run.json"
-            if pretraining.is_file():
-                self.record["pretraining"] = json.loads(pretraining.read_text(encoding="utf-8"))
+        pretrained = settings.pretrained if isinstance(settings, FinetuneRun) else None
+        if pretrained is not None and (found := _record_of(pretrained)) is not None:
+            self.record["pretraining"] = json.loads(found.read_text(encoding="utf-8"))
         self._identity: dict[str, Any] = {}
         if settings.resume and (training.shard_features or self.accelerator.distributed_type == DistributedType.FSDP):
             raise ValueError(
@@ -206,7 +206,7 @@ class Run:
 
     @property
     def _record_file(self) -> Path:
-        return self.folder / "run.json"
+        return self.folder / _RECORD
 
     def describe(self, data: Mapping[str, Any], processor: Any, model: Any) -> None:
         """Records what the run works on, and makes sure that a checkpoint to resume from worked on the same.
@@ -431,6 +431,15 @@ def pictures(folder: Path) -> dict[Path, str]:
         folder / _CURVES: "Losses and metrics over the run",
         folder / _CALIBRATION: "Click rates on the test rows against the probabilities predicted for them",
     }
+
+
+def _record_of(pretrained: str) -> Path | None:
+    """The record of the run that pretrained a model: in its run's folder, or beside it on the Hub; None without one."""
+    if Path(pretrained).exists():
+        record = Path(pretrained).parent / _RECORD
+        return record if record.is_file() else None
+    found = cached_file(pretrained, _RECORD, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
 
 
 def _model_facts(model: Any) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def encoder(tmp_path_factory, wordpiece):
     return folder
 
 
-def finetune(hub, home, encoder, output, *flags):
+def finetune(hub, home, encoder, output, *flags, script="finetune"):
     """The command of a tiny run on MovieLens-100K, and its environment."""
     tiny = {
         "--data.source": "movielens-100k",
@@ -60,7 +60,7 @@ def finetune(hub, home, encoder, output, *flags):
         "--training.learning_rate": 0.01,
         "--output-dir": output,
     }
-    command = [sys.executable, str(EXAMPLES / "finetune.py"), *(str(part) for pair in tiny.items() for part in pair)]
+    command = [sys.executable, str(EXAMPLES / f"{script}.py"), *(str(part) for pair in tiny.items() for part in pair)]
     return {"args": [*command, *flags], "env": hub.environment(home, TOKEN)}
 
 
@@ -174,6 +174,20 @@ def test_private(hub, pushed, tmp_path):
     for settings, token in (({"token": TOKEN}, None), ({}, TOKEN)):
         loaded = answer(run(hub, tmp_path / "b", clients.LOGITS, repo, settings, token))
         torch.testing.assert_close(loaded, pushed["logits"], rtol=0, atol=1e-6)
+
+
+def test_finetuning_starts_from_a_model_by_name(hub, pushed, encoder, tmp_path):
+    repo = "org/pretrained"
+    command = finetune(hub, pushed["home"], encoder, tmp_path / "pre", "--push-to-hub", repo, script="pretrain")
+    subprocess.run(**command, check=True, capture_output=True, timeout=300)
+    assert "It predicts no clicks yet" in hub.files(repo)["README.md"].decode()
+    command = finetune(hub, tmp_path / "home", encoder, tmp_path / "run", "--pretrained", repo)
+    subprocess.run(**command, check=True, capture_output=True, timeout=300)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["pretraining"] == json.loads(hub.files(repo)["run.json"])
+    assert record["model"]["text_base_model"] == encoder.name
+    refused = run(hub, tmp_path / "home", clients.PIPELINE, repo)
+    assert "does not learn clicks" in refused.stderr.splitlines()[-1]
 
 
 def encoder_of(pushed):
