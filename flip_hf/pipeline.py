@@ -1,9 +1,10 @@
 """The pipeline "ctr-prediction": rows of a click log -> click probabilities."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,9 @@ from flip_hf.data.schema import InputError
 from flip_hf.modeling_flip import FlipForCTR
 from flip_hf.outputs import FlipForCTROutput
 from flip_hf.processing_flip import FlipProcessor, count_fallbacks
+
+Result: TypeAlias = dict[str, float | None]
+"""What is said of one row."""
 
 _BATCH_ROWS = 256
 # Batches of a stream that are read ahead, so that rows of like length can share one.
@@ -33,11 +37,14 @@ class CTRPredictionPipeline(Pipeline):
         mode: serve a joint model's `"id"` or `"text"` tower alone. The pipeline then holds no more than that, but all
             weights were read; `model_kwargs={"mode": "id"}` reads the tower's alone.
         towers: give what each tower says, too.
+        text_budget: the share of the rows whose text is read: those that a joint model's ID-based model is least sure
+            of. All others get the ID-based model's probability.
         batch_size: most rows of a batch, 256 by default; rows of like length share one.
         kwargs: as in transformers, such as `device`.
 
     Attributes:
-        fallbacks: how often each field fell back since the pipeline was made, by the name of the fallback.
+        fallbacks: how often each field fell back since the pipeline was made, by the name of the fallback; with
+            `text_budget`, texts that were cut are not counted.
 
     Raises:
         ValueError: the model has not learned clicks, has not the towers that are asked for, or does not belong to the
@@ -76,31 +83,36 @@ class CTRPredictionPipeline(Pipeline):
         super().__init__(model=model, processor=processor, **kwargs)
         self.fallbacks: dict[str, Counter[str]] = {}
         self._collator = FlipCTRCollator(processor, model.config.mode)
+        # Of a joint model, for rows whose text is not read.
+        self._without_text = self.model.in_mode("id") if model.config.mode == "joint" else self.model
+        self._id_collator = FlipCTRCollator(processor, "id")
 
     def __call__(  # type: ignore[override]
         self, rows: Any, batch_size: int | None = None, **kwargs: Any
-    ) -> dict[str, float] | list[dict[str, float]] | Iterator[dict[str, float]]:
+    ) -> Result | list[Result] | Iterator[Result]:
         """Scores rows.
 
         Args:
             rows: one row as a dict; or a list of dicts, a pandas or Arrow table or a `datasets.Dataset`; or what can
                 only be iterated over, such as a generator of dicts or a `datasets.IterableDataset`.
             batch_size: most rows of a batch; by default the pipeline's.
-            kwargs: `towers`; by default the pipeline's.
+            kwargs: `towers`, `text_budget`; by default the pipeline's.
 
         Returns:
-            For each row `{"probability": float}`, with `towers` also `"id_probability"` and `"text_probability"`. For a
-            dict one of them; for rows whose number is known a list in their order; else a generator, which is never
-            more than 16 batches ahead of what it has given.
+            For each row `{"probability": float}`, with `towers` also `"id_probability"` and `"text_probability"`, None
+            where the text was not read. For a dict one of them; for rows whose number is known a list in their order;
+            else a generator, which is never more than 16 batches ahead of what it has given, and spends its
+            `text_budget` on each 16 batches by themselves.
 
         Raises:
             InputError: a column is missing, or a value can't be read. Rows are counted from 0, over the whole stream.
-            ValueError: `towers` of a model that has only one, or a batch size below 1.
+            ValueError: `towers` or `text_budget` of a model that has only one tower, or a batch size below 1.
         """
         batch_size = next(size for size in (batch_size, self._batch_size, _BATCH_ROWS) if size is not None)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
-        params = {**self._postprocess_params, **self._sanitize_parameters(**kwargs)[2]}
+        before, _, after = self._sanitize_parameters(**kwargs)
+        params = {**self._preprocess_params, **before, **self._postprocess_params, **after}
         if isinstance(rows, Mapping):
             return self._score([rows], 0, batch_size, params)[0]
         if isinstance(rows, str | bytes) or not (hasattr(rows, "__len__") or isinstance(rows, Iterable)):
@@ -109,37 +121,60 @@ class CTRPredictionPipeline(Pipeline):
             return self._score(rows, 0, batch_size, params)
         return self._stream(iter(rows), batch_size, params)
 
-    def _stream(self, rows: Iterator[Any], batch_size: int, params: Mapping[str, Any]) -> Iterator[dict[str, float]]:
+    def _stream(self, rows: Iterator[Any], batch_size: int, params: Mapping[str, Any]) -> Iterator[Result]:
         first_row = 0
         while chunk := list(islice(rows, batch_size * _BATCHES_IN_A_CHUNK)):
             yield from self._score(chunk, first_row, batch_size, params)
             first_row += len(chunk)
 
-    def _score(self, rows: Any, first_row: int, batch_size: int, params: Mapping[str, Any]) -> list[dict[str, float]]:
-        encoded = self.preprocess(rows, first_row=first_row)
+    def _score(self, rows: Any, first_row: int, batch_size: int, params: Mapping[str, Any]) -> list[Result]:
+        after = {name: value for name, value in params.items() if name != "text_budget"}
+        share = params.get("text_budget")
+        if share is None:
+            return self._results(self.preprocess(rows, first_row), self._collator, batch_size, after)
+        table = self.processor.read(rows, first_row=first_row)
+        encoded = self.preprocess(table, first_row, with_text=False)
+        results = self._results(encoded, self._id_collator, batch_size, after)
+        doubts = np.argsort([abs(result["probability"] - 0.5) for result in results], kind="stable")  # type: ignore[operator]
+        chosen = np.sort(doubts[: math.ceil(share * len(results))])
+        # No error is left to find in them, and their fallbacks are counted.
+        encoded = self.processor.encode(table.take(chosen))
+        scored = self._results(encoded, self._collator, batch_size, after)
+        for place, result in zip(chosen, scored, strict=True):
+            results[place] = result
+        return results
+
+    def _results(
+        self, encoded: pa.Table, collator: FlipCTRCollator, batch_size: int, params: Mapping[str, Any]
+    ) -> list[Result]:
         order = np.arange(len(encoded))
         if "input_ids" in encoded.column_names:
             order = np.argsort(text_lengths(encoded), kind="stable")
-        results: list[dict[str, float]] = [{}] * len(encoded)
+        results: list[Result] = [{}] * len(encoded)
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
-            output = self.forward(self._collator(encoded.take(places)))
+            output = self.forward(collator(encoded.take(places)))
             for place, result in zip(places, self.postprocess(output, **params), strict=True):
                 results[place] = result
         return results
 
-    def _sanitize_parameters(  # type: ignore[override]
-        self, towers: bool | None = None
+    def _sanitize_parameters(
+        self, towers: bool | None = None, text_budget: float | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if towers and self.model.config.mode != "joint":
-            raise ValueError(
-                f"towers=True needs a model of both towers; this one is in mode={self.model.config.mode!r}"
-            )
-        return {}, {}, {} if towers is None else {"towers": towers}
+        for name, value in (("towers", towers), ("text_budget", text_budget)):
+            if value and self.model.config.mode != "joint":
+                raise ValueError(
+                    f"{name}={value} needs a model of both towers; this one is in mode={self.model.config.mode!r}"
+                )
+        if text_budget is not None and not 0 <= text_budget <= 1:
+            raise ValueError(f"text_budget={text_budget} is a share of the rows, from 0 to 1")
+        before = {} if text_budget is None else {"text_budget": text_budget}
+        return before, {}, {} if towers is None else {"towers": towers}
 
-    def preprocess(self, rows: Any, first_row: int = 0) -> pa.Table:  # type: ignore[override]
+    def preprocess(self, rows: Any, first_row: int = 0, with_text: bool = True) -> pa.Table:  # type: ignore[override]
         """What `FlipProcessor.encode` makes of rows, without a text where the model reads none."""
-        encoded = self.processor.encode(rows, first_row=first_row, with_text=self.model.config.mode != "id")
+        with_text = with_text and self.model.config.mode != "id"
+        encoded = self.processor.encode(rows, first_row=first_row, with_text=with_text)
         for field, counts in count_fallbacks(encoded, self.processor.fields).items():
             self.fallbacks.setdefault(field, Counter()).update(counts)
         return encoded
@@ -148,17 +183,21 @@ class CTRPredictionPipeline(Pipeline):
         if self.model.training:
             # The caller may go on training it between two calls.
             self.model.eval()
-        output: FlipForCTROutput = self.model(**batch)
+        model = self.model if "input_ids" in batch else self._without_text
+        output: FlipForCTROutput = model(**batch)
         return output
 
     def postprocess(  # type: ignore[override]
         self, output: FlipForCTROutput, towers: bool = False
-    ) -> list[dict[str, float]]:
+    ) -> list[Result]:
         """The probabilities of a batch, a dict for each row."""
         logits: dict[str, Any] = {"probability": output.logits}
         if towers:
-            logits |= {"id_probability": output.id_logits, "text_probability": output.text_logits}
-        columns = [values.double().sigmoid().tolist() for values in logits.values()]
+            logits |= {f"{tower}_probability": output.get(f"{tower}_logits") for tower in ("id", "text")}
+        columns = [
+            [None] * len(output.logits) if values is None else values.double().sigmoid().tolist()
+            for values in logits.values()
+        ]
         return [dict(zip(logits, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:

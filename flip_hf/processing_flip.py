@@ -153,6 +153,18 @@ class FlipProcessor(ProcessorMixin):
                 )
                 yield known, new
 
+    def read(self, rows: Any, *, first_row: int = 0, with_label: bool = False, source: str | None = None) -> pa.Table:
+        """The fields' columns of rows in any form, as `encode` takes them; arguments and errors are its own."""
+        label = self._label_name() if with_label else None
+        return to_table(
+            rows,
+            [*self._columns, *([label] if label else [])],
+            optional=self._ignorable(label),
+            contents=_contents(self.fields),
+            first_row=first_row,
+            source=source,
+        )
+
     def encode(
         self,
         rows: Any,
@@ -181,10 +193,7 @@ class FlipProcessor(ProcessorMixin):
             InputError: a column is missing, or a value can't be an id or a label.
         """
         label = self._label_name() if with_label else None
-        columns = [*self._columns, *([label] if label else [])]
-        optional = self._ignorable(label)
-        contents = _contents(self.fields)
-        table = to_table(rows, columns, optional=optional, contents=contents, first_row=first_row, source=source)
+        table = self.read(rows, first_row=first_row, with_label=with_label, source=source)
         num_rows, num_fields = len(table), len(self.fields)
         fallbacks = np.empty((num_rows, num_fields), dtype=np.uint8)
         positions, shown = [], []

@@ -1,5 +1,6 @@
 """The pipeline "ctr-prediction" serves what the model and its processor compute."""
 
+import math
 import time
 import types
 
@@ -307,3 +308,38 @@ def test_one_row_is_quick_without_a_text_encoder(pipes, rows):
         seconds.append(time.perf_counter() - start)
     # A few milliseconds; the bound holds on a machine that does other work beside.
     assert min(seconds) < 0.05
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 1.0])
+def test_a_text_budget_reads_the_texts_of_the_rows_least_sure(pipe, click_rows, share, monkeypatch):
+    rows = pd.DataFrame(click_rows).to_dict("records")
+    joint, ids = (pipe(rows), pipeline(TASK, model=pipe.model, processor=pipe.processor, mode="id")(rows))
+    read = []
+    real = pipe.model.flip.encode_text
+    monkeypatch.setattr(pipe.model.flip, "encode_text", lambda ids, *rest: read.append(len(ids)) or real(ids, *rest))
+    found = pipe(rows, text_budget=share, batch_size=64, towers=True)
+
+    least_sure = np.argsort([abs(row["probability"] - 0.5) for row in ids], kind="stable")
+    chosen = set(least_sure[: math.ceil(share * len(rows))].tolist())
+    assert sum(read) == len(chosen)
+    for i, result in enumerate(found):
+        expected = (joint if i in chosen else ids)[i]["probability"]
+        assert result["probability"] == pytest.approx(expected, abs=1e-6)
+        assert result["id_probability"] == pytest.approx(ids[i]["probability"], abs=1e-6)
+        assert (result["text_probability"] is None) == (i not in chosen)
+
+
+def test_a_text_budget_of_a_stream_and_of_one_row(pipe, click_rows):
+    rows = pd.DataFrame(click_rows).to_dict("records")
+    streamed = list(pipe((row for row in rows), batch_size=8, text_budget=0.5))
+    parts = [pipe(rows[i : i + 128], batch_size=8, text_budget=0.5) for i in range(0, len(rows), 128)]
+    assert streamed == [result for part in parts for result in part]
+    assert pipe(rows[0], text_budget=0.01) == pipe(rows[0])
+
+
+def test_a_text_budget_needs_both_towers_and_a_share(pipe, click_rows):
+    alone = pipeline(TASK, model=pipe.model, processor=pipe.processor, mode="id")
+    with pytest.raises(ValueError, match=r"text_budget=0.5 needs a model of both towers"):
+        alone([], text_budget=0.5)
+    with pytest.raises(ValueError, match=r"text_budget=1.5 is a share of the rows"):
+        pipe([], text_budget=1.5)
