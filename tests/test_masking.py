@@ -104,12 +104,13 @@ def test_fields_are_masked_alike_often_and_independently():
 
 
 def test_collators_emit_what_forward_takes(processor, encoded):
+    asked = {"self", "num_items_in_batch", "output_hidden_states", "output_attentions"}
     taken = set(inspect.signature(FlipForPreTraining.forward).parameters)
     emitted = set(FlipPretrainingCollator(processor)(encoded[:4]))
-    assert emitted == taken - {"self", "num_items_in_batch", "contrast"}
+    assert emitted == taken - asked - {"contrast"}
     taken = set(inspect.signature(FlipForCTR.forward).parameters)
     emitted = set(FlipCTRCollator(processor)(encoded[:4]))
-    assert emitted == taken - {"self", "num_items_in_batch"}
+    assert emitted == taken - asked
     assert set(FlipCTRCollator(processor, mode="id")(encoded[:4])) == {"feature_ids", "labels"}
     assert set(FlipCTRCollator(processor, mode="text")(encoded[:4])) == {"input_ids", "attention_mask", "labels"}
     without = [{k: v for k, v in row.items() if k != "label"} for row in encoded[:4]]
