@@ -1,6 +1,5 @@
 """The pipeline "ctr-prediction": rows of a click log -> click probabilities."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -12,7 +11,7 @@ import torch
 from transformers import Pipeline
 
 from flip_hf.data.collators import FlipCTRCollator
-from flip_hf.data.sampling import text_lengths
+from flip_hf.data.sampling import least_sure, text_lengths
 from flip_hf.data.schema import InputError
 from flip_hf.modeling_flip import FlipForCTR
 from flip_hf.outputs import FlipForCTROutput
@@ -135,8 +134,7 @@ class CTRPredictionPipeline(Pipeline):
         table = self.processor.read(rows, first_row=first_row)
         encoded = self.preprocess(table, first_row, with_text=False)
         results = self._results(encoded, self._id_collator, batch_size, after)
-        doubts = np.argsort([abs(result["probability"] - 0.5) for result in results], kind="stable")  # type: ignore[operator]
-        chosen = np.sort(doubts[: math.ceil(share * len(results))])
+        chosen = least_sure(np.array([result["probability"] for result in results], float) - 0.5, share)
         # No error is left to find in them, and their fallbacks are counted.
         encoded = self.processor.encode(table.take(chosen))
         scored = self._results(encoded, self._collator, batch_size, after)

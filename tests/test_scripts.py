@@ -14,6 +14,7 @@ import pytest
 import torch
 from example_runs import EXAMPLES, lines, script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import pipeline
 
 from flip_hf import FlipForCTR, FlipProcessor
 from flip_hf.training.checkpoints import replace_folder
@@ -146,6 +147,21 @@ def test_predict_scores_a_file_in_a_stream(finetuned, tmp_path, capsys, suffix):
     assert "user_id: 20 oov" in printed
     assert "title: 50 oov" in printed
     assert "kind: 25 missing" in printed
+
+
+def test_predict_with_a_text_budget_is_the_pipelines(workplace, finetuned, tmp_path):
+    model, output = str(finetuned / "model"), tmp_path / "scores.parquet"
+    arguments = ["--model", model, "--input", str(workplace / "test.parquet"), "--output", str(output)]
+    script("predict")([*arguments, "--text_budget", "0.3", "--chunk_rows", "50", "--precision", "fp32"])
+    scores = pq.read_table(output).to_pylist()
+    rows = pq.read_table(workplace / "test.parquet")
+    clicks = pipeline("ctr-prediction", model=model, text_budget=0.3, towers=True)
+    expected = [result for start in range(0, len(rows), 50) for result in clicks(rows.slice(start, 50))]
+    assert sum(score["text_probability"] is not None for score in scores) == 15 + 15 + 6
+    for score, result in zip(scores, expected, strict=True):
+        assert {name: score[name] for name in result} == pytest.approx(result, abs=1e-6)
+    with pytest.raises(ValueError, match=r"text_budget=0.3 is a share from 0 to 1, for a model of both towers"):
+        script("predict")([*arguments, "--text_budget", "0.3", "--mode", "id"])
 
 
 def test_predict_of_no_rows_is_an_empty_file(finetuned, tmp_path):

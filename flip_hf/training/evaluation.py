@@ -28,14 +28,16 @@ def click_logits(
 
     Args:
         model: a prepared `FlipForCTR`.
-        rows: encoded rows.
+        rows: encoded rows; without their texts where the model reads none.
         collator: makes a batch of them.
         batch_size: rows of a batch on each device; rows of like length share one.
         accelerator: what prepared the model.
         description: shown beside the progress bar.
     """
     model.eval()
-    order = np.argsort(text_lengths(rows), kind="stable")
+    order = np.arange(len(rows))
+    if "input_ids" in rows.column_names:
+        order = np.argsort(text_lengths(rows), kind="stable")
     loader = _loader(rows.select(order), collator, batch_size, accelerator)
     parts: dict[str, list[np.ndarray]] = {}
     for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):

@@ -5,11 +5,14 @@ import os
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import Accelerator
 from datasets import Dataset
 
+from flip_hf.data.collators import FlipCTRCollator
+from flip_hf.data.sampling import least_sure
 from flip_hf.data.tables import stream_tables
 from flip_hf.processing_flip import FlipProcessor, count_fallbacks
 from flip_hf.training.evaluation import click_logits, probabilities
@@ -22,7 +25,7 @@ def predict_file(
     """Scores a CSV or Parquet file chunk by chunk; memory does not grow with the file.
 
     Writes Parquet with `row` (int64, from 0), `probability` (float32), and with both towers `id_probability` and
-    `text_probability`. The file appears under its name when it is complete.
+    `text_probability`, which is null where the text was not read. The file appears under its name when it is complete.
 
     Args:
         model: a prepared `FlipForCTR`.
@@ -36,8 +39,35 @@ def predict_file(
 
     Raises:
         InputError: the file can't be read, lacks a column, or holds a value that can't be an id.
+        ValueError: `text_budget` is no share of the rows, or the model has not both towers.
     """
-    mode = accelerator.unwrap_model(model).config.mode
+    plain = accelerator.unwrap_model(model)
+    mode, share = plain.config.mode, settings.text_budget
+    if share is not None and (mode != "joint" or not 0 <= share <= 1):
+        raise ValueError(
+            f"text_budget={share} is a share from 0 to 1, for a model of both towers; this is mode={mode!r}"
+        )
+    if share is not None:
+        ids = accelerator.prepare_model(plain.in_mode("id"), device_placement=True, evaluation_mode=True)
+        ids_collator = FlipCTRCollator(processor, "id")
+
+    def score(table: pa.Table, first_row: int) -> tuple[pa.Table, dict[str, np.ndarray]]:
+        """The encoded rows of a chunk and their logits; with a budget the ID-based model's first."""
+        with_text = mode != "id" and share is None
+        encoded = processor.encode(table, first_row=first_row, with_text=with_text, source=str(settings.input))
+        batch_size, description = settings.batch_size, f"rows from {first_row}"
+        if share is None:
+            return encoded, click_logits(model, Dataset(encoded), collator, batch_size, accelerator, description)
+        logits = click_logits(ids, Dataset(encoded), ids_collator, batch_size, accelerator, description)
+        logits["text_logits"] = np.full(len(encoded), np.nan, np.float32)
+        chosen = least_sure(logits["logits"], share)
+        if len(chosen):
+            texts = Dataset(processor.encode(table.take(chosen)))
+            found = click_logits(model, texts, collator, batch_size, accelerator, f"{description}, with their texts")
+            for name, values in found.items():
+                logits[name][chosen] = values
+        return encoded, logits
+
     names = {"logits": "probability"}
     if mode == "joint":
         names |= {"id_logits": "id_probability", "text_logits": "text_probability"}
@@ -55,14 +85,12 @@ def predict_file(
         for table in stream_tables(settings.input, columns, optional=optional, batch_rows=settings.chunk_rows):
             if len(table) == 0:
                 continue
-            encoded = Dataset(processor.encode(table, first_row=num_rows, source=str(settings.input)))
+            encoded, logits = score(table, num_rows)
             for field, counts in count_fallbacks(encoded, processor.fields).items():
                 fallbacks.update({(field, kind): number for kind, number in counts.items()})
-            description = f"rows from {num_rows}"
-            logits = click_logits(model, encoded, collator, settings.batch_size, accelerator, description)
             if writer is not None:
-                scores = {name: probabilities(logits[key]) for key, name in names.items()}
-                writer.write_table(pa.table({"row": encoded.data["row"], **scores}).cast(schema))
+                scores = {name: pa.array(probabilities(logits[key]), from_pandas=True) for key, name in names.items()}
+                writer.write_table(pa.table({"row": encoded["row"], **scores}).cast(schema))
             num_rows += len(table)
         if writer is not None:
             writer.close()

@@ -228,6 +228,8 @@ class PredictRun:
         input: CSV or Parquet file with the fields' columns.
         output: Parquet file to write: the input's row numbers and click probabilities.
         mode: score with both towers or with one; by default as the model was saved.
+        text_budget: share of the rows whose text is read, those that the ID-based model of both towers is least sure
+            of; all others get the ID-based model's probability. Each chunk of rows is looked at by itself.
         batch_size: rows of a batch.
         chunk_rows: rows held in memory at a time.
         precision: as in training.
@@ -237,6 +239,7 @@ class PredictRun:
     input: Path
     output: Path
     mode: Literal["joint", "id", "text"] | None = None
+    text_budget: float | None = None
     batch_size: int = 512
     chunk_rows: int = 8192
     precision: Literal["auto", "bf16", "fp32"] = "auto"
