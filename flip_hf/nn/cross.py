@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import initialization as init
 
 
@@ -72,7 +73,7 @@ class LowRankCross(nn.Module):
         super().__init__()
         self.num_experts = num_experts
         self.low_rank = low_rank
-        # V of all experts side by side in one product; C and U are products of each expert's own part.
+        # V of all experts side by side; C and U one by one, so that each starts as a layer of its own size.
         self.down = nn.Linear(size, num_experts * low_rank, bias=False)
         self.middle = nn.ModuleList(nn.Linear(low_rank, low_rank, bias=False) for _ in range(num_experts))
         self.up = nn.ModuleList(nn.Linear(low_rank, size, bias=False) for _ in range(num_experts))
@@ -86,11 +87,11 @@ class LowRankCross(nn.Module):
     def forward(self, x0: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         gates = self.gate(x).softmax(dim=-1)  # (B, experts)
         low = torch.tanh(self.down(x)).unflatten(-1, (self.num_experts, self.low_rank))  # (B, experts, rank)
-        mixed = x
-        for i in range(self.num_experts):
-            expert = self.up[i](torch.tanh(self.middle[i](low[:, i]))) + self.bias  # (B, size)
-            mixed = mixed + gates[:, i : i + 1] * (x0 * expert)
-        return mixed
+        middle = torch.stack([expert.weight for expert in self.middle])  # (experts, rank, rank)
+        inner = gates.unsqueeze(-1) * torch.tanh(torch.einsum("ber,eor->beo", low, middle))  # (B, experts, rank)
+        # The gates sum to one: so x0 and the bias come out of the sum, and the experts' products are one.
+        up = torch.cat([expert.weight for expert in self.up], dim=1)  # (size, experts * rank)
+        return x0 * (F.linear(inner.flatten(1), up) + self.bias) + x
 
 
 class GatedCross(nn.Module):
