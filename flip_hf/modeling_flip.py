@@ -1,6 +1,7 @@
 """The FLIP models: wiring of the two towers, the objectives and the heads."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import CONFIG_NAME, cached_file
 
 from flip_hf.backbones import Backbone, backbone_class, build_backbone
 from flip_hf.configuration_flip import NUM_RESERVED_FEATURES, FieldConfig, FlipConfig, num_features, owned_ranges
@@ -26,6 +26,7 @@ from flip_hf.nn.ridge import ridge_predictions
 from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding, feature_embedding_class
 from flip_hf.objectives import OBJECTIVES, ContrastiveShare, ObjectiveOutput, PretrainingBatch
 from flip_hf.outputs import FlipForCTROutput, FlipForPreTrainingOutput, FlipModelOutput
+from flip_hf.saved_weights import expecting, find_weights, limited_building
 from flip_hf.sharded_checkpoint import add_table, read_rows
 
 ItemCounts = Mapping[str, torch.Tensor | float]
@@ -108,10 +109,15 @@ class FlipPreTrainedModel(PreTrainedModel):
         text_model.set_input_embeddings(value)
 
     @classmethod
+    def get_init_context(cls, *args: Any, **kwargs: Any) -> list[AbstractContextManager[Any]]:
+        """As in transformers: what a model is built in when it is loaded."""
+        return [*super().get_init_context(*args, **kwargs), limited_building()]
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Loads a model as transformers does, but from safetensors only.
 
-        A checkpoint that is not what its configuration says is refused.
+        A checkpoint that is not what its configuration says is refused, before room is made for what it is not.
 
         Args:
             pretrained_model_name_or_path: a local folder or a repository's name.
@@ -119,14 +125,18 @@ class FlipPreTrainedModel(PreTrainedModel):
             kwargs: as in transformers; settings of FlipConfig such as `mode="id"` replace the saved ones.
 
         Raises:
+            OSError: there are no weights in safetensors files.
             ValueError: weights that the configuration asks for are not in the checkpoint, or have another shape.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["use_safetensors"] = True
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        source = pretrained_model_name_or_path
+        weights = None if source is None else find_weights(str(source), kwargs)
+        with expecting(weights):
+            loaded: Any = super().from_pretrained(
+                source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         model, info = loaded
         if info["mismatched_keys"] and not may_mismatch:
             name, saved, wanted = sorted(info["mismatched_keys"])[0]
@@ -140,14 +150,11 @@ class FlipPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path} lacks weights that mode={model.config.mode!r} needs: {shown}. Load "
                 "it in the mode it was saved in, or repair config.json so that it describes these weights"
             )
-        if (table := model._sharded_table) is not None:
-            where = {k: v for k, v in kwargs.items() if k in ("cache_dir", "revision", "subfolder", "token")}
-            # The weights lie beside it: they were fetched above.
-            folder = Path(cached_file(pretrained_model_name_or_path, CONFIG_NAME, **where) or "").parent
+        if (table := model._sharded_table) is not None and weights is not None:
             shape = table.num_features, table.rows.shape[1]
             first, end = table.bounds(dist.get_rank())
             with torch.no_grad():
-                table.rows.copy_(read_rows(sorted(folder.glob("*.safetensors")), _TABLE, shape, first, end))
+                table.rows.copy_(read_rows(weights.files, _TABLE, shape, first, end))
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -190,13 +197,16 @@ class FlipPreTrainedModel(PreTrainedModel):
         Args:
             name_or_path: the text encoder: a local folder, a repository, or a model that an installed package carries.
             config: `config.text_config` must describe that text encoder.
-            kwargs: passed on to the loading of the text encoder, such as `revision`.
+            kwargs: passed on to the loading of the text encoder, such as `revision`. Code that it brings runs with
+                `trust_remote_code=True` only.
 
         Raises:
             ValueError: the checkpoint is not what `config.text_config` describes.
             flip_hf.fetch.FetchError: the name could not be found anywhere.
         """
         path = resolve_pretrained(name_or_path)
+        # Left out, transformers would ask whoever sits at the terminal.
+        kwargs.setdefault("trust_remote_code", False)
         saved = AutoConfig.from_pretrained(path, **kwargs)
         wanted: Any = config.text_config
         for setting in ("model_type", "hidden_size", "vocab_size"):
@@ -307,7 +317,9 @@ class FlipModel(FlipPreTrainedModel):
             )
             self.backbone = build_backbone(config.backbone, len(fields), config.embedding_dim, config.backbone_options)
         if config.mode != "id":
-            self.text_model = text_model if text_model is not None else AutoModel.from_config(config.text_config)
+            if text_model is None:
+                text_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
+            self.text_model = text_model
             if getattr(self.text_model, "pooler", None) is not None:
                 # Nothing reads it, and distributed training stops at parameters without gradients.
                 self.text_model.pooler = None
@@ -382,7 +394,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         if config.mode != "joint":
             raise ValueError(f"pretraining aligns both towers: mode must be 'joint', got {config.mode!r}")
         if unknown := sorted(set(config.objectives) - set(OBJECTIVES)):
-            raise ValueError(f"objectives {', '.join(unknown)} are not among {', '.join(OBJECTIVES)}")
+            raise ValueError(f"objectives {', '.join(map(repr, unknown))} are not among {', '.join(OBJECTIVES)}")
         self.flip = FlipModel(config, text_model)
         self.objectives = nn.ModuleDict(
             {
