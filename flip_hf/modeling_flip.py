@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -15,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import CONFIG_NAME, cached_file, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from flip_hf.backbones import Backbone, backbone_class, build_backbone
 from flip_hf.configuration_flip import (
@@ -36,6 +37,7 @@ from flip_hf.nn.ridge import ridge_predictions
 from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding, feature_embedding_class
 from flip_hf.objectives import OBJECTIVES, ContrastiveShare, ObjectiveOutput, PretrainingBatch
 from flip_hf.outputs import FlipForCTROutput, FlipForPreTrainingOutput, FlipModelOutput
+from flip_hf.saved_weights import expecting, find_weights, limited_building
 from flip_hf.sharded_checkpoint import add_table, read_rows
 
 logger = logging.getLogger(__name__)
@@ -131,10 +133,15 @@ class FlipPreTrainedModel(PreTrainedModel):
         return text_model
 
     @classmethod
+    def get_init_context(cls, *args: Any, **kwargs: Any) -> list[AbstractContextManager[Any]]:
+        """As in transformers: what a model is built in when it is loaded."""
+        return [*super().get_init_context(*args, **kwargs), limited_building()]
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Loads a model as transformers does, but from safetensors only.
 
-        A checkpoint that is not what its configuration says is refused.
+        A checkpoint that is not what its configuration says is refused, before room is made for what it is not.
 
         Args:
             pretrained_model_name_or_path: a local folder or a repository's name.
@@ -143,6 +150,7 @@ class FlipPreTrainedModel(PreTrainedModel):
                 `config` where that is given.
 
         Raises:
+            OSError: there are no weights in safetensors files.
             ValueError: weights that the configuration asks for are not in the checkpoint, or have another shape.
         """
         wants_info = kwargs.pop("output_loading_info", False)
@@ -153,9 +161,12 @@ class FlipPreTrainedModel(PreTrainedModel):
             settings = {name: kwargs.pop(name) for name in _SETTINGS & kwargs.keys()}
             if any(getattr(config, name) != value for name, value in settings.items()):
                 kwargs["config"] = type(config).from_dict(config.to_dict() | settings)
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        source = pretrained_model_name_or_path
+        weights = None if source is None else find_weights(str(source), kwargs)
+        with expecting(weights):
+            loaded: Any = super().from_pretrained(
+                source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         model, info = loaded
         if info["mismatched_keys"] and not may_mismatch:
             name, saved, wanted = sorted(info["mismatched_keys"])[0]
@@ -170,14 +181,11 @@ class FlipPreTrainedModel(PreTrainedModel):
                 "it in the mode it was saved in, or repair config.json so that it describes these weights"
             )
         model.fresh_parameters = tuple(sorted(info["missing_keys"]))
-        if (table := model._sharded_table) is not None:
-            where = {k: v for k, v in kwargs.items() if k in ("cache_dir", "revision", "subfolder", "token")}
-            # The weights lie beside it: they were fetched above.
-            folder = Path(cached_file(pretrained_model_name_or_path, CONFIG_NAME, **where) or "").parent
+        if (table := model._sharded_table) is not None and weights is not None:
             shape = table.num_features, table.rows.shape[1]
             first, end = table.bounds(dist.get_rank())
             with torch.no_grad():
-                table.rows.copy_(read_rows(sorted(folder.glob("*.safetensors")), _TABLE, shape, first, end))
+                table.rows.copy_(read_rows(weights.files, _TABLE, shape, first, end))
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -223,14 +231,18 @@ class FlipPreTrainedModel(PreTrainedModel):
         Args:
             name_or_path: the text encoder: a local folder, a repository, or a model that an installed package carries.
             config: `config.text_config` must describe that text encoder.
-            kwargs: passed on to the loading of the text encoder, such as `revision`.
+            kwargs: passed on to the loading of the text encoder, such as `revision`. Code that it brings runs with
+                `trust_remote_code=True` only.
 
         Raises:
             ValueError: the checkpoint is not what `config.text_config` describes.
             flip_hf.fetch.FetchError: the name could not be found anywhere.
         """
         path = resolve_pretrained(name_or_path)
-        saved = AutoConfig.from_pretrained(path, **kwargs)
+        # Left out, transformers would ask whoever sits at the terminal.
+        kwargs.setdefault("trust_remote_code", False)
+        # The revision is the caller's.
+        saved = AutoConfig.from_pretrained(path, **kwargs)  # nosec B615
         wanted: Any = config.text_config
         for setting in ("model_type", "hidden_size", "vocab_size"):
             if getattr(wanted, setting) != getattr(saved, setting):
@@ -239,7 +251,7 @@ class FlipPreTrainedModel(PreTrainedModel):
                     f"{name_or_path} has {getattr(saved, setting)!r}; build the configuration with "
                     f"text_config=AutoConfig.from_pretrained({str(path)!r})"
                 )
-        text_model, info = AutoModel.from_pretrained(
+        text_model, info = AutoModel.from_pretrained(  # nosec B615
             path, config=wanted, output_loading_info=True, use_safetensors=True, **kwargs
         )
         if missing := sorted(k for k in info["missing_keys"] if not k.startswith("pooler.")):
@@ -342,7 +354,9 @@ class FlipModel(FlipPreTrainedModel):
             )
             self.backbone = build_backbone(config.backbone, len(fields), config.embedding_dim, config.backbone_options)
         if config.mode != "id":
-            self.text_model = text_model if text_model is not None else AutoModel.from_config(config.text_config)
+            if text_model is None:
+                text_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
+            self.text_model = text_model
             if getattr(self.text_model, "pooler", None) is not None:
                 # Nothing reads it, and distributed training stops at parameters without gradients.
                 self.text_model.pooler = None
@@ -440,7 +454,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         if config.mode != "joint":
             raise ValueError(f"pretraining aligns both towers: mode must be 'joint', got {config.mode!r}")
         if unknown := sorted(set(config.objectives) - set(OBJECTIVES)):
-            raise ValueError(f"objectives {', '.join(unknown)} are not among {', '.join(OBJECTIVES)}")
+            raise ValueError(f"objectives {', '.join(map(repr, unknown))} are not among {', '.join(OBJECTIVES)}")
         self.flip = FlipModel(config, text_model)
         self.objectives = nn.ModuleDict(
             {

@@ -83,7 +83,7 @@ class CTRPredictionPipeline(Pipeline):
         self.fallbacks: dict[str, Counter[str]] = {}
         self._collator = FlipCTRCollator(processor, model.config.mode)
         # Of a joint model, for rows whose text is not read.
-        self._without_text = self.model.in_mode("id") if model.config.mode == "joint" else self.model
+        self._without_text = model.in_mode("id") if model.config.mode == "joint" else model
         self._id_collator = FlipCTRCollator(processor, "id")
 
     def __call__(  # type: ignore[override]
@@ -156,7 +156,7 @@ class CTRPredictionPipeline(Pipeline):
                 results[place] = result
         return results
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]
         self, towers: bool | None = None, text_budget: float | None = None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         for name, value in (("towers", towers), ("text_budget", text_budget)):
@@ -189,11 +189,11 @@ class CTRPredictionPipeline(Pipeline):
         self, output: FlipForCTROutput, towers: bool = False
     ) -> list[Result]:
         """The probabilities of a batch, a dict for each row."""
-        logits: dict[str, Any] = {"probability": output.logits}
+        logits: dict[str, Any] = {"probability": output["logits"]}
         if towers:
             logits |= {f"{tower}_probability": output.get(f"{tower}_logits") for tower in ("id", "text")}
         columns = [
-            [None] * len(output.logits) if values is None else values.double().sigmoid().tolist()
+            [None] * len(output["logits"]) if values is None else values.double().sigmoid().tolist()
             for values in logits.values()
         ]
         return [dict(zip(logits, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -10,10 +10,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+import transformers
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import PROCESSOR_NAME, cached_file
 
-from flip_hf.configuration_flip import FieldConfig, as_fields, tabular_fields
+from flip_hf.configuration_flip import FieldConfig, FlipConfig, as_fields, tabular_fields
 from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.ragged import Ragged
 from flip_hf.data.schema import Fallback, InputError, canonical_labels
@@ -55,6 +57,8 @@ class FlipProcessor(ProcessorMixin):
             raise ValueError("make a processor with FlipProcessor.fit or FlipProcessor.from_pretrained")
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer; FLIP needs one")
+        if tokenizer.pad_token_id is None:
+            raise ValueError(f"{type(tokenizer).__name__} has no padding token; set tokenizer.pad_token")
         self.vocabulary = vocabulary
         self.label = label
         self.max_length = max_length
@@ -105,7 +109,9 @@ class FlipProcessor(ProcessorMixin):
             InputError: a column is missing, a value can't be an id, or there are no rows.
         """
         if isinstance(tokenizer, str | Path):
-            tokenizer = AutoTokenizer.from_pretrained(resolve_pretrained(str(tokenizer)))
+            # Who wants a revision hands in a tokenizer.
+            path = resolve_pretrained(str(tokenizer))
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)  # nosec B615
         unfitted = as_fields(fields)
         if isinstance(dataset, str | Path):
             source = source or str(dataset)
@@ -345,15 +351,15 @@ class FlipProcessor(ProcessorMixin):
         hub = {k: v for k, v in kwargs.items() if k in _HUB_SETTINGS}
         settings_file = str(cached_file(name, PROCESSOR_NAME, **hub))
         vocabulary_file = str(cached_file(name, VOCABULARY_NAME, **hub))
-        try:
-            settings = json.loads(Path(settings_file).read_text("utf-8"))
-            fields = as_fields(settings["fields"])
-            label, max_length = settings["label"], settings["max_length"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"not a FLIP processor's settings: {error}", source=settings_file) from error
+        fields, label, max_length, has_loading_code = _read_settings(settings_file, cls.__name__)
         vocabulary = FeatureVocabulary.load(vocabulary_file, fields)
-        processor = cls(AutoTokenizer.from_pretrained(name, **kwargs), vocabulary, label, max_length)
-        processor.has_loading_code = settings.get("auto_map") == PROCESSOR_AUTO_MAP
+        tokenizer = _load_tokenizer(name, hub, kwargs)
+        try:
+            processor = cls(tokenizer, vocabulary, label, max_length)
+        # Over a tokenizer that is not what it says, errors are of any type here too.
+        except Exception as error:
+            raise InputError(f"not a FLIP processor's files: {error}", source=name) from error
+        processor.has_loading_code = has_loading_code
         return processor
 
     def _label_name(self) -> str:
@@ -367,6 +373,48 @@ class FlipProcessor(ProcessorMixin):
 
 
 _HUB_SETTINGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
+
+
+def _read_settings(path: str, processor_class: str) -> tuple[list[FieldConfig], str | None, int, bool]:
+    """The fields, the label and the most tokens of a row that `processor_config.json` holds, and whether it names the
+    loading code."""
+    try:
+        settings = json.loads(Path(path).read_text("utf-8"))
+        if not isinstance(settings, dict) or not isinstance(settings["fields"], list):
+            raise ValueError("the fields must be a list in an object")
+        if (kind := settings.get("processor_class")) not in (None, processor_class, FlipProcessor.__name__):
+            raise ValueError(f"processor_class={kind!r:.80} is another processor's")
+        fields = as_fields(settings["fields"])
+        label, max_length = settings["label"], settings["max_length"]
+        if not (label is None or isinstance(label, str)) or label in [f.name for f in fields]:
+            raise ValueError(f"label={label!r:.80} must be null or a column that is no field")
+        if not isinstance(max_length, int) or max_length < 1:
+            raise ValueError(f"max_length={max_length!r:.80} must be a whole number of at least 1")
+        if unfitted := [f.name for f in fields if f.num_features is None]:
+            raise ValueError(f"field {unfitted[0]!r} has no num_features")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"not a FLIP processor's settings: {error}", source=path) from error
+    return fields, label, max_length, settings.get("auto_map") == PROCESSOR_AUTO_MAP
+
+
+def _load_tokenizer(name: str, hub: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    try:
+        settings = get_tokenizer_config(name, **hub)
+        named = settings.get("tokenizer_class")
+        kind = getattr(transformers, named, None) if named is not None else None
+        # transformers would load whatever class of its own is named here, a model and its pickle too.
+        if kind is not None and not (isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerBase)):
+            raise ValueError(f"tokenizer_class={named!r} is not a tokenizer's")
+        if kind is None and settings.get("auto_map"):
+            raise ValueError("auto_map names code for it, which is never run; save it as a tokenizer of transformers")
+        # With a configuration, transformers looks into no other; without the word about code, it asks at the terminal.
+        settings = {**kwargs, "config": FlipConfig(), "trust_remote_code": False}
+        return AutoTokenizer.from_pretrained(name, **settings)  # nosec B615
+    except OSError:
+        raise
+    # transformers and tokenizers raise errors of any type over what these files hold.
+    except Exception as error:
+        raise InputError(f"the tokenizer's files can't be read: {error}", source=name) from error
 
 
 def _tokens(template: TextTemplate, values: pa.Array) -> list[torch.Tensor]:

@@ -80,8 +80,8 @@ def test_dcnv2_is_the_equations_of_its_paper():
         total = x
         for expert in range(2):
             v = own["down.weight"][3 * expert : 3 * expert + 3]
-            low = np.tanh(np.tanh(x @ v.T) @ own[f"middle.{expert}.weight"].T)
-            total = total + gates[:, expert : expert + 1] * (x0 * (low @ own[f"up.{expert}.weight"].T + own["bias"]))
+            low = np.tanh(np.tanh(x @ v.T) @ own["middle"][expert].T)
+            total = total + gates[:, expert : expert + 1] * (x0 * (low @ own["up"][expert].T + own["bias"]))
         x = total
     representation = np.concatenate([x, mlp(x0, weights, "deep")], axis=1)
     logits = representation @ weights["output.weight"][0] + weights["output.bias"]
@@ -210,7 +210,7 @@ def test_factorization_machine_sums_all_pairs():
 def test_what_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"^backbone='dcn9' is not one of lr, fm, .*, gdcn$"):
         build_backbone("dcn9", 2, 4, {})
-    with pytest.raises(ValueError, match="backbone 'deepfm' has no option layers; it has hidden_sizes, dropout"):
+    with pytest.raises(ValueError, match="backbone 'deepfm' has no option 'layers'; it has hidden_sizes, dropout"):
         build_backbone("deepfm", 2, 4, {"layers": 3})
 
 

@@ -67,9 +67,8 @@ def copy_dcn_mixture(ours, theirs):
     cross = theirs.crossnet
     for layer, u, v, c, bias in zip(ours.cross, cross.U_list, cross.V_list, cross.C_list, cross.bias, strict=True):
         layer.down.weight.copy_(v.transpose(1, 2).flatten(0, 1))
-        for expert, (middle, up) in enumerate(zip(layer.middle, layer.up, strict=True)):
-            middle.weight.copy_(c[expert])
-            up.weight.copy_(u[expert])
+        layer.middle.copy_(c)
+        layer.up.copy_(u)
         layer.bias.copy_(bias[:, 0])
         # deepctr's gates have no bias and are shared by all layers; equation 3 of the paper leaves both open.
         layer.gate.weight.copy_(torch.cat([gate.weight for gate in cross.gating]))

@@ -266,7 +266,7 @@ def test_features_are_dropped_to_oov_by_row_and_epoch_alone(fitted):
 
 
 def test_only_fields_with_an_oov_feature_drop_to_it(fitted):
-    with pytest.raises(ValueError, match="'price' is not a field with an OOV feature: user"):
+    with pytest.raises(ValueError, match="'price' is not a field with an OOV feature: 'user'"):
         FlipCTRCollator(fitted, oov_dropout={"price": 0.5})
 
 

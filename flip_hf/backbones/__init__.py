@@ -53,7 +53,7 @@ def build_backbone(name: str, num_fields: int, embedding_dim: int, options: dict
     cls = backbone_class(name)
     known = [p for p in inspect.signature(cls).parameters if p not in ("num_fields", "embedding_dim")]
     if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"backbone {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+        raise ValueError(f"backbone {name!r} has no option {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
     return cls(num_fields, embedding_dim, **options)
 
 

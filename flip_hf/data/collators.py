@@ -89,7 +89,9 @@ class FlipCTRCollator:
             raise ValueError(f"oov_dropout={oov_dropout} must be in [0, 1)")
         shares = oov_dropout if isinstance(oov_dropout, Mapping) else dict.fromkeys(growing, oov_dropout)
         if unknown := sorted(set(shares) - set(growing)):
-            raise ValueError(f"oov_dropout: {unknown[0]!r} is not a field with an OOV feature: {', '.join(growing)}")
+            raise ValueError(
+                f"oov_dropout: {unknown[0]!r} is not a field with an OOV feature: {', '.join(map(repr, growing))}"
+            )
         self.pad_token_id: int = processor.tokenizer.pad_token_id
         self.mode = mode
         self.seed = seed

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flip_hf.configuration_flip import printable
+
 _NOTHING = object()
 _SHOWN_CHARACTERS = 80
 
@@ -40,7 +42,7 @@ class InputError(ValueError):
             parts.append(f"row {row}")
         if value is not _NOTHING:
             parts.append(f"value {_shown(value)}")
-        super().__init__(f"{', '.join(parts)}: {message}" if parts else message)
+        super().__init__(printable(f"{', '.join(parts)}: {message}" if parts else message))
         self.message = message
         self.source = source
         self.field = field

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
+from flip_hf.configuration_flip import printable
 from flip_hf.data.schema import InputError, canonical_strings
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ def _wanted(names: Sequence[Any], columns: Sequence[str], optional: Sequence[str
     extra = tuple(sorted(str(name) for name in {*names} - {*columns, *optional}))
     if extra and extra not in _already_ignored:
         _already_ignored.add(extra)
-        logger.warning("ignoring columns that are not fields: %s", ", ".join(extra))
+        logger.warning("ignoring columns that are not fields: %s", printable(", ".join(extra)))
     return [*columns, *(name for name in optional if name in names)]
 
 

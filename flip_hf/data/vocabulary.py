@@ -33,6 +33,14 @@ _SCHEMA = pa.schema(
     ]
 )
 
+# Columns that hold one string many times over keep it once when they are read so.
+_STRINGS = ["field", "value", "reserved"]
+# A vocabulary is a few times its file, and hardly more than this where that is small.
+_LARGEST_SMALL = 1 << 26
+_MOST_TIMES = 1000
+_ROW_BYTES = 32
+_LARGEST_NOTE = 1 << 20
+
 Batch = Mapping[str, FieldValues]
 """For each field's name its values in some rows."""
 
@@ -221,17 +229,24 @@ class FeatureVocabulary:
             InputError: the file can't be read, or its features are not those that the fields describe.
         """
         try:
-            table = pq.read_table(path).cast(_SCHEMA)
-        except (pa.ArrowException, OSError, ValueError) as error:
+            with pq.ParquetFile(path, thrift_string_size_limit=_LARGEST_NOTE) as file:
+                metadata = file.metadata
+            if metadata.schema.names != _SCHEMA.names:
+                raise ValueError(f"the columns are {metadata.schema.names}, not {_SCHEMA.names}")
+            _check_size(metadata, Path(path), num_features(fields))
+            table = pq.read_table(path, read_dictionary=_STRINGS)
+            _check_strings(table, Path(path))
+            table = table.cast(_SCHEMA)
+            # Arrow takes a Parquet file's word that its strings are UTF-8.
+            table.validate(full=True)
+        except (pa.ArrowException, LookupError, OSError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
                 f"not a readable vocabulary ({error}); fetch or save it again", source=str(path)
             ) from error
-        if len(table) != num_features(fields):
-            raise InputError(
-                f"holds {len(table)} features, but the fields beside it have {num_features(fields)}; the two were not "
-                "saved together",
-                source=str(path),
-            )
+        if table["count"].null_count or (len(table) and pc.min(table["count"]).as_py() < 0):
+            raise InputError("counts of features must be 0 or more; the vocabulary was edited", source=str(path))
         names = table["field"].cast(pa.string())
         reserved = table["reserved"].cast(pa.string())
         values = []
@@ -260,6 +275,35 @@ class FeatureVocabulary:
     def _ids(self, field: int) -> np.ndarray:
         """The ids of the features that the field at that place owns, int64 (features,)."""
         return np.concatenate([np.arange(first, end) for first, end in self.ranges[field]])
+
+
+def _check_size(metadata: pq.FileMetaData, path: Path, num_features: int) -> None:
+    """Raises before a file is read that says of itself that it is not the vocabulary of so many features."""
+    if metadata.num_rows != num_features:
+        raise InputError(
+            f"holds {metadata.num_rows} features, but the fields beside it have {num_features}; the two were not "
+            "saved together",
+            source=str(path),
+        )
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    _check_bytes(sum(column.total_uncompressed_size for column in columns) + _ROW_BYTES * num_features, path)
+
+
+def _check_strings(table: pa.Table, path: Path) -> None:
+    """Raises before columns whose strings are kept once are written out."""
+    for name in _STRINGS:
+        for chunk in table[name].chunks:
+            _check_bytes(pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0, path)
+
+
+def _check_bytes(number: int, path: Path) -> None:
+    most = max(_LARGEST_SMALL, _MOST_TIMES * path.stat().st_size)
+    if number > most:
+        raise InputError(
+            f"would take {number} bytes of memory, {_MOST_TIMES} times the file; this is no vocabulary that was saved",
+            source=str(path),
+        )
 
 
 def _owner(fields: Sequence[FieldConfig], field: FieldConfig) -> int:

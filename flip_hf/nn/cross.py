@@ -73,24 +73,27 @@ class LowRankCross(nn.Module):
         super().__init__()
         self.num_experts = num_experts
         self.low_rank = low_rank
-        # V of all experts side by side; C and U one by one, so that each starts as a layer of its own size.
+        # V and U of all experts side by side: one product each.
         self.down = nn.Linear(size, num_experts * low_rank, bias=False)
-        self.middle = nn.ModuleList(nn.Linear(low_rank, low_rank, bias=False) for _ in range(num_experts))
-        self.up = nn.ModuleList(nn.Linear(low_rank, size, bias=False) for _ in range(num_experts))
+        self.middle = nn.Parameter(torch.empty(num_experts, low_rank, low_rank))
+        self.up = nn.Parameter(torch.empty(num_experts, size, low_rank))
         self.bias = nn.Parameter(torch.empty(size))
         self.gate = nn.Linear(size, num_experts)
 
     def init_parameters(self) -> None:
-        """Starts the bias; called by the model that owns this module."""
+        """Starts the bias and each expert's layers; called by the model that owns this module."""
         init.zeros_(self.bias)
+        for layers in (self.middle, self.up):
+            if not getattr(layers, "_is_hf_initialized", False):
+                for layer in layers:
+                    nn.init.xavier_uniform_(layer)
 
     def forward(self, x0: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         gates = self.gate(x).softmax(dim=-1)  # (B, experts)
         low = torch.tanh(self.down(x)).unflatten(-1, (self.num_experts, self.low_rank))  # (B, experts, rank)
-        middle = torch.stack([expert.weight for expert in self.middle])  # (experts, rank, rank)
-        inner = gates.unsqueeze(-1) * torch.tanh(torch.einsum("ber,eor->beo", low, middle))  # (B, experts, rank)
+        inner = gates.unsqueeze(-1) * torch.tanh(torch.einsum("ber,eor->beo", low, self.middle))  # (B, experts, rank)
         # The gates sum to one: so x0 and the bias come out of the sum, and the experts' products are one.
-        up = torch.cat([expert.weight for expert in self.up], dim=1)  # (size, experts * rank)
+        up = self.up.transpose(0, 1).flatten(1)  # (size, experts * rank)
         return x0 * (F.linear(inner.flatten(1), up) + self.bias) + x
 
 

@@ -37,7 +37,7 @@ class FeatureEmbedding(nn.Module):
         extra_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.position_ranges = [list(ranges) for ranges in position_ranges]
+        self.position_ranges = list(position_ranges)
         self.embedding_dim = embedding_dim
         self.initializer_range = initializer_range
         self._allocate(num_features, embedding_dim + extra_dim)

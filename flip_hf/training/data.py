@@ -42,7 +42,8 @@ class ClickLog:
         """
         known = [f.name for f in processor.fields]
         if unknown := [f.name for f in self.fields if f.name not in known]:
-            raise ValueError(f"{unknown[0]!r} is not one of the fields that the processor knows: {', '.join(known)}")
+            there = ", ".join(map(repr, known))
+            raise ValueError(f"{unknown[0]!r} is not one of the fields that the processor knows: {there}")
         return processor.encode_dataset(self.splits[split], with_label=with_label, source=self.sources[split])
 
 

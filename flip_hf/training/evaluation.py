@@ -112,7 +112,7 @@ def slice_masks(rows: Dataset, fields: Sequence[FieldConfig], names: Sequence[st
     """
     places = {f.name: i for i, f in enumerate(fields)}
     if unknown := [name for name in names if name not in places]:
-        raise ValueError(f"{unknown[0]!r} is not a field; the fields are {', '.join(places)}")
+        raise ValueError(f"{unknown[0]!r} is not a field; the fields are {', '.join(map(repr, places))}")
     if not names:
         return {}
     flags = np.stack(rows.with_format("numpy")["fallbacks"][:])

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from accelerate import Accelerator
 from datasets import Dataset
 
+from flip_hf.configuration_flip import printable
 from flip_hf.data.collators import FlipCTRCollator
 from flip_hf.data.sampling import least_sure
 from flip_hf.data.tables import stream_tables
@@ -96,5 +97,5 @@ def predict_file(
             writer.close()
             os.replace(aside, settings.output)
     lines = [f"scored {num_rows} rows of {settings.input} into {settings.output}"]
-    lines += [f"  {field}: {number} {kind}" for (field, kind), number in sorted(fallbacks.items())]
+    lines += [f"  {printable(field)}: {number} {kind}" for (field, kind), number in sorted(fallbacks.items())]
     return "\n".join(lines)

@@ -257,8 +257,11 @@ def parse_run(kind: type[RunConfig], arguments: Sequence[str] | None = None) -> 
         kind: the run's dataclass.
         arguments: the command line; by default the program's own.
     """
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
+    # A file of settings holds values. Where a setting takes any of them, `class_path` would have a program named by the
+    # file imported and called.
+    set_parsing_settings(import_path_denylist=["*"], instantiate_subclass_spec_in_any=False)
     parser = ArgumentParser(description=kind.__doc__)
     parser.add_argument("--config", action="config", help="YAML file with settings; later arguments override it")
     parser.add_class_arguments(kind)
