@@ -591,6 +591,14 @@ REFUSALS = {
         tokenizer_config(tokenizer_class="RagRetriever"),
         "tokenizer_class='RagRetriever' is not a tokenizer's",
     ),
+    "a tokenizer of another folder": (
+        PROCESSOR,
+        both(
+            lambda repo: shutil.copy(repo / "tokenizer.json", repo.parent / "tokenizer.4.0.0.json"),
+            tokenizer_config(fast_tokenizer_files=["../tokenizer.4.0.0.json"]),
+        ),
+        "fast_tokenizer_files names '../tokenizer.4.0.0.json', which is not in the same folder",
+    ),
     "a number for a tokenizer": (PROCESSOR, tokenizer_config(tokenizer_class=5), "the tokenizer's files can't be read"),
 }
 
