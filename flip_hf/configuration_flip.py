@@ -393,7 +393,7 @@ class FlipConfig(PreTrainedConfig):
 
         Raises:
             OSError: there is no `config.json`, or it is not JSON.
-            ValueError: it is nested too deeply to be a configuration.
+            ValueError: as in `from_dict`.
         """
         try:
             values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -401,6 +401,8 @@ class FlipConfig(PreTrainedConfig):
             raise ValueError(f"{pretrained_model_name_or_path}: config.json is nested too deeply") from error
         if not values:
             raise OSError(f"{pretrained_model_name_or_path} has no config.json with a configuration in it")
+        # Before transformers warns of what it finds strange.
+        _check_file(values)
         return values, unused
 
     @classmethod
