@@ -422,7 +422,8 @@ class FlipConfig(PreTrainedConfig):
             return super().from_dict(config_dict, **kwargs)
         # What transformers raises over a setting of the wrong type is of any type, and does not say whose it is.
         except Exception as error:
-            raise ValueError(f"config.json does not describe a FLIP model: {printable(str(error))}") from error
+            why = printable(str(error))
+            raise ValueError(f"config.json, or a setting passed with it, is not of a FLIP model: {why}") from error
 
     @property
     def tabular_fields(self) -> list[FieldConfig]:
