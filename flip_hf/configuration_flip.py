@@ -399,7 +399,7 @@ class FlipConfig(PreTrainedConfig):
 
         Raises:
             OSError: there is no `config.json`, or it is not JSON.
-            ValueError: it is nested too deeply to be a configuration.
+            ValueError: as in `from_dict`.
         """
         try:
             values, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -407,6 +407,8 @@ class FlipConfig(PreTrainedConfig):
             raise ValueError(f"{pretrained_model_name_or_path}: config.json is nested too deeply") from error
         if not values:
             raise OSError(f"{pretrained_model_name_or_path} has no config.json with a configuration in it")
+        # Before transformers warns of what it finds strange.
+        _check_file(values)
         return values, unused
 
     @classmethod
@@ -426,7 +428,8 @@ class FlipConfig(PreTrainedConfig):
             return super().from_dict(config_dict, **kwargs)
         # What transformers raises over a setting of the wrong type is of any type, and does not say whose it is.
         except Exception as error:
-            raise ValueError(f"config.json does not describe a FLIP model: {printable(str(error))}") from error
+            why = printable(str(error))
+            raise ValueError(f"config.json, or a setting passed with it, is not of a FLIP model: {why}") from error
 
     @property
     def tabular_fields(self) -> list[FieldConfig]:

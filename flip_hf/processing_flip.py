@@ -407,6 +407,8 @@ def _load_tokenizer(name: str, hub: dict[str, Any], kwargs: dict[str, Any]) -> A
             raise ValueError(f"tokenizer_class={named!r} is not a tokenizer's")
         if kind is None and settings.get("auto_map"):
             raise ValueError("auto_map names code for it, which is never run; save it as a tokenizer of transformers")
+        if climbing := [n for n in settings.get("fast_tokenizer_files") or () if Path(n).name != n]:
+            raise ValueError(f"fast_tokenizer_files names {climbing[0]!r:.80}, which is not in the same folder")
         # With a configuration, transformers looks into no other; without the word about code, it asks at the terminal.
         settings = {**kwargs, "config": FlipConfig(), "trust_remote_code": False}
         return AutoTokenizer.from_pretrained(name, **settings)  # nosec B615

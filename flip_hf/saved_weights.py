@@ -28,6 +28,8 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from flip_hf.configuration_flip import printable
+
 _ADAPTER = "adapter_config.json"
 _ENDING = ".safetensors"
 _WHERE = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
@@ -136,16 +138,18 @@ def limited_building() -> Iterator[None]:
         yield
     # What torch and transformers raise over a setting that makes no sense does not say where it stands.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{weights.source}: the model that config.json describes can't be built: {error}") from error
+        why = printable(str(error))
+        raise ValueError(f"{weights.source}: the model that config.json describes can't be built: {why}") from error
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def _has_adapter(source: str, where: Mapping[str, Any]) -> bool:
-    if Path(source).is_dir() or not is_peft_available():
+    if Path(source).is_dir():
         return Path(source, where.get("subfolder", ""), _ADAPTER).exists()
-    return find_adapter_config_file(source, **where) is not None
+    # Without peft, transformers does not look for one.
+    return is_peft_available() and find_adapter_config_file(source, **where) is not None
 
 
 def _find(source: str, name: str, where: Mapping[str, Any]) -> str | None:
@@ -185,6 +189,10 @@ def _shapes(path: Path) -> list[list[int]]:
         raise ValueError(f"{path}: not a safetensors file; weights of another form are not read")
     try:
         with safe_open(path, framework="pt") as file:
-            return [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error}); fetch or save it again") from error
+    # transformers reports names that it does not expect, as they are.
+    if steering := [name for name in shapes if not name.isprintable()]:
+        raise ValueError(f"{path}: {steering[0]!r:.80} is not the name of a tensor of any model")
+    return list(shapes.values())

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -61,8 +62,8 @@ CONTROLS = {f.__name__: f for f in (read_pickle, take_memory, ask_network, open_
 
 
 def load(loader, folder):
-    """The error's type and message, or none; the seconds it took; the peak of the process's memory; the files that
-    Python opened; and what was done that no load has business with."""
+    """The error's type and message, or none; the seconds it took; what it printed; the most memory the process had;
+    the files that Python opened; and what was done that no load has business with."""
     import flip_hf
 
     act = CONTROLS.get(loader) or getattr(flip_hf, loader).from_pretrained
@@ -77,16 +78,21 @@ def load(loader, folder):
         elif event.startswith(_FORBIDDEN):
             forbidden.append(f"{event} {arguments!r:.200}")
 
+    printed = tempfile.TemporaryFile()  # noqa: SIM115, the process ends with it
+    for stream in (1, 2):
+        os.dup2(printed.fileno(), stream)
     sys.addaudithook(watch)
     started, error = time.monotonic(), None
     try:
         act(folder)
     except BaseException as raised:
         error = raised
+    printed.seek(0)
     return {
         "error": None if error is None else type(error).__name__,
         "message": "" if error is None else str(error),
         "seconds": time.monotonic() - started,
+        "printed": printed.read().decode(errors="backslashreplace"),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "opened": opened,
         "forbidden": forbidden,
@@ -102,8 +108,7 @@ def main():
     for name in flip_hf.__all__:
         getattr(flip_hf, name)
     answers = os.fdopen(os.dup(1), "w")
-    # What a load prints is no answer, and what it would ask nobody answers with the next request.
-    os.dup2(2, 1)
+    # What a load would ask, nobody answers with the next request.
     requests = os.fdopen(os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for line in requests:
@@ -118,7 +123,8 @@ def main():
             text = pipe.read()
         _, status = os.waitpid(child, 0)
         died = {"error": "died", "message": f"exit status {os.waitstatus_to_exitcode(status)}", "seconds": SECONDS}
-        print(text or json.dumps(died | {"peak_bytes": 0, "opened": [], "forbidden": []}), file=answers, flush=True)
+        died |= {"printed": "", "peak_bytes": 0, "opened": [], "forbidden": []}
+        print(text or json.dumps(died), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ ALLOWED = {
     "nn": {"configuration_flip"},
     "backbones": {"nn"},
     "objectives": {"configuration_flip", "nn"},
-    "saved_weights": set(),
+    "saved_weights": {"configuration_flip"},
     "sharded_checkpoint": set(),
     "modeling_flip": {
         "configuration_flip",

@@ -86,6 +86,8 @@ def assert_harmless(result, repo):
     assert beside == []
     assert not [path for path in result["opened"] if path.endswith((".bin", ".py")) and path.startswith(str(repo))]
     assert result["message"].replace("\n", "").isprintable()
+    # transformers prints some words bold.
+    assert re.sub(r"[\n\r\t]|\x1b\[\d*m", "", result["printed"]).isprintable(), result["printed"]
 
 
 # ----- ways to spoil a folder
@@ -349,6 +351,13 @@ REFUSALS = {
     "a cut file": (MODEL, cut("model.safetensors", -5000), "model.safetensors: not a readable .* not fully covered"),
     "an empty file": (MODEL, cut("model.safetensors", 0), "model.safetensors: not a readable safetensors file"),
     "other weights": (MODEL, weights({"x": torch.zeros(3)}), "repo lacks weights that mode='joint' needs"),
+    "a tensor that steers the terminal": (
+        MODEL,
+        lambda repo: save_file(
+            load_file(repo / "model.safetensors") | {"\x1b[2Jevil": torch.zeros(1)}, repo / "model.safetensors"
+        ),
+        r"'\\x1b\[2Jevil' is not the name of a tensor of any model",
+    ),
     "an adapter": (
         MODEL,
         content("adapter_config.json", '{"base_model_name_or_path": "evil/base", "peft_type": "LORA"}'),
@@ -415,6 +424,7 @@ REFUSALS = {
     "an unknown mode": (CONFIG, config(mode="evil"), "mode='evil' is not one of joint, id, text"),
     "an unknown setting of a field": (CONFIG, field(0, evil=1), "field 'user_id': unknown settings 'evil'"),
     "an unknown kind of model": (CONFIG, config(model_type="evil"), "describes a model of type 'evil', not 'flip'"),
+    "a kind that steers the terminal": (CONFIG, config(model_type="\x1b[2J"), r"of type '\\x1b\[2J', not 'flip'"),
     "another kind of model": (CONFIG, config(model_type="bert"), "describes a model of type 'bert', not 'flip'"),
     "an unknown text encoder": (CONFIG, text_config(model_type="evil"), "Unrecognized model type for subconfig: evil"),
     "itself as the text encoder": (CONFIG, config(text_config={"model_type": "flip"}), "is not a text encoder's"),
@@ -590,6 +600,14 @@ REFUSALS = {
         PROCESSOR,
         tokenizer_config(tokenizer_class="RagRetriever"),
         "tokenizer_class='RagRetriever' is not a tokenizer's",
+    ),
+    "a tokenizer of another folder": (
+        PROCESSOR,
+        both(
+            lambda repo: shutil.copy(repo / "tokenizer.json", repo.parent / "tokenizer.4.0.0.json"),
+            tokenizer_config(fast_tokenizer_files=["../tokenizer.4.0.0.json"]),
+        ),
+        "fast_tokenizer_files names '../tokenizer.4.0.0.json', which is not in the same folder",
     ),
     "a number for a tokenizer": (PROCESSOR, tokenizer_config(tokenizer_class=5), "the tokenizer's files can't be read"),
 }

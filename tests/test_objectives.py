@@ -298,7 +298,7 @@ def test_only_declared_views_are_encoded(name, monkeypatch):
 
 
 def test_an_unknown_objective_is_refused():
-    with pytest.raises(ValueError, match="objectives rtd are not among mlm, mtm, icl"):
+    with pytest.raises(ValueError, match="objectives 'rtd' are not among mlm, mtm, icl"):
         build(objectives={"rtd": 1.0})
 
 

@@ -325,7 +325,7 @@ def test_what_a_click_log_can_not_be_is_named(tmp_path):
 def test_a_field_that_the_processor_does_not_know_is_named(processor, click_rows):
     rows = DatasetDict({"train": Dataset.from_dict(click_rows)})
     log = ClickLog(rows, [*processor.fields, FieldConfig("liked_titles")], "label", {"train": "here"}, {})
-    with pytest.raises(ValueError, match="'liked_titles' is not one of the fields that the processor knows: user_id"):
+    with pytest.raises(ValueError, match="'liked_titles' is not one of the fields that the processor knows: 'user_id'"):
         log.encode(processor, "train")
 
 

@@ -293,8 +293,8 @@ def _check_size(metadata: pq.FileMetaData, path: Path, num_features: int) -> Non
 def _check_strings(table: pa.Table, path: Path) -> None:
     """Raises before columns whose strings are kept once are written out."""
     for name in _STRINGS:
-        for chunk in table[name].chunks:
-            _check_bytes(pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0, path)
+        lengths = [pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in table[name].chunks]
+        _check_bytes(sum(pc.sum(chunk).as_py() or 0 for chunk in lengths), path)
 
 
 def _check_bytes(number: int, path: Path) -> None:
