@@ -16,7 +16,7 @@ from pathlib import Path
 
 SPARE_BYTES = 1 << 29
 """Address space that a load may take beyond what the imports have taken."""
-SECONDS = 30
+SECONDS = 90
 
 # What no load has business with: programs, the network, classes that a pickle names, libraries.
 _FORBIDDEN = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.", "pickle.", "ctypes.dlopen")

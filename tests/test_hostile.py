@@ -26,7 +26,7 @@ MODEL = ("FlipForCTR",)
 PROCESSOR = ("FlipProcessor",)
 EVERYTHING = ("FlipConfig", *MODELS, "FlipProcessor")
 
-MOST_SECONDS = 10
+MOST_SECONDS = 60
 MOST_BYTES = 300 << 20
 """What a refusal may take: far less than what the folder asks for, and some room for the reading of its files."""
 

@@ -1,0 +1,61 @@
+"""What the machine can do at best, measured in the run that is compared with it."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+# Square matrices of this size are past what caches and starting threads cost.
+_GEMM_SIZE = 2048
+_COPY_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Of all threads that torch uses together.
+
+    Attributes:
+        bf16_gflops: billions of floating-point operations a second in products of bfloat16 matrices.
+        fp32_gflops: the same in single precision.
+        memory_gbps: billions of bytes a second read and written in copying.
+    """
+
+    bf16_gflops: float
+    fp32_gflops: float
+    memory_gbps: float
+
+    def __str__(self) -> str:
+        return (
+            f"ceilings: {self.bf16_gflops:.0f} GFLOP/s in bf16 and {self.fp32_gflops:.0f} in fp32 matrix products, "
+            f"{self.memory_gbps:.1f} GB/s of memory, {torch.get_num_threads()} threads"
+        )
+
+
+def measure_ceilings() -> Ceilings:
+    """Takes a few seconds."""
+    return Ceilings(_gemm(torch.bfloat16), _gemm(torch.float32), _copy())
+
+
+def seconds(call: Callable[[], object], least_seconds: float = 1.0, warm_up: int = 2) -> float:
+    """The median time of one call, over as many as fit."""
+    for _ in range(warm_up):
+        call()
+    times = []
+    while sum(times) < least_seconds or len(times) < 5:
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _gemm(dtype: torch.dtype) -> float:
+    a, b = (torch.randn(_GEMM_SIZE, _GEMM_SIZE).to(dtype) for _ in range(2))
+    # The best of several: a ceiling is not an average.
+    return max(2 * _GEMM_SIZE**3 / seconds(lambda: a @ b, 0.5) / 1e9 for _ in range(3))
+
+
+def _copy() -> float:
+    source, target = torch.ones(_COPY_BYTES, dtype=torch.uint8), torch.empty(_COPY_BYTES, dtype=torch.uint8)
+    return 2 * _COPY_BYTES / seconds(lambda: target.copy_(source), 0.5) / 1e9

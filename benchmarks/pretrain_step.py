@@ -1,0 +1,187 @@
+"""Times pretraining steps of ours and of our own code made to do what the released code does.
+
+python benchmarks/pretrain_step.py --as-paper
+python benchmarks/pretrain_step.py --batch_size 256 --layers 1
+
+Both sides take the same rows of MovieLens-100K, the same layers of MiniLM and the same ID-based model, one step of each
+after the other. With `--as-paper` the text of every row is tokenised anew, padded to 100 tokens and read three times in
+single precision, and every position is scored over the vocabulary: that is what the released training step computes.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from ceilings import measure_ceilings
+from jobs import machine, markdown
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from flip_hf import FlipForPreTraining, FlipPretrainingCollator
+from flip_hf.configuration_flip import IGNORED_LABEL
+from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
+from flip_hf.training import loop
+from flip_hf.training.build import fit_processor, new_model
+from flip_hf.training.data import load_click_log
+from flip_hf.training.optimization import build_optimizer, clip_gradients
+from flip_hf.training.run_config import DataConfig, ModelConfig, TrainingConfig
+
+PAPER_TOKENS = 100
+
+
+class Ours:
+    """The package's own step, as the training loop takes it."""
+
+    def __init__(self, log: Any, processor: Any, settings: ModelConfig, training: TrainingConfig) -> None:
+        self.accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.accelerator.is_available())
+        model = new_model(FlipForPreTraining, settings, processor)
+        model.set_feature_counts(processor.feature_counts)
+        self.rows = log.encode(processor, "train", with_label=False).with_format("arrow")
+        self.collator = FlipPretrainingCollator(processor)
+        self.batches = list(LengthGroupedBatchSampler(text_lengths(self.rows), training.batch_size, seed=0))
+        self.training = training
+        self.text_model: Any = model.flip.text_model
+        self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, training))
+        self.run = SimpleNamespace(accelerator=self.accelerator, folder=Path())
+
+    def batch(self, number: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        rows = self.rows[self.batches[number % len(self.batches)]]
+        return torch.tensor(rows["row"].to_numpy()), self.collator(rows)
+
+    def step(self, batch: Any) -> None:
+        self.model.train()
+        loop._step(self.model, self.optimizer, [batch], self.training, self.run, 1)
+
+
+class AsPaper:
+    """The same objectives, computed as the released code computes them."""
+
+    def __init__(self, log: Any, processor: Any, settings: ModelConfig, training: TrainingConfig) -> None:
+        self.log, self.processor, self.training = log.splits["train"], processor, training
+        self.encoded = log.encode(processor, "train", with_label=False).with_format("arrow")
+        self.collator = FlipPretrainingCollator(processor)
+        # MLM and MTM take the masked and one complete text; ICL encodes the complete text once more.
+        options = settings.options | {"objectives": {"mlm": 1.0, "mtm": 1.0}}
+        settings = ModelConfig(settings.text_encoder, settings.text_layers, settings.max_length, options)
+        self.masked = new_model(FlipForPreTraining, settings, processor)
+        self.masked.set_feature_counts(processor.feature_counts)
+        settings.options = settings.options | {"objectives": {"icl": 1.0}}
+        self.contrast = new_model(FlipForPreTraining, settings, processor)
+        self.contrast.flip = self.masked.flip
+        self.text_model: Any = self.masked.flip.text_model
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
+        both = nn.ModuleList([self.masked, self.contrast])
+        both.sharded_parameters = {}  # type: ignore[assignment]
+        self.optimizer = build_optimizer(both, training)
+        self.model = both
+
+    def batch(self, number: int) -> dict[str, torch.Tensor]:
+        size = self.training.batch_size
+        rows = [(number * size + i) % len(self.encoded) for i in range(size)]
+        batch = self.collator(self.encoded[rows])
+        fields = self.processor.fields
+        texts = [
+            " ".join(f"{f.display_name} is {row[f.name]}." for f in fields) for row in self.log.select(rows).to_list()
+        ]
+        # One row at a time, as a Dataset's __getitem__ does.
+        options = {"padding": "max_length", "truncation": True, "max_length": PAPER_TOKENS}
+        tokens = [self.processor.tokenizer(text, **options)["input_ids"] for text in texts]
+        masked, labels = self._padded(batch, "masked_input_ids", 0), self._padded(batch, "mlm_labels", IGNORED_LABEL)
+        # Which tokens are masked is the package's: the text is its own, the cost that of tokenising it.
+        assert len(tokens) == size
+        complete, mask = self._padded(batch, "input_ids", 0), self._padded(batch, "attention_mask", 0)
+        # All positions are scored over the vocabulary; the loss of those that are not masked is thrown away there too.
+        scored = torch.where(labels == IGNORED_LABEL, complete, labels)
+        new = {"masked_input_ids": masked, "mlm_labels": scored, "input_ids": complete, "attention_mask": mask}
+        return batch | new
+
+    @staticmethod
+    def _padded(batch: dict[str, torch.Tensor], name: str, value: int) -> torch.Tensor:
+        tensor = batch[name][:, :PAPER_TOKENS]
+        return nn.functional.pad(tensor, (0, PAPER_TOKENS - tensor.shape[1]), value=value)
+
+    def step(self, batch: dict[str, torch.Tensor]) -> None:
+        self.model.train()
+        complete = {name: batch[name] for name in ("feature_ids", "input_ids", "attention_mask")}
+        loss = self.masked(**batch).loss + self.contrast(**complete).loss
+        loss.backward()
+        clip_gradients(self.model, self.accelerator, self.training.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def count_flops(side: Any) -> float:
+    """Floating-point operations of matrix products in one step, billions."""
+    # The fused attention of CPUs is not counted; the eager one computes the same products.
+    side.text_model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        side.step(side.batch(0))
+    side.text_model.set_attn_implementation("sdpa")
+    return counter.get_total_flops() / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--as-paper", action="store_true", help="time the released code's way beside ours")
+    parser.add_argument("--layers", type=int, default=3, help="layers of MiniLM")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=8, help="steps of each side")
+    arguments = parser.parse_args()
+    log = load_click_log(DataConfig(source="movielens-100k", max_train_rows=16384))
+    settings = ModelConfig(text_layers=arguments.layers)
+    training = TrainingConfig(batch_size=arguments.batch_size)
+    processor = fit_processor(log, settings)
+    sides: dict[str, Any] = {"ours": Ours(log, processor, settings, training)}
+    if arguments.as_paper:
+        sides["as the paper's code"] = AsPaper(log, processor, settings, training)
+
+    ceilings = measure_ceilings()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    collation: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(-2, arguments.steps):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            batch = side.batch(number % arguments.steps)
+            made = time.perf_counter()
+            side.step(batch)
+            if number >= 0:
+                times[name].append(time.perf_counter() - started)
+                collation[name].append(made - started)
+    rows = []
+    for name, side in sides.items():
+        flops = count_flops(side)
+        step = statistics.median(times[name])
+        facts = {
+            "side": name,
+            "rows_per_second": arguments.batch_size / step,
+            "seconds": step,
+            "collation_share": statistics.median(collation[name]) / step,
+            "gflop": flops,
+            "peak_share": flops / step / ceilings.bf16_gflops,
+        }
+        print(json.dumps(facts))
+        rows.append(
+            [
+                name,
+                f"{facts['rows_per_second']:.1f}",
+                f"{1000 * step:.0f}",
+                f"{100 * facts['collation_share']:.1f} %",
+                f"{flops / arguments.batch_size:.2f}",
+                f"{100 * facts['peak_share']:.0f} %",
+            ]
+        )
+    header = ["step", "rows/s", "ms", "of it making the batch", "GFLOP a row", "of the bf16 peak"]
+    print(f"\n{markdown(header, rows)}\n\n{ceilings}\n\n{machine()}")
+    if arguments.as_paper:
+        ratio = statistics.median(times["as the paper's code"]) / statistics.median(times["ours"])
+        print(f"\nours is {ratio:.1f} times as fast")
+
+
+if __name__ == "__main__":
+    main()
