@@ -458,7 +458,7 @@ class FlipConfig(PreTrainedConfig):
         output["fields"] = [f.to_dict() for f in self.fields]
         if output["text_config"] is not None:
             # Where the text encoder lay on the machine that built this; transformers leaves out only FLIP's own.
-            output["text_config"].pop("_name_or_path", None)
+            output["text_config"]["_name_or_path"] = ""
         return output
 
 
