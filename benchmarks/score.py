@@ -1,0 +1,142 @@
+"""Times scoring: the ID-based model beside deepctr-torch's, one row, both towers beside a plain loop, and the cascade.
+
+python benchmarks/score.py --model runs/demo/flip/model
+
+The rows are MovieLens-100K's test rows of the random split, repeated where there are too few. `--model` is a joint
+model that was trained on that split, such as `make demo` leaves.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import torch
+from ceilings import measure_ceilings
+from jobs import machine, markdown
+from peers import DIM, DROPOUT, HIDDEN, PEERS
+from transformers import pipeline
+
+from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
+from flip_hf.training.data import load_click_log
+from flip_hf.training.metrics import compute_metrics
+from flip_hf.training.run_config import DataConfig
+
+BATCH = 4096
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+
+
+def rate(rows: int, call: Callable[[], object], repeats: int = 5) -> float:
+    """Rows a second, by the median of several calls after one that is not counted."""
+    call()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return rows / float(np.median(times))
+
+
+@torch.no_grad()
+def id_models(processor: FlipProcessor, encoded: pa.Table) -> list[list[str]]:
+    """Rows a second of DCNv2 of the same size, ours and deepctr-torch's, over feature ids that are there."""
+    # Imported, deepctr-torch starts a thread that asks a package index for its newest version.
+    with mock.patch("threading.Thread.start"):
+        from deepctr_torch import models
+        from deepctr_torch.inputs import SparseFeat
+    ids = torch.from_numpy(np.stack(encoded["feature_ids"].to_numpy())[:BATCH])
+    ranges = [owned[0] for owned in processor.vocabulary.ranges]
+    named = list(zip(processor.fields, ranges, strict=True))
+    columns = [SparseFeat(f.name, end - first, embedding_dim=DIM) for f, (first, end) in named]
+    local = (ids - torch.tensor([first for first, _ in ranges])).float()
+    table = []
+    for name, options in (("dcnv2", {}), ("dcnv2, matrix", {"cross": "matrix"})):
+        sizes = {"hidden_sizes": list(HIDDEN), "dropout": DROPOUT, **options}
+        config = FlipConfig(fields=processor.fields, mode="id", embedding_dim=DIM, backbone_options=sizes)
+        ours: Any = FlipForCTR(config).eval()
+        kind, extra = PEERS[name]
+        theirs: Any = getattr(models, kind)(columns, columns, dnn_hidden_units=HIDDEN, dnn_dropout=DROPOUT, **extra)
+        theirs.eval()
+        own = rate(len(ids), functools.partial(ours, feature_ids=ids), 20)
+        peer = rate(len(ids), functools.partial(theirs, local), 20)
+        table.append([name, f"{own:,.0f}", f"{peer:,.0f}", f"{own / peer:.2f}"])
+    return table
+
+
+def one_row(path: Path, row: dict[str, Any]) -> list[list[str]]:
+    """The time from a dict to its probability, milliseconds."""
+    table = []
+    for mode in ("id", "joint"):
+        clicks = pipeline("ctr-prediction", model=str(path), model_kwargs={"mode": mode})
+        times = []
+        for _ in range(400):
+            started = time.perf_counter()
+            clicks(row)
+            times.append(1000 * (time.perf_counter() - started))
+        times = times[50:]
+        table.append([mode, f"{np.median(times):.2f}", f"{np.percentile(times, 99):.2f}"])
+    return table
+
+
+@torch.no_grad()
+def plain_scores(path: Path, processor: FlipProcessor, rows: pa.Table) -> np.ndarray:
+    """What a plain loop computes: rows as they come, padded to the longest text that the model takes, fp32."""
+    model: Any = FlipForCTR.from_pretrained(path).eval()
+    found = []
+    for start in range(0, len(rows), 256):
+        inputs = processor(rows.slice(start, 256), return_tensors="pt", pad_to_multiple_of=processor.max_length)
+        found.append(model(**inputs).logits.sigmoid().numpy())
+    return np.concatenate(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="folder of a joint model")
+    parser.add_argument("--rows", type=int, default=4096, help="rows for both towers")
+    arguments = parser.parse_args()
+    processor = FlipProcessor.from_pretrained(arguments.model)
+    split = load_click_log(DataConfig(source="movielens-100k")).splits["test"].with_format("arrow")[:]
+    rows = split.slice(0, arguments.rows)
+    labels = rows["label"].to_numpy()
+    ceilings = measure_ceilings()
+
+    table = id_models(processor, processor.encode(split, with_text=False))
+    header = ["ID-based model", "rows/s", "rows/s, deepctr-torch", "times as fast"]
+    print(f"{markdown(header, table)}\n\nBatches of {BATCH} rows, feature ids to logits.\n")
+
+    ids = pipeline("ctr-prediction", model=str(arguments.model), model_kwargs={"mode": "id"}, batch_size=BATCH)
+    print(f"FLIP_ID from Arrow rows to probabilities: {rate(len(split), lambda: ids(split), 3):,.0f} rows/s.\n")
+
+    first = rows.slice(0, 1).select([f.name for f in processor.fields]).to_pylist()[0]
+    print(f"{markdown(['one row, mode', 'median ms', '99th percentile ms'], one_row(arguments.model, first))}\n")
+
+    started = time.perf_counter()
+    plain = plain_scores(arguments.model, processor, rows)
+    plain_rate = len(rows) / (time.perf_counter() - started)
+    clicks = pipeline("ctr-prediction", model=str(arguments.model))
+    table = [["plain loop", f"{plain_rate:,.0f}", "", *_quality(labels, plain)]]
+    whole = 0.0
+    for share in (None, *reversed(SHARES)):
+        started = time.perf_counter()
+        results = clicks(rows) if share is None else clicks(rows, text_budget=share)
+        speed = len(rows) / (time.perf_counter() - started)
+        whole = whole or speed
+        name = "pipeline" if share is None else f"text_budget={share:g}"
+        found = np.array([result["probability"] for result in results])
+        table.append([name, f"{speed:,.0f}", f"{speed / whole:.2f}", *_quality(labels, found)])
+    header = ["both towers", "rows/s", "times the pipeline", "AUC", "LogLoss"]
+    print(f"{markdown(header, table)}\n\n{len(rows)} test rows.\n\n{ceilings}\n\n{machine()}")
+
+
+def _quality(labels: np.ndarray, found: np.ndarray) -> list[str]:
+    metrics = compute_metrics(labels, found)
+    return [f"{metrics['auc']:.4f}", f"{metrics['logloss']:.4f}"]
+
+
+if __name__ == "__main__":
+    main()
