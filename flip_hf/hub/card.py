@@ -66,7 +66,7 @@ def render_card(record: Mapping[str, Any], repo_id: str, pictures: Mapping[str, 
         undefined=jinja2.StrictUndefined, finalize=escaped, keep_trailing_newline=True, autoescape=False
     )
     environment.filters |= {
-        "code": lambda value: Markdown(json.dumps(value)),
+        "code": lambda value: Markdown(json.dumps(value, indent=4)),
         "verbatim": lambda value: Markdown(str(value).replace("```", "'''")),
         "number": lambda value: Markdown("" if value is None else f"{value:.4f}"),
         "interval": lambda value: Markdown("" if value is None else f"{value[0]:.4f} to {value[1]:.4f}"),
