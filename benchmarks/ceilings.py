@@ -42,7 +42,7 @@ def seconds(call: Callable[[], object], least_seconds: float = 1.0, warm_up: int
     """The median time of one call, over as many as fit."""
     for _ in range(warm_up):
         call()
-    times = []
+    times: list[float] = []
     while sum(times) < least_seconds or len(times) < 5:
         started = time.perf_counter()
         call()

@@ -48,7 +48,7 @@ class Ours:
         self.training = training
         self.text_model: Any = model.flip.text_model
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, training))
-        self.run = SimpleNamespace(accelerator=self.accelerator, folder=Path())
+        self.run: Any = SimpleNamespace(accelerator=self.accelerator, folder=Path())
 
     def batch(self, number: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         rows = self.rows[self.batches[number % len(self.batches)]]

@@ -131,9 +131,6 @@ class Run:
         self._repo = None
         if settings.push_to_hub is not None:
             self._repo = HubRepo(settings.push_to_hub, settings.private, settings.revision or "main")
-            if self.is_main:
-                # Before anything is trained: a token that may not write is known now.
-                self._repo.prepare()
         self._started = time.monotonic()
         self.record: dict[str, Any] = {
             "task": "pretraining" if isinstance(settings, PretrainRun) else "finetuning",
@@ -174,6 +171,9 @@ class Run:
                 f"{self.folder} holds a run that has not ended; its last checkpoint is {last.name}. Go on with "
                 f"--resume true, choose another output_dir, or delete {self._checkpoints.folder} to start afresh"
             )
+        if self._repo is not None and self.is_main:
+            # Before anything is trained: a token that may not write is known now.
+            self._repo.prepare()
         # Every process must have looked before one changes anything.
         self.accelerator.wait_for_everyone()
         if self.is_main:
