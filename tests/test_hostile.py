@@ -320,7 +320,11 @@ REFUSALS = {
         r"index.json: 'pytorch_model.bin' is not the name of a safetensors file in the same folder",
     ),
     "an index that climbs": (MODEL, index("../outside.safetensors", "../outside.safetensors"), "index.json: .*outside"),
-    "an index that names a place": (MODEL, index("absolute", "../outside.safetensors"), "index.json: .*outside"),
+    "an index that names a place": (
+        MODEL,
+        index("absolute", "../outside.safetensors"),
+        r"index.json: ./.* is not the name of a safetensors file",
+    ),
     "an index of a missing file": (MODEL, index("other.safetensors"), "other.safetensors: not a readable safetensors"),
     "an index that is a list": (
         MODEL,
