@@ -29,7 +29,7 @@ from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.training import loop
 from flip_hf.training.build import fit_processor, new_model
 from flip_hf.training.data import load_click_log
-from flip_hf.training.optimization import build_optimizer, clip_gradients
+from flip_hf.training.optimization import build_optimizer
 from flip_hf.training.run_config import DataConfig, ModelConfig, TrainingConfig
 
 PAPER_TOKENS = 100
@@ -75,11 +75,8 @@ class AsPaper:
         self.contrast = new_model(FlipForPreTraining, settings, processor)
         self.contrast.flip = self.masked.flip
         self.text_model: Any = self.masked.flip.text_model
-        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
-        both = nn.ModuleList([self.masked, self.contrast])
-        both.sharded_parameters = {}  # type: ignore[assignment]
-        self.optimizer = build_optimizer(both, training)
-        self.model = both
+        self.model = nn.ModuleList([self.masked, self.contrast])
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=training.text_learning_rate)
 
     def batch(self, number: int) -> dict[str, torch.Tensor]:
         size = self.training.batch_size
@@ -111,7 +108,7 @@ class AsPaper:
         complete = {name: batch[name] for name in ("feature_ids", "input_ids", "attention_mask")}
         loss = self.masked(**batch).loss + self.contrast(**complete).loss
         loss.backward()
-        clip_gradients(self.model, self.accelerator, self.training.max_gradient_norm)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
