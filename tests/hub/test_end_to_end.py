@@ -12,7 +12,6 @@ import pytest
 import torch
 from hub import clients
 from hub.server import Fault, HubServer
-from transformers import BertConfig, BertModel
 
 from flip_hf import FlipForCTR, FlipProcessor
 from flip_hf.data.sources import dataset_source
@@ -39,13 +38,8 @@ def hub():
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory, wordpiece):
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(**size, vocab_size=len(wordpiece))).save_pretrained(folder)
-    wordpiece.save_pretrained(folder)
-    return folder
+def encoder(workplace):
+    return workplace / "encoder"
 
 
 def finetune(hub, home, encoder, output, *flags, script="finetune"):
@@ -160,11 +154,10 @@ def test_revisions(hub, pushed, encoder, tmp_path):
     assert "no-such-branch" in missing.stderr.splitlines()[-1] + missing.stderr
 
 
-def test_private(hub, pushed, tmp_path):
+def test_private(hub, pushed, encoder, tmp_path):
     repo = "org/private"
-    command = finetune(hub, pushed["home"], "unused", pushed["folder"], "--push-to-hub", repo, "--private", "--resume")
     # The same run, which has ended: it is only pushed.
-    command["args"] = [a if a != "unused" else encoder_of(pushed) for a in command["args"]]
+    command = finetune(hub, pushed["home"], encoder, pushed["folder"], "--push-to-hub", repo, "--private", "--resume")
     subprocess.run(**command, check=True, capture_output=True, timeout=300)
     assert hub.is_private(repo)
     for token in (None, "hf_stranger"):
@@ -190,14 +183,10 @@ def test_finetuning_starts_from_a_model_by_name(hub, pushed, encoder, tmp_path):
     assert "does not learn clicks" in refused.stderr.splitlines()[-1]
 
 
-def encoder_of(pushed):
-    return json.loads((pushed["folder"] / "run.json").read_text())["settings"]["model"]["text_encoder"]
-
-
-def test_killed_half_way_and_pushed_again(hub, pushed):
+def test_killed_half_way_and_pushed_again(hub, pushed, encoder):
     repo = "org/killed"
     flags = ["--push-to-hub", repo, "--resume"]
-    command = finetune(hub, pushed["home"], encoder_of(pushed), pushed["folder"], *flags)
+    command = finetune(hub, pushed["home"], encoder, pushed["folder"], *flags)
     hub.fail("commit", Fault(delay=60))
     before = len(hub.requests)
     process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -236,10 +225,10 @@ def test_every_better_model_is_pushed_and_a_failing_hub_stops_no_training(hub, p
     assert hub.files(repo)["model.safetensors"] == (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
 
 
-def test_a_push_that_fails_at_the_end_loses_nothing_and_says_how_to_go_on(hub, pushed):
+def test_a_push_that_fails_at_the_end_loses_nothing_and_says_how_to_go_on(hub, pushed, encoder):
     repo = "org/refused"
     flags = ["--push-to-hub", repo, "--resume"]
-    command = finetune(hub, pushed["home"], encoder_of(pushed), pushed["folder"], *flags)
+    command = finetune(hub, pushed["home"], encoder, pushed["folder"], *flags)
     before = {p: p.read_bytes() for p in pushed["folder"].rglob("*") if p.is_file()}
     hub.fail("commit", Fault(status=403))
     done = subprocess.run(**command, capture_output=True, text=True, timeout=300)
