@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from flip_hf import FlipForPreTraining, FlipPretrainingCollator
 from flip_hf.nn.sharded_embeddings import sharded_features
+from flip_hf.processing_flip import value_tokens
 from flip_hf.training.build import fit_processor, new_model
 from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import evaluate_pretraining
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = new_model(FlipForPreTraining, settings.model, processor)
     model.set_feature_counts(processor.feature_counts)
     masking = settings.masking
+    if masking.mlm_vocabulary == "seen":
+        model.set_mlm_tokens(value_tokens(train_rows))
     collator = FlipPretrainingCollator(processor, training.seed, masking.text_mask_ratio, masking.tabular_mask_ratio)
     # Masks that training never sees, the same at every evaluation.
     validation_collator = FlipPretrainingCollator(

@@ -29,7 +29,9 @@ from flip_hf.configuration_flip import (
 )
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.growth import FeatureGrowth
+from flip_hf.nn.attention import use_cpu_attention
 from flip_hf.nn.bags import FieldPooling
+from flip_hf.nn.dropout import ByteDropout, use_byte_dropout
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.fusion import FUSION
 from flip_hf.nn.pooling import TEXT_POOLING
@@ -99,6 +101,11 @@ class FlipPreTrainedModel(PreTrainedModel):
             self._keys_to_ignore_on_load_unexpected = [*unexpected, rf"(^|\.){_TABLE}$"]
             self._keys_to_ignore_on_load_missing: Any = [rf"^{name}$" for name in self.sharded_parameters]
         super().post_init()
+
+    def use_cpu_attention(self) -> None:
+        """Has the text encoder, if there is one and it attends by `"sdpa"`, train by `nn.attention.cpu_attention`."""
+        if self.base_model.text_model is not None:
+            use_cpu_attention(self.base_model.text_model)
 
     @property
     def _sharded_table(self) -> ShardedFeatureEmbedding | None:
@@ -357,6 +364,7 @@ class FlipModel(FlipPreTrainedModel):
             if text_model is None:
                 text_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
             self.text_model = text_model
+            use_byte_dropout(text_model)
             if getattr(self.text_model, "pooler", None) is not None:
                 # Nothing reads it, and distributed training stops at parameters without gradients.
                 self.text_model.pooler = None
@@ -476,6 +484,15 @@ class FlipForPreTraining(FlipPreTrainedModel):
         for objective in self.objectives.values():
             if callable(set_counts := getattr(objective, "set_feature_counts", None)):
                 set_counts(counts)
+
+    def set_mlm_tokens(self, tokens: torch.Tensor) -> None:
+        """Has MLM score these tokens alone, such as `value_tokens` of the training rows: int64 (tokens,), ascending.
+
+        A checkpoint does not keep them: a model that was loaded scores the whole vocabulary.
+        """
+        for objective in self.objectives.values():
+            if callable(set_tokens := getattr(objective, "set_tokens", None)):
+                set_tokens(tokens)
 
     def resize_feature_embeddings(self, growth: FeatureGrowth, init: str = "mean") -> FeatureEmbedding:
         """As in the base class; the objectives that know features learn of the new ones too."""
@@ -618,7 +635,7 @@ class FlipForCTR(FlipPreTrainedModel):
         super().__init__(config)
         self.flip = FlipModel(config, text_model)
         if config.mode != "id":
-            self.text_head = nn.Sequential(nn.Dropout(config.head_dropout), nn.Linear(self.flip.text_size, 1))
+            self.text_head = nn.Sequential(ByteDropout(config.head_dropout), nn.Linear(self.flip.text_size, 1))
         if config.mode == "joint":
             self.fusion = FUSION[config.fusion](len(config.tabular_fields))
             self._keep_in_fp32_modules_strict = {"fusion"}

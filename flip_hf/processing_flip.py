@@ -20,7 +20,7 @@ from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.ragged import Ragged
 from flip_hf.data.schema import Fallback, InputError, canonical_labels
 from flip_hf.data.tables import Contents, stream_tables, to_table
-from flip_hf.data.template import TextTemplate
+from flip_hf.data.template import NO_FIELD, TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.growth import FeatureGrowth, FeatureTexts
@@ -231,7 +231,12 @@ class FlipProcessor(ProcessorMixin):
         return pa.table(encoded)
 
     def encode_dataset(
-        self, dataset: datasets.Dataset, *, with_label: bool | None = None, source: str | None = None
+        self,
+        dataset: datasets.Dataset,
+        *,
+        with_label: bool | None = None,
+        source: str | None = None,
+        num_proc: int | None = None,
     ) -> datasets.Dataset:
         """Encodes a whole dataset in batches; cached by datasets where the dataset lies on disk.
 
@@ -239,6 +244,7 @@ class FlipProcessor(ProcessorMixin):
             dataset: the rows; columns that are no field are dropped.
             with_label: whether to read the label column; by default where the processor has a label.
             source: where the rows come from, for error messages.
+            num_proc: processes that share the work; none but this one by default.
 
         Returns:
             A dataset of what `encode` returns.
@@ -262,6 +268,7 @@ class FlipProcessor(ProcessorMixin):
             batch_size=_BATCH_ROWS,
             remove_columns=dataset.column_names,
             new_fingerprint=content[:32],
+            num_proc=num_proc,
             desc="Encoding",
         )
         return encoded.with_format("numpy")
@@ -466,3 +473,19 @@ def count_fallbacks(encoded: datasets.Dataset | pa.Table, fields: Sequence[Field
                     of_field = counts.setdefault(field.name, {})
                     of_field[str(kind.name).lower()] = of_field.get(str(kind.name).lower(), 0) + number
     return counts
+
+
+def value_tokens(encoded: datasets.Dataset) -> torch.Tensor:
+    """The tokens that values of the rows are written with, int64 (tokens,), ascending.
+
+    Args:
+        encoded: what `FlipProcessor.encode_dataset` returned.
+    """
+    seen = np.zeros(0, dtype=bool)
+    columns = encoded.with_format("arrow").select_columns(["input_ids", "token_field_ids"])
+    for table in columns.iter(batch_size=_BATCH_ROWS):
+        tokens, owners = (Ragged.of(table[name]).values for name in table.column_names)
+        found = np.bincount(tokens[owners != NO_FIELD], minlength=len(seen)) > 0
+        found[: len(seen)] |= seen
+        seen = found
+    return torch.from_numpy(seen.nonzero()[0])

@@ -123,6 +123,31 @@ def test_mlm_is_the_cross_entropy_of_masked_tokens():
     assert output.metrics["mlm_accuracy"].item() == pytest.approx(np.mean(correct), abs=1e-6)
 
 
+def test_mlm_over_some_tokens_is_the_cross_entropy_over_them_and_those_of_the_batch():
+    model, batch = build(objectives={"mlm": 1.0}), make_batch()
+    masked = batch["mlm_labels"][batch["mlm_labels"] != -100]
+    # Of the tokens that the batch masks, one is not among those that were set.
+    known = torch.cat([masked, torch.tensor([0, 3, 7])]).unique()
+    model.set_mlm_tokens(known[known != masked[0]])
+    output = model(**batch)
+    seen, weights = views(model, batch), arrays(model.objectives["mlm"])
+    words = model.get_input_embeddings().weight.detach().double().numpy()
+    losses, correct = [], []
+    for row, position in zip(*np.nonzero(batch["mlm_labels"].numpy() != -100), strict=True):
+        state = np.concatenate([seen["masked_states"][row, position], seen["tabular"][row]])
+        hidden = layer_norm(gelu(linear(state, weights, "dense")), weights, "norm")
+        scores = log_softmax(words[known.numpy()] @ hidden)
+        place = known.tolist().index(batch["mlm_labels"][row, position].item())
+        losses.append(-scores[place])
+        correct.append(scores.argmax() == place)
+    assert output.mlm_loss.item() == pytest.approx(np.mean(losses), abs=1e-5)
+    assert output.metrics["mlm_accuracy"].item() == pytest.approx(np.mean(correct), abs=1e-6)
+
+    whole = build(objectives={"mlm": 1.0})
+    whole.set_mlm_tokens(torch.arange(len(words)))
+    assert whole(**batch).mlm_loss.item() == pytest.approx(build(objectives={"mlm": 1.0})(**batch).mlm_loss.item())
+
+
 def mtm_reference(model, batch, counts, loss, negatives, draws):
     """Mean loss and accuracy; `draws` are the uniform numbers (masked, k) from which negatives are made."""
     seen, weights = views(model, batch), arrays(model.objectives["mtm"])

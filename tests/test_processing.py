@@ -14,7 +14,7 @@ from transformers import BertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipProcessor
 from flip_hf.data.schema import Fallback, InputError
-from flip_hf.processing_flip import count_fallbacks
+from flip_hf.processing_flip import count_fallbacks, value_tokens
 
 
 def as_dicts(columns):
@@ -112,6 +112,21 @@ def test_an_edited_processor_is_refused(processor, tmp_path, edit):
 def test_a_processor_that_is_not_there_is_named(tmp_path):
     with pytest.raises(OSError, match=r"processor_config\.json"):
         FlipProcessor.from_pretrained(tmp_path)
+
+
+def test_processes_that_share_the_encoding_encode_alike(processor, click_rows, tmp_path):
+    datasets.Dataset.from_dict(click_rows).save_to_disk(tmp_path)
+    encoded = processor.encode_dataset(datasets.load_from_disk(tmp_path), num_proc=2)
+    assert encoded.with_format("arrow")[:].equals(processor.encode(click_rows, with_label=True))
+
+
+def test_value_tokens_are_those_of_values_alone(processor, click_rows):
+    encoded = processor.encode_dataset(datasets.Dataset.from_dict(click_rows))
+    wanted = set()
+    for row in encoded:
+        wanted |= {int(t) for t, f in zip(row["input_ids"], row["token_field_ids"], strict=True) if f != -1}
+    assert value_tokens(encoded).tolist() == sorted(wanted)
+    assert processor.tokenizer.cls_token_id not in wanted
 
 
 def test_a_dataset_is_encoded_as_its_rows_are_and_once(processor, click_rows, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,9 @@ from example_runs import EXAMPLES, lines, script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import pipeline
 
-from flip_hf import FlipForCTR, FlipProcessor
+from flip_hf import FieldConfig, FlipForCTR, FlipProcessor
 from flip_hf.training.checkpoints import replace_folder
+from flip_hf.training.data import open_click_log_file
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +222,57 @@ def test_pretraining_contrasts_a_window_of_batches(workplace, tmp_path):
     # So warm that no row is told from another: the logarithm of the rows of 4 batches out of 13, then of the last one.
     found = [line["icl_loss"] for line in lines(tmp_path, "train")]
     assert found == pytest.approx([math.log(400 / 13 * 4)] * 3 + [math.log(400 / 13)], abs=0.1)
+
+
+def test_pretraining_tells_masked_tokens_from_those_seen(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--training.max_steps", "2", "--training.log_steps", "1"]
+    found = {}
+    for vocabulary in ("all", "seen"):
+        folder = tmp_path / vocabulary
+        script("pretrain")([*arguments, "--output_dir", str(folder), "--masking.mlm_vocabulary", vocabulary])
+        found[vocabulary] = lines(folder, "train")[0]
+    # The first step starts from the same weights and masks the same: over fewer tokens each is likelier.
+    assert found["seen"]["mlm_loss"] < found["all"]["mlm_loss"]
+    assert found["seen"]["mtm_loss"] == pytest.approx(found["all"]["mtm_loss"])
+
+
+def test_updates_of_rows_leave_those_that_no_batch_reads(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--mode", "id", "--training.max_steps", "1"]
+    tables = {}
+    for updates in ("dense", "rows"):
+        folder = tmp_path / updates
+        flags = ["--training.feature_updates", updates, "--training.batch_size", "2"]
+        script("finetune")([*arguments, "--output_dir", str(folder), *flags, "--training.warmup_ratio", "0"])
+        tables[updates] = FlipForCTR.from_pretrained(folder / "model").flip.feature_embeddings.weight.detach()
+    # Adam's first step is the same for both: moments of rows that were not read are nothing yet.
+    assert torch.allclose(tables["dense"], tables["rows"], atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_file_is_opened_from_disk_and_known_by_what_it_holds(tmp_path, suffix):
+    fields = [FieldConfig("user_id"), FieldConfig("device")]
+    users, places = [f"{i:03}" for i in range(7)], []
+    for name, label in (("a", 1), ("b", 1), ("c", 0)):
+        path = tmp_path / f"{name}{suffix}"
+        table = pa.table({"user_id": users, "device": pa.array(["x"] * 7).dictionary_encode(), "label": [label] * 7})
+        if suffix == ".csv":
+            pv.write_csv(table, path)
+        else:
+            pq.write_table(table, path)
+        rows = open_click_log_file(path, fields, "label")
+        assert rows["user_id"][:] == users
+        assert [Path(file["filename"]).suffix for file in rows.cache_files] == [".arrow"]
+        again = open_click_log_file(path, fields, "label")
+        assert (again._fingerprint, again.cache_files) == (rows._fingerprint, rows.cache_files)
+        places.append(rows._fingerprint)
+    assert places[0] == places[1] != places[2]
+
+
+def test_a_file_that_changes_is_read_again(tmp_path):
+    path = tmp_path / "log.csv"
+    for users in (["1", "2"], ["3", "4", "5"]):
+        path.write_text("user_id,label\n" + "".join(f"{user},0\n" for user in users))
+        assert open_click_log_file(path, [FieldConfig("user_id")], "label")["user_id"][:] == users
 
 
 @pytest.mark.parametrize("name", ["finetune", "pretrain"])

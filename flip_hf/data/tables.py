@@ -361,3 +361,9 @@ def stream_tables(
 def read_table(path: str | Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> pa.Table:
     """The wanted columns of all rows of a file; arguments and errors as in `stream_tables`."""
     return pa.concat_tables(stream_tables(path, columns, optional=optional))
+
+
+def plain_strings(table: pa.Table) -> pa.Table:
+    """A table without dictionaries, which may differ from one part of a file to the next."""
+    kinds = [f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in table.schema]
+    return table.cast(pa.schema([f.with_type(kind) for f, kind in zip(table.schema, kinds, strict=True)]))

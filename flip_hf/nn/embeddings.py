@@ -23,10 +23,16 @@ class FeatureEmbedding(nn.Module):
         extra_dim: further columns that a backbone reads beside the embedding, such as a first-order weight. They
             start at zero.
 
+    Attributes:
+        sparse: whether the table's gradient is a sparse tensor of the rows that were read, as in `nn.Embedding`. The
+            optimiser must know such gradients (`training.feature_updates`).
+
     Shape:
         - input: int64 (B, P), ids in the global space
         - output: float (B, P, embedding_dim + extra_dim)
     """
+
+    sparse = False
 
     def __init__(
         self,
@@ -64,7 +70,7 @@ class FeatureEmbedding(nn.Module):
         return self._lookup(feature_ids)[..., : self.embedding_dim]
 
     def _lookup(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        return F.embedding(feature_ids, self.weight, padding_idx=PADDING_ID)
+        return F.embedding(feature_ids, self.weight, padding_idx=PADDING_ID, sparse=self.sparse)
 
     def is_oov(self, feature_ids: torch.Tensor) -> torch.Tensor:
         """Which positions hold their field's OOV feature: int64 (B, P) -> bool (B, P)."""

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from flip_hf.nn.dropout import ByteDropout
+
 
 def pairs_of_fields(num_fields: int) -> tuple[list[int], list[int]]:
     """Places of the first and of the second field of every pair, in the order (0, 1), (0, 2), ..., (1, 2), ...
@@ -55,7 +57,7 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = []
         for hidden_size in hidden_sizes:
             norm = [nn.BatchNorm1d(hidden_size)] if batch_norm else []
-            layers += [nn.Linear(input_size, hidden_size), *norm, nn.ReLU(), nn.Dropout(dropout)]
+            layers += [nn.Linear(input_size, hidden_size), *norm, nn.ReLU(), ByteDropout(dropout)]
             input_size = hidden_size
         super().__init__(*layers)
         self.output_size = input_size

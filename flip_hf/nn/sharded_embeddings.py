@@ -87,7 +87,7 @@ class ShardedFeatureEmbedding(FeatureEmbedding):
         to_ask, to_offer = asked.tolist(), offered.tolist()
         requests = _exchange(wanted, to_ask, to_offer) - self.first
         padding = PADDING_ID if self.first == PADDING_ID else None
-        rows = F.embedding(requests, self.rows, padding_idx=padding)
+        rows = F.embedding(requests, self.rows, padding_idx=padding, sparse=self.sparse)
         found: torch.Tensor = _ExchangeRows.apply(rows, to_offer, to_ask)  # (wanted ids, E)
         return F.embedding(places, found)
 

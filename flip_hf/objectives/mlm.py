@@ -15,16 +15,31 @@ class MaskedLanguageModeling(Objective):
     the text encoder's own input embeddings. States are gathered at masked positions first: the projection onto the
     vocabulary of all positions would cost more than the encoder.
 
-    The loss is the cross-entropy over the vocabulary. Metric: `mlm_accuracy`, the share of masked tokens recovered.
+    The loss is the cross-entropy over the vocabulary, or over the tokens of `set_tokens`. Metric: `mlm_accuracy`, the
+    share of masked tokens recovered.
     """
 
     views = frozenset({"tabular", "masked_text"})
     labels = "mlm_labels"
 
+    tokens: torch.Tensor
+
     def __init__(self, config: FlipConfig, tabular_size: int, text_size: int) -> None:
         super().__init__(config, tabular_size, text_size)
         self.dense = nn.Linear(text_size + tabular_size, text_size)
         self.norm = nn.LayerNorm(text_size)
+        self.register_buffer("tokens", torch.empty(0, dtype=torch.int64), persistent=False)
+
+    def set_tokens(self, tokens: torch.Tensor) -> None:
+        """Scores these tokens alone, and those that a batch masks beside them.
+
+        Most of a language's tokens are in no row's text: to score them costs most of the objective's time, and teaches
+        the text encoder only that they don't come.
+
+        Args:
+            tokens: int64 (tokens,), distinct and ascending; none for the whole vocabulary.
+        """
+        self.tokens = tokens.to(self.tokens.device)
 
     def forward(self, batch: PretrainingBatch) -> ObjectiveOutput:
         assert batch.mlm_labels is not None and batch.masked_token_states is not None and batch.tabular is not None
@@ -32,8 +47,11 @@ class MaskedLanguageModeling(Objective):
         rows, positions = masked.nonzero(as_tuple=True)  # (M,), (M,)
         states = torch.cat([batch.masked_token_states[rows, positions], batch.tabular[rows]], dim=-1)  # (M, C + H)
         hidden = self.norm(F.gelu(self.dense(states)))  # (M, C)
-        logits = F.linear(hidden, batch.token_embeddings).float()  # (M, V)
-        targets = batch.mlm_labels[rows, positions]
+        targets, embeddings = batch.mlm_labels[rows, positions], batch.token_embeddings
+        if len(self.tokens):
+            candidates = torch.cat([self.tokens, targets]).unique()
+            targets, embeddings = torch.searchsorted(candidates, targets), embeddings[candidates]
+        logits = F.linear(hidden, embeddings).float()  # (M, V or candidates)
         loss_sum = F.cross_entropy(logits, targets, reduction="sum")
         accuracy = mean_over_items(logits.argmax(dim=-1) == targets)
         return ObjectiveOutput(loss_sum, masked.sum(), {"mlm_accuracy": accuracy})

@@ -1,19 +1,29 @@
 """The click log of a run, split and with its fields."""
 
-from collections.abc import Sequence
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
+from filelock import FileLock
 
 from flip_hf.configuration_flip import FieldConfig, as_fields
 from flip_hf.data.schema import InputError
 from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import load_splits
-from flip_hf.data.tables import read_table
+from flip_hf.data.tables import plain_strings, stream_tables
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.training.run_config import DataConfig
+
+_BLOCK_ROWS = 1 << 16
+_HASHED_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ def load_click_log(config: DataConfig) -> ClickLog:
                 "data.histories are those of a named dataset; flip_hf.data.history.add_history makes them for files"
             )
         fields, label = as_fields(config.fields), config.label
-        splits = DatasetDict({name: _read(path, fields, label) for name, path in given.items()})
+        splits = DatasetDict({name: open_click_log_file(path, fields, label) for name, path in given.items()})
         sources = {name: str(path) for name, path in given.items()}
         facts = {f"{name}_file": path.name for name, path in given.items()}
     for name, most in (("train", config.max_train_rows), ("validation", config.max_validation_rows)):
@@ -92,8 +102,55 @@ def load_click_log(config: DataConfig) -> ClickLog:
     return ClickLog(splits, fields, label, sources, facts)
 
 
-def _read(path: Path, fields: Sequence[FieldConfig], label: str) -> Dataset:
-    table = read_table(path, [*(f.name for f in fields), label])
-    if len(table) == 0:
-        raise InputError("there are no rows; training and evaluation need some", source=str(path))
-    return Dataset(table)
+def open_click_log_file(path: Path, fields: Sequence[FieldConfig], label: str) -> Dataset:
+    """The wanted columns of a CSV or Parquet file as a Dataset on disk: memory does not grow with the file.
+
+    Written once, as Arrow, into the folder where datasets keeps what it makes of files, and opened again as long as the
+    file stays what it is.
+
+    Args:
+        path: the file.
+        fields: whose columns are wanted.
+        label: the label column.
+
+    Raises:
+        InputError: the file can't be read, lacks a column, or has no rows.
+    """
+    columns = [*(f.name for f in fields), label]
+    # Raised here if there is no such file.
+    tables = stream_tables(path, columns, batch_rows=_BLOCK_ROWS)
+    stat = path.stat()
+    key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, columns])
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "flip_hf"
+    folder.mkdir(parents=True, exist_ok=True)
+    cached = folder / f"{name}.arrow"
+    with FileLock(folder / f"{name}.lock"):
+        if not cached.exists():
+            with contextlib.ExitStack() as cleanup:
+                aside = folder / f"{name}.new"
+                cleanup.callback(aside.unlink, missing_ok=True)
+                if _write_arrow(tables, aside) == 0:
+                    raise InputError("there are no rows; training and evaluation need some", source=str(path))
+                os.replace(aside, cached)
+    # Files are compared by what they hold, wherever they lie.
+    content = hashlib.sha256()
+    with pa.memory_map(str(cached)) as file:
+        for start in range(0, file.size(), _HASHED_BYTES):
+            file.seek(start)
+            content.update(file.read_buffer(_HASHED_BYTES))
+    rows = Dataset.from_file(str(cached))
+    rows._fingerprint = content.hexdigest()[:16]
+    return rows
+
+
+def _write_arrow(tables: Iterable[pa.Table], path: Path) -> int:
+    """Writes tables as one Arrow stream; how many rows there were."""
+    num_rows, writer = 0, None
+    with contextlib.ExitStack() as cleanup:
+        for table in map(plain_strings, tables):
+            if writer is None:
+                writer = cleanup.enter_context(pa.ipc.new_stream(str(path), table.schema))
+            writer.write_table(table)
+            num_rows += len(table)
+    return num_rows

@@ -144,7 +144,8 @@ def train(
 
     Raises:
         FloatingPointError: a loss is NaN or infinite; names the step, the parts of the loss and the rows.
-        ValueError: a sharded feature table under FSDP, or larger contrastive batches of a model that contrasts nothing.
+        ValueError: a sharded feature table under FSDP, updates of its rows alone on several processes that do not shard
+            it, or larger contrastive batches of a model that contrasts nothing.
         Stopped: a signal came, and a checkpoint was saved; where it is not caught the program's exit code is
             `flip_hf.training.signals.EXIT_STOPPED`.
         OSError: a checkpoint or model could not be written; those that were there before are whole.
@@ -172,10 +173,17 @@ def train(
             "training.shard_features and FSDP would both spread the feature table over processes: set shard_features "
             "to false, or launch without FSDP"
         )
+    if config.feature_updates == "rows" and accelerator.num_processes > 1 and not model.sharded_parameters:
+        raise ValueError(
+            "training.feature_updates is 'rows', and processes that hold the whole table each would have to tell each "
+            "other their rows: set training.shard_features to true, or feature_updates to 'dense'"
+        )
     # A checkpoint is what one process has.
     is_resumable = not model.sharded_parameters and accelerator.distributed_type != DistributedType.FSDP
     if not is_resumable:
         logger.warning("parameters are spread over processes: this run saves no checkpoints and can't be resumed")
+    if accelerator.device.type == "cpu":
+        model.use_cpu_attention()
     model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     steps_per_epoch = -(-len(loader) // config.accumulation)
     total_steps = min(config.epochs * steps_per_epoch, config.max_steps or sys.maxsize)

@@ -1,5 +1,6 @@
 """The optimiser and its schedule."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,9 +39,55 @@ def learning_rates(optimizer: Any) -> dict[str, float]:
     return {group["rate"]: group["lr"] for group in optimizer.param_groups}
 
 
+class LazyAdamW(torch.optim.AdamW):
+    """AdamW that changes, of a parameter with a sparse gradient, the rows that the gradient has.
+
+    Other rows and their moments stay as they are, as in `torch.optim.SparseAdam`: a row that is not read is not moved
+    on by old moments. The step counts that correct the moments' bias are those of the whole parameter. Such a parameter
+    can't have weight decay. Arguments as in `torch.optim.AdamW`.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; parameters with dense gradients first."""
+        if closure is not None:
+            raise ValueError("LazyAdamW takes no closure")
+        lazy = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if _is_sparse(p.grad)]
+        for _, parameter, _ in lazy:
+            parameter.grad = None
+        super().step()
+        for group, parameter, gradient in lazy:
+            parameter.grad = gradient
+            self._step_rows(group, parameter, gradient.coalesce())
+
+    def _step_rows(self, group: dict[str, Any], parameter: torch.Tensor, gradient: torch.Tensor) -> None:
+        if group["weight_decay"]:
+            raise ValueError("a parameter with a sparse gradient can't have weight decay")
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        step, (beta1, beta2) = state["step"].item(), group["betas"]
+        rows, values = gradient.indices()[0], gradient.values()
+        mean = state["exp_avg"][rows].lerp_(values, 1 - beta1)
+        square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
+        scale = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
+        parameter.index_add_(0, rows, mean / scale, alpha=-group["lr"] / (1 - beta1**step))
+
+
+def _is_sparse(gradient: torch.Tensor | None) -> bool:
+    return gradient is not None and gradient.layout == torch.sparse_coo
+
+
 def build_optimizer(model: Any, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW with the implementation that does all parameters in one pass."""
-    return torch.optim.AdamW(parameter_groups(model, config), fused=True)
+    """AdamW with the implementation that does all parameters in one pass; the feature table by `feature_updates`."""
+    if config.feature_updates == "dense":
+        return torch.optim.AdamW(parameter_groups(model, config), fused=True)
+    if model.base_model.feature_embeddings is not None:
+        model.base_model.feature_embeddings.sparse = True
+    return LazyAdamW(parameter_groups(model, config), fused=True)
 
 
 def clip_gradients(model: Any, accelerator: Accelerator, max_norm: float) -> torch.Tensor:
@@ -55,16 +102,26 @@ def clip_gradients(model: Any, accelerator: Accelerator, max_norm: float) -> tor
         float (), the norm before.
     """
     own = list(accelerator.unwrap_model(model).sharded_parameters.values())
-    if not own:
+    for parameter in model.parameters():
+        if _is_sparse(parameter.grad):
+            # Once, for its norm and for the optimiser.
+            parameter.grad = parameter.grad.coalesce()
+    has_sparse = any(_is_sparse(p.grad) for p in model.parameters())
+    if not own and not has_sparse:
         norm: Any = accelerator.clip_grad_norm_(model.parameters(), max_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
     # Each process sees its own rows of a sharded table and the same gradients of all else.
     others = [p for p in model.parameters() if all(p is not q for q in own)]
-    of_rows = torch.nn.utils.get_total_norm([p.grad for p in own if p.grad is not None]).square()
-    of_others = torch.nn.utils.get_total_norm([p.grad for p in others if p.grad is not None]).square()
+    of_rows, of_others = (_norm(parameters).square() for parameters in (own, others))
     norm = (accelerator.reduce(of_rows, "sum") + of_others).sqrt()
-    torch.nn.utils.clip_grads_with_norm_([*own, *others], max_norm, norm)
+    # Sparse gradients are scaled one by one or not at all.
+    torch.nn.utils.clip_grads_with_norm_([*own, *others], max_norm, norm, foreach=False if has_sparse else None)
     return norm
+
+
+def _norm(parameters: list[nn.Parameter]) -> torch.Tensor:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.nn.utils.get_total_norm([g.values() if _is_sparse(g) else g for g in gradients])
 
 
 def build_schedule(

@@ -64,10 +64,13 @@ class MaskingConfig:
     Args:
         text_mask_ratio: share of the fields masked in the text.
         tabular_mask_ratio: share of the fields masked in the table.
+        mlm_vocabulary: the tokens that a masked token is told from: "all" of the text encoder's, as in the paper, or
+            those "seen" in values of the training rows, which costs less.
     """
 
     text_mask_ratio: float = 0.15
     tabular_mask_ratio: float = 0.15
+    mlm_vocabulary: Literal["all", "seen"] = "all"
 
 
 @dataclass
@@ -87,6 +90,9 @@ class TrainingConfig:
         oov_dropout: share of the features that finetuning replaces by their field's OOV feature, as a gated fusion
             needs: of all fields, or of each field that is named, such as `{user_id: 0.3}`.
         feature_l2: L2 penalty on the feature embeddings that a batch reads.
+        feature_updates: what an optimiser step changes of the feature table: its "dense" whole, or the "rows" that the
+            batch read, which costs the same however large the table is. Rows that were not read then wait, where Adam
+            would move them on by its moments. Several processes need `shard_features` for it.
         warmup_ratio: share of the steps in which the learning rate rises, before it falls as a cosine.
         max_gradient_norm: gradients are scaled down to this norm.
         precision: "bf16" autocast, "fp32", or "auto": bf16 where the device computes in it.
@@ -114,6 +120,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     oov_dropout: float | dict[str, float] = 0.0
     feature_l2: float = 0.0
+    feature_updates: Literal["dense", "rows"] = "dense"
     warmup_ratio: float = 0.05
     max_gradient_norm: float = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"

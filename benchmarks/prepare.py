@@ -1,0 +1,175 @@
+"""Fits and encodes generated click logs of the size of the paper's GoodReads, out of core.
+
+python benchmarks/prepare.py --millions 1 5 20
+
+Fifteen fields, of which users, items and titles are large and skewed (Zipf, exponent 1); the log is a Parquet file.
+Each size is prepared in a process of its own, whose peak memory, with that of the processes that it starts, is the
+row's: fitting reads the file in a stream, and encoding writes an Arrow cache on disk. The log's making is not counted.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ceilings import measure_ceilings
+from jobs import machine, markdown
+
+from flip_hf import FieldConfig, FlipProcessor
+from flip_hf.fetch import MINILM
+from flip_hf.training.data import open_click_log_file
+
+# Name -> distinct values at 20 million rows, in all 4.5 million, which grow with the log as those of real logs do.
+FIELDS = {
+    "user_id": 870_000,
+    "book_id": 1_520_000,
+    "title": 1_210_000,
+    "author": 710_000,
+    "publisher": 150_000,
+    "series": 30_000,
+    "country": 200,
+    "language": 90,
+    "format": 60,
+    "year": 130,
+    "pages": 1_500,
+    "shelf": 1_000,
+    "is_ebook": 2,
+    "rating_band": 10,
+    "weekday": 7,
+}
+MOST_ROWS = 20_000_000
+BLOCK = 500_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--millions", type=float, nargs="*", default=[1, 5, 20], help="millions of rows")
+    parser.add_argument("--processes", type=int, default=2, help="processes that encode")
+    parser.add_argument("--folder", type=Path, help="where the log and the cache go; a temporary one by default")
+    parser.add_argument("--measure", type=Path, help="prepare this file, as this program does in its processes")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure, arguments.processes)))
+        return
+    rows = []
+    for millions in arguments.millions:
+        folder = Path(tempfile.mkdtemp(prefix="flip-prepare-", dir=arguments.folder))
+        try:
+            path = folder / "log.parquet"
+            generate(path, round(millions * 1e6))
+            command = [sys.executable, __file__, "--measure", str(path), "--processes", str(arguments.processes)]
+            environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "TQDM_DISABLE": "1"}
+            # This very program.
+            done = subprocess.run(  # nosec B603
+                command, stdout=subprocess.PIPE, text=True, check=True, env=environment
+            )
+            facts = json.loads(done.stdout.splitlines()[-1])
+        finally:
+            shutil.rmtree(folder)
+        print(json.dumps({"benchmark": "prepare", **facts}), flush=True)
+        rows.append(
+            [
+                f"{millions:g}",
+                f"{facts['features'] / 1e6:.2f}",
+                f"{facts['fit_seconds']:.0f}",
+                f"{facts['encode_seconds']:.0f}",
+                f"{facts['rows_per_second']:,.0f}",
+                f"{facts['peak_gib']:.2f}",
+            ]
+        )
+    header = ["million rows", "million features", "s to fit", "s to encode", "rows/s, both", "peak memory, GiB"]
+    print(f"\n{markdown(header, rows)}\n\n{len(FIELDS)} fields, {arguments.processes} processes.\n")
+    print(f"{measure_ceilings()}\n\n{machine()}")
+
+
+def generate(path: Path, num_rows: int) -> None:
+    """Writes a log of so many rows."""
+    random = np.random.default_rng(0)
+    share = num_rows / MOST_ROWS
+    pools = {name: _values(name, max(2, round(size * (share if size > 5000 else 1)))) for name, size in FIELDS.items()}
+    schema = pa.schema([*((name, pa.string()) for name in FIELDS), ("label", pa.int8())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, num_rows, BLOCK):
+            size = min(BLOCK, num_rows - start)
+            columns = []
+            for values in pools.values():
+                # The value of rank r comes with a frequency of 1 / r.
+                ranks = (len(values) ** random.random(size)).astype(np.int64) - 1
+                columns.append(values.take(pa.array(ranks)))
+            columns.append(pa.array(random.integers(0, 2, size), pa.int8()))
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def _values(name: str, number: int) -> pa.Array:
+    words = ["river", "night", "garden", "stone", "winter", "city", "letter", "shadow", "ocean", "memory", "silver"]
+    if name in ("title", "author", "publisher", "series"):
+        return pa.array(
+            [f"{words[i % 11]} {words[i // 11 % 11]} {words[i // 121 % 11]} {i // 1331}" for i in range(number)]
+        )
+    return pa.array([f"{i:x}" for i in range(number)])
+
+
+def measure(path: Path, processes: int) -> dict[str, float]:
+    """Prepares a log; how long it took, and the most memory that it had."""
+    peak = Peak()
+    fields = [FieldConfig(name) for name in FIELDS]
+    started = time.perf_counter()
+    processor = FlipProcessor.fit(path, fields, MINILM, label="label")
+    fitted = time.perf_counter()
+    rows = open_click_log_file(path, fields, "label")
+    encoded = processor.encode_dataset(rows, source=str(path), num_proc=processes)
+    ended = time.perf_counter()
+    assert isinstance(encoded, datasets.Dataset)
+    assert len(encoded) == len(rows)
+    return {
+        "rows": len(rows),
+        "features": len(processor.vocabulary),
+        "fit_seconds": fitted - started,
+        "encode_seconds": ended - fitted,
+        "rows_per_second": len(rows) / (ended - started),
+        "peak_gib": peak.stop() / 2**30,
+    }
+
+
+class Peak:
+    """Watches this process and those that it starts; memory that they share is counted once (proportional sizes)."""
+
+    def __init__(self) -> None:
+        self._most = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while not self._ended.wait(0.5):
+            total = 0
+            for process in [own, *own.children(recursive=True)]:
+                try:
+                    full = process.memory_full_info()
+                    # Without the pages of files that are mapped, which the system takes back when it needs them.
+                    total += full.uss
+                except psutil.Error:
+                    continue
+            self._most = max(self._most, total)
+
+    def stop(self) -> int:
+        """The most memory, bytes."""
+        self._ended.set()
+        self._thread.join()
+        return self._most
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Attention for training text encoders on a CPU."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from flip_hf.nn.dropout import ByteDropout
+
+_NAME = "flip_cpu_training"
+
+
+def use_cpu_attention(text_model: Any) -> None:
+    """Has a text encoder that attends by `"sdpa"` do so by `cpu_attention`; with another implementation it stays."""
+    if text_model._supports_attention_backend and text_model.config._attn_implementation == "sdpa":
+        text_model.set_attn_implementation(_NAME)
+
+
+def cpu_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """transformers' `"sdpa"`, but where it trains with dropout on a CPU.
+
+    There torch has no fused kernel, and computes in single precision what autocast gave it in bfloat16. Here the
+    products stay in the precision that they came in, and dropout is `ByteDropout`. The weights of each row's positions
+    are held for the backward pass, as torch holds them.
+
+    Args:
+        module: the attention layer.
+        query: float (B, heads, T, size).
+        key: float (B, heads, T, size).
+        value: float (B, heads, T, size).
+        attention_mask: bool, true where a position may be read, broadcast to (B, heads, T, T); None where all may.
+        dropout: probability.
+        scaling: of the products; by default `size ** -0.5`.
+        kwargs: as transformers passes them.
+
+    Returns:
+        float (B, T, heads, size), and None: weights are not returned.
+    """
+    is_plain = not module.training or not dropout or query.device.type != "cpu" or torch.compiler.is_compiling()
+    is_causal = getattr(module, "is_causal", True) if kwargs.get("is_causal") is None else kwargs["is_causal"]
+    # Without a mask, "sdpa" makes a causal layer's itself.
+    is_plain |= (attention_mask is None and is_causal) or key.shape[1] != query.shape[1]
+    if is_plain or any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache")):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    scores = query * (query.shape[-1] ** -0.5 if scaling is None else scaling) @ key.mT
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        attention_mask = torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill_(
+            ~attention_mask, torch.finfo(scores.dtype).min
+        )
+    if attention_mask is not None:
+        scores = scores + attention_mask.to(scores.dtype)
+    # Autocast would have it in single precision; inside, torch sums in that anyway.
+    with torch.autocast("cpu", enabled=False):
+        weights = ByteDropout(dropout)(scores.softmax(dim=-1))
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_NAME, cpu_attention)
+AttentionMaskInterface.register(_NAME, sdpa_mask)
