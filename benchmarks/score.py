@@ -8,6 +8,7 @@ model that was trained on that split, such as `make demo` leaves.
 
 import argparse
 import functools
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,9 @@ from ceilings import measure_ceilings
 from jobs import machine, markdown
 from peers import DIM, DROPOUT, HIDDEN, PEERS
 
-from flip_hf import CTRPredictionPipeline, FlipConfig, FlipForCTR, FlipProcessor
+from flip_hf import CTRPredictionPipeline, FlipConfig, FlipCTRCollator, FlipForCTR, FlipProcessor
+from flip_hf.data.sampling import text_lengths
+from flip_hf.export import OnnxScorer, export_onnx
 from flip_hf.training.data import load_click_log
 from flip_hf.training.metrics import compute_metrics
 from flip_hf.training.run_config import DataConfig
@@ -73,18 +76,26 @@ def id_models(processor: FlipProcessor, encoded: pa.Table) -> list[list[str]]:
     return table
 
 
-def one_row(path: Path, row: dict[str, Any]) -> list[list[str]]:
+def one_row(path: Path, row: dict[str, Any], folder: str) -> list[list[str]]:
     """The time from a dict to its probability, milliseconds."""
     table = []
     for mode in ("id", "joint"):
-        clicks = make_pipeline(path, mode)
-        times = []
-        for _ in range(400):
-            started = time.perf_counter()
-            clicks(row)
-            times.append(1000 * (time.perf_counter() - started))
-        times = times[50:]
-        table.append([mode, f"{np.median(times):.2f}", f"{np.percentile(times, 99):.2f}"])
+        clicks, scorer = make_pipeline(path, mode), onnx_scorer(path, folder, mode)
+        processor, collator = clicks.processor, FlipCTRCollator(clicks.processor, mode)
+
+        def by_onnx(
+            row: Any, processor: Any = processor, collator: Any = collator, scorer: Any = scorer, mode: str = mode
+        ) -> Any:
+            return scorer(collator(processor.encode([row], with_text=mode != "id")))
+
+        for name, call in (("pipeline", clicks), ("ONNX Runtime", by_onnx)):
+            times = []
+            for _ in range(1100):
+                started = time.perf_counter()
+                call(row)
+                times.append(1000 * (time.perf_counter() - started))
+            times = times[100:]
+            table.append([mode, name, f"{np.median(times):.2f}", f"{np.percentile(times, 99):.2f}"])
     return table
 
 
@@ -97,6 +108,22 @@ def plain_scores(path: Path, processor: FlipProcessor, rows: pa.Table) -> np.nda
         inputs = processor(rows.slice(start, 256), return_tensors="pt", pad_to_multiple_of=processor.max_length)
         found.append(model(**inputs).logits.sigmoid().numpy())
     return np.concatenate(found)
+
+
+def onnx_scorer(path: Path, folder: str, mode: str = "joint", int8: bool = False) -> OnnxScorer:
+    """The model as an ONNX file."""
+    model: Any = FlipForCTR.from_pretrained(path, mode=mode)
+    return OnnxScorer(export_onnx(model, Path(folder) / f"{mode}-{int8}.onnx", int8))
+
+
+def onnx_scores(scorer: OnnxScorer, processor: FlipProcessor, rows: pa.Table, batch_size: int = 256) -> np.ndarray:
+    """What the pipeline computes, by ONNX Runtime: rows of like length share a batch."""
+    encoded, collator = processor.encode(rows), FlipCTRCollator(processor)
+    order, found = np.argsort(text_lengths(encoded), kind="stable"), np.empty(len(rows), np.float32)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        found[places] = scorer(collator(encoded.take(places)))
+    return found
 
 
 def main() -> None:
@@ -118,24 +145,31 @@ def main() -> None:
     print(f"FLIP_ID from Arrow rows to probabilities: {rate(len(split), lambda: ids(split), 3):,.0f} rows/s.\n")
 
     first = rows.slice(0, 1).select([f.name for f in processor.fields]).to_pylist()[0]
-    print(f"{markdown(['one row, mode', 'median ms', '99th percentile ms'], one_row(arguments.model, first))}\n")
-
-    started = time.perf_counter()
-    plain = plain_scores(arguments.model, processor, rows)
-    plain_rate = len(rows) / (time.perf_counter() - started)
+    with tempfile.TemporaryDirectory() as folder:
+        table = one_row(arguments.model, first, folder)
+        print(f"{markdown(['one row, mode', 'by', 'median ms', '99th percentile ms'], table)}\n")
+        scorers = {
+            "ONNX Runtime": onnx_scorer(arguments.model, folder),
+            "ONNX Runtime, int8": onnx_scorer(arguments.model, folder, int8=True),
+        }
     clicks = make_pipeline(arguments.model)
-    table = [["plain loop", f"{plain_rate:,.0f}", "", *_quality(labels, plain)]]
-    whole = 0.0
-    for share in (None, *reversed(SHARES)):
+    budgets = {f"text_budget={share:g}": functools.partial(clicks, text_budget=share) for share in reversed(SHARES)}
+    table, whole = [], 0.0
+    calls: dict[str, Callable[[Any], Any]] = {
+        "pipeline": clicks,
+        "plain loop": functools.partial(plain_scores, arguments.model, processor),
+        **{name: functools.partial(onnx_scores, scorer, processor) for name, scorer in scorers.items()},
+        **budgets,
+    }
+    for name, call in calls.items():
         started = time.perf_counter()
-        results: Any = clicks(rows) if share is None else clicks(rows, text_budget=share)
+        results: Any = call(rows)
         speed = len(rows) / (time.perf_counter() - started)
         whole = whole or speed
-        name = "pipeline" if share is None else f"text_budget={share:g}"
-        found = np.array([result["probability"] for result in results])
+        found = np.array([r["probability"] for r in results]) if isinstance(results, list) else results
         table.append([name, f"{speed:,.0f}", f"{speed / whole:.2f}", *_quality(labels, found)])
     header = ["both towers", "rows/s", "times the pipeline", "AUC", "LogLoss"]
-    print(f"{markdown(header, table)}\n\n{len(rows)} test rows.\n\n{ceilings}\n\n{machine()}")
+    print(f"{markdown(header, table)}\n\n{len(rows)} test rows.\n\n{measure_ceilings(ceilings)}\n\n{machine()}")
 
 
 def _quality(labels: np.ndarray, found: np.ndarray) -> list[str]:

@@ -316,7 +316,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         # One configuration, which all parts of the model hold.
         flip.config.fields = fields
         flip.feature_embeddings.weight = nn.Parameter(table, requires_grad=old.requires_grad)
-        flip.feature_embeddings.position_ranges = _position_ranges(flip.config)
+        flip.feature_embeddings.set_position_ranges(_position_ranges(flip.config))
         embeddings: FeatureEmbedding = flip.feature_embeddings
         return embeddings
 

@@ -467,7 +467,8 @@ def count_fallbacks(encoded: datasets.Dataset | pa.Table, fields: Sequence[Field
     counts: dict[str, dict[str, int]] = {}
     for chunk in table["fallbacks"].chunks:
         flags = chunk.flatten().to_numpy().reshape(-1, len(fields))
-        for i, field in enumerate(fields):
+        for i in flags.any(axis=0).nonzero()[0].tolist():
+            field = fields[i]
             for kind in Fallback:
                 if number := int(np.count_nonzero(flags[:, i] & kind)):
                     of_field = counts.setdefault(field.name, {})

@@ -37,6 +37,7 @@ ALLOWED = {
     "processing_flip": {"configuration_flip", "fetch", "growth", "data", "loading_file"},
     "training": {"configuration_flip", "fetch", "data", "processing_flip", "hub"},
     "pipeline": {"configuration_flip", "outputs", "data", "modeling_flip", "processing_flip"},
+    "export": {"modeling_flip"},
     "hub": {"loading_file"},
     "__init__": {"configuration_flip", "modeling_flip", "processing_flip", "data", "pipeline"},
 }

@@ -43,10 +43,19 @@ class FeatureEmbedding(nn.Module):
         extra_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.position_ranges = list(position_ranges)
+        self.set_position_ranges(position_ranges)
         self.embedding_dim = embedding_dim
         self.initializer_range = initializer_range
         self._allocate(num_features, embedding_dim + extra_dim)
+
+    def set_position_ranges(self, position_ranges: Sequence[Ranges]) -> None:
+        """Sets the ids that each position may hold."""
+        self.position_ranges = list(position_ranges)
+        most = max(len(ranges) for ranges in self.position_ranges)
+        padded = [[*ranges, *[(0, 0)] * (most - len(ranges))] for ranges in self.position_ranges]
+        # On the CPU also where the model is built on the meta device: only there are ids checked.
+        bounds = torch.tensor(padded, device="cpu")  # (P, ranges, 2)
+        self._bounds = [(bounds[:, i, 0], bounds[:, i, 1]) for i in range(most)]
 
     def _allocate(self, num_features: int, width: int) -> None:
         self.weight = nn.Parameter(torch.empty(num_features, width))
@@ -85,9 +94,8 @@ class FeatureEmbedding(nn.Module):
                 f"got {tuple(feature_ids.shape)}"
             )
         inside = (feature_ids == MASK_ID) | (feature_ids == PADDING_ID)
-        for i in range(max(len(ranges) for ranges in self.position_ranges)):
-            bounds = torch.tensor([ranges[i] if i < len(ranges) else (0, 0) for ranges in self.position_ranges])
-            inside |= (feature_ids >= bounds[:, 0]) & (feature_ids < bounds[:, 1])
+        for first, end in self._bounds:
+            inside |= (feature_ids >= first) & (feature_ids < end)
         if not inside.all():
             row, column = (~inside).nonzero()[0].tolist()
             ranges = ", ".join(f"[{first}, {end})" for first, end in self.position_ranges[column])

@@ -135,7 +135,8 @@ def of_distinct(strings: pa.Array, places: Callable[[list[str]], list[int]]) -> 
     encoded = strings.dictionary_encode()
     # One more place, for the nulls.
     distinct = np.array([*places(encoded.dictionary.to_pylist()), MISSING_OFFSET], dtype=np.int64)
-    return distinct[encoded.indices.fill_null(len(distinct) - 1).to_numpy(zero_copy_only=False)]
+    indices = encoded.indices.fill_null(len(distinct) - 1) if encoded.null_count else encoded.indices
+    return distinct[indices.to_numpy()]
 
 
 def count_missing(values: FieldValues) -> int:

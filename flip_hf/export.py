@@ -1,0 +1,256 @@
+"""Serving without transformers: a model's click logits as a `torch.export` program or an ONNX file, and its scorer."""
+
+import importlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from flip_hf.modeling_flip import FlipForCTR
+
+_TABULAR, _TEXT = ("feature_ids",), ("input_ids", "attention_mask")
+_LOGITS = "logits"
+_AXES = {"feature_ids": {0: "batch"}, **{name: {0: "batch", 1: "length"} for name in _TEXT}}
+
+# Sizes that no number in a graph is taken for: export makes 0 and 1 constants.
+_EXAMPLE_ROWS, _EXAMPLE_LENGTH = 3, 8
+
+# An ONNX file is one protobuf message, which must stay below 2 GiB; beside weights it holds the graph.
+_MOST_INLINE_BYTES = 2**31 - 2**27
+
+
+class _ClickLogits(nn.Module):
+    """Tensors in, one tensor out: what a serving program is made from."""
+
+    def __init__(self, model: FlipForCTR) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        feature_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        logits: torch.Tensor = self.model(feature_ids, input_ids, attention_mask, return_dict=True).logits
+        return logits.float()
+
+
+def export_program(model: FlipForCTR) -> ExportedProgram:
+    """The model's forward pass, without dropout, as a program of torch operators.
+
+    `program.module()` takes the model's inputs by name, those of its mode only: `feature_ids` int64 (B, P), `input_ids`
+    and `attention_mask` int64 (B, T), for any B and T from 1 that the text encoder reads. It returns the click logits,
+    float32 (B,). It computes in the model's dtype, on the model's device, and holds the model's own weights: nothing is
+    copied. Ids are not checked: make them with the processor that was saved with the model.
+
+    Args:
+        model: in any mode; left as it is.
+
+    Raises:
+        ValueError: the model has not learned clicks, or its feature table is sharded.
+    """
+    _check_servable(model)
+    names = _inputs_of(model)
+    sizes = {"feature_ids": sum(f.num_positions for f in model.config.tabular_fields)}
+    shapes = {name: (_EXAMPLE_ROWS, sizes.get(name, _EXAMPLE_LENGTH)) for name in names}
+    # Which lengths the text encoder can read, export finds out by itself.
+    axes = {name: dict.fromkeys(_AXES[name], Dim.DYNAMIC) for name in names}
+    example = {name: torch.ones(shape, dtype=torch.int64, device=model.device) for name, shape in shapes.items()}
+    with _evaluating(model), torch.no_grad():
+        return torch.export.export(_ClickLogits(model), (), example, dynamic_shapes=axes, strict=False)
+
+
+def export_onnx(model: FlipForCTR, path: str | Path, int8: bool = False) -> Path:
+    """Writes the model as an ONNX file, which `OnnxScorer` reads.
+
+    Inputs, in the modes that read them: `feature_ids` int64 (batch, P), `input_ids` and `attention_mask` int64 (batch,
+    length). Output: `logits` float32 (batch,), as of `export_program`.
+
+    The file is there once it is whole. Weights of more than 2 GiB lie beside it in `<name>.data`, and the two belong
+    together.
+
+    Args:
+        model: in any mode, in float32; left as it is.
+        path: the file to write, or to replace; its folder is made where it is missing.
+        int8: whether to multiply in the text tower's linear layers in 8 bits, with activations scaled anew in every
+            batch, so that a row's logit depends slightly on the other rows. Embeddings and the ID-based model stay as
+            they are.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: `flip_hf[serve]` is not installed.
+        ValueError: as in `export_program`; the model is not in float32; `int8` of a model without a text tower.
+    """
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        _import(module)
+    if int8 and model.config.mode == "id":
+        raise ValueError("int8=True is for the text tower, and a model in mode='id' has none")
+    if other := {p.dtype for p in model.parameters()} - {torch.float32}:
+        raise ValueError(
+            f"the model is in {', '.join(sorted(map(str, other)))}, which ONNX Runtime's CPU operators mostly lack; "
+            "load it with dtype=torch.float32"
+        )
+    exported: Any = torch.onnx.export(export_program(model), dynamo=True, output_names=[_LOGITS], verbose=False)
+    graph = exported.model.graph
+    # Given to the exporter, the names would be warned of: it knows by itself which axes are as long.
+    exported.rename_axes({value.shape[i]: axis for value in graph.inputs for i, axis in _AXES[value.name].items()})
+    for node in graph:
+        # The exporter notes where the code of each operator lies on this machine.
+        node.metadata_props.clear()
+    num_bytes = sum(value.const_value.nbytes for value in graph.initializers.values())
+    beside = num_bytes > _MOST_INLINE_BYTES
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # On the same file system, so that a rename suffices.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        whole = Path(folder, path.name)
+        if int8:
+            full = Path(folder, f"float32.{path.name}")
+            _quantize(exported, full, whole, beside)
+        else:
+            exported.save(whole, external_data=beside)
+        _move(whole, path)
+    return path
+
+
+class OnnxScorer:
+    """Click probabilities from a file that `export_onnx` wrote, by ONNX Runtime.
+
+    Ids are not checked against their fields: make them with the processor that was saved with the model.
+
+    Args:
+        path: the ONNX file.
+        num_threads: threads of one operator; by default as many as ONNX Runtime thinks fit.
+        providers: what computes, as ONNX Runtime names it, the first choice first.
+
+    Attributes:
+        inputs: names of the arrays that the model reads.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: `flip_hf[serve]` is not installed.
+        ValueError: the file holds another model.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        num_threads: int | None = None,
+        providers: Sequence[str | tuple[str, dict[str, Any]]] = ("CPUExecutionProvider",),
+    ) -> None:
+        runtime = _import("onnxruntime")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file; export_onnx(model, path) writes one")
+        options = runtime.SessionOptions()
+        if num_threads is not None:
+            options.intra_op_num_threads = num_threads
+        self._session = runtime.InferenceSession(path, options, providers=list(providers))
+        self.inputs: list[str] = [value.name for value in self._session.get_inputs()]
+        outputs = [value.name for value in self._session.get_outputs()]
+        if not set(self.inputs) <= {*_TABULAR, *_TEXT} or outputs != [_LOGITS]:
+            raise ValueError(f"{path}: not a model that export_onnx wrote")
+
+    def __call__(self, batch: Mapping[str, Any]) -> np.ndarray:
+        """Scores a batch.
+
+        Args:
+            batch: arrays, CPU tensors or lists as `FlipProcessor` and `FlipCTRCollator` return them; what the model
+                does not read is ignored.
+
+        Returns:
+            float32 (B,).
+
+        Raises:
+            ValueError: the batch lacks an input.
+        """
+        if absent := [name for name in self.inputs if name not in batch]:
+            raise ValueError(f"the batch lacks {', '.join(absent)}, which this model reads")
+        arrays = {name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs}
+        (logits,) = self._session.run([_LOGITS], arrays)
+        # In double precision nothing overflows.
+        probabilities: np.ndarray = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        return probabilities.astype(np.float32)
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"ONNX export and scoring need {name}: pip install 'flip_hf[serve]'") from error
+
+
+def _inputs_of(model: FlipForCTR) -> tuple[str, ...]:
+    return {"id": _TABULAR, "text": _TEXT, "joint": _TABULAR + _TEXT}[model.config.mode]
+
+
+def _check_servable(model: FlipForCTR) -> None:
+    if not isinstance(model, FlipForCTR):
+        raise ValueError(f"only a FlipForCTR is exported for serving, not a {type(model).__name__}")
+    if reason := model.needs_finetuning:
+        raise ValueError(
+            f"{model.name_or_path or 'the model'} {reason}: its probabilities would mean nothing. Finetune it "
+            "(FlipForCTR, examples/finetune.py); if you have since, save it and load what was saved"
+        )
+    if model.sharded_parameters:
+        raise ValueError("the feature table is sharded: save the model, load it unsharded and export that")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _quantize(exported: Any, full: Path, target: Path, beside: bool) -> None:
+    quantization = _import("onnxruntime.quantization")
+    # The exporter has folded constants and inferred shapes already; without this note we are told to do so first.
+    exported.model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"
+    exported.save(full, external_data=beside)
+    quantization.quantize_dynamic(
+        full,
+        target,
+        op_types_to_quantize=["MatMul"],
+        nodes_to_quantize=_text_products(exported.model.graph),
+        per_channel=True,
+        # Without VNNI, sums of two products of 8 bits overflow.
+        reduce_range=True,
+        weight_type=quantization.QuantType.QInt8,
+        use_external_data_format=beside,
+    )
+
+
+def _text_products(graph: Any) -> list[str]:
+    """Names of the matrix products of what comes from the text."""
+    from_text = {value for value in graph.inputs if value.name in _TEXT}
+    names = []
+    for node in graph:
+        # Both towers may take the number of rows from either view.
+        if node.op_type != "Shape" and not from_text.isdisjoint(node.inputs):
+            from_text.update(node.outputs)
+            if node.op_type == "MatMul":
+                names.append(node.name)
+    return names
+
+
+def _move(source: Path, target: Path) -> None:
+    data = source.with_name(f"{source.name}.data")
+    if data.exists():
+        # An older model must not be found with the new one's weights.
+        target.unlink(missing_ok=True)
+        os.replace(data, target.with_name(data.name))
+    os.replace(source, target)
