@@ -36,18 +36,13 @@ from flip_hf.training.run_config import DataConfig, ModelConfig, TrainingConfig
 PAPER_TOKENS = 100
 
 
-class Ours:
-    """The package's own step, as the training loop takes it; MLM scores the tokens that are seen."""
+class PackageStep:
+    """The package's own step, as the training loop takes it."""
 
-    def __init__(self, log: Any, processor: Any, settings: ModelConfig, training: TrainingConfig) -> None:
+    def __init__(self, model: Any, rows: Any, collator: Any, training: TrainingConfig) -> None:
         self.accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.accelerator.is_available())
-        model = new_model(FlipForPreTraining, settings, processor)
-        model.set_feature_counts(processor.feature_counts)
-        self.rows = log.encode(processor, "train", with_label=False).with_format("arrow")
-        model.set_mlm_tokens(value_tokens(self.rows))
-        self.collator = FlipPretrainingCollator(processor)
-        self.batches = list(LengthGroupedBatchSampler(text_lengths(self.rows), training.batch_size, seed=0))
-        self.training = training
+        self.rows, self.collator, self.training = rows, collator, training
+        self.batches = list(LengthGroupedBatchSampler(text_lengths(rows), training.batch_size, seed=0))
         self.text_model: Any = model.flip.text_model
         if self.accelerator.device.type == "cpu":
             model.use_cpu_attention()
@@ -61,6 +56,15 @@ class Ours:
     def step(self, batch: Any) -> None:
         self.model.train()
         loop._step(self.model, self.optimizer, [batch], self.training, self.run, 1)
+
+
+def pretraining_step(log: Any, processor: Any, settings: ModelConfig, training: TrainingConfig) -> PackageStep:
+    """Ours; MLM scores the tokens that are seen."""
+    model = new_model(FlipForPreTraining, settings, processor)
+    model.set_feature_counts(processor.feature_counts)
+    rows = log.encode(processor, "train", with_label=False).with_format("arrow")
+    model.set_mlm_tokens(value_tokens(rows))
+    return PackageStep(model, rows, FlipPretrainingCollator(processor), training)
 
 
 class AsPaper:
@@ -139,7 +143,7 @@ def main() -> None:
     settings = ModelConfig(text_layers=arguments.layers)
     training = TrainingConfig(batch_size=arguments.batch_size)
     processor = fit_processor(log, settings)
-    sides: dict[str, Any] = {"ours": Ours(log, processor, settings, training)}
+    sides: dict[str, Any] = {"ours": pretraining_step(log, processor, settings, training)}
     if arguments.as_paper:
         sides["as the paper's code"] = AsPaper(log, processor, settings, training)
 

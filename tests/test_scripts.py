@@ -328,7 +328,9 @@ def test_scripts_start_from_the_command_line(workplace, tmp_path, launcher):
 @pytest.mark.parametrize("sharded", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_two_processes_train_together(workplace, tmp_path, sharded):
     arguments = ["--config", str(workplace / "config.yaml"), "--training.epochs", "2", "--training.precision", "fp32"]
-    arguments += ["--training.shard_features", sharded]
+    # Of a table that is shared out, processes can also update the rows that were read alone.
+    updates = "rows" if sharded == "true" else "dense"
+    arguments += ["--training.shard_features", sharded, "--training.feature_updates", updates]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     pretrained = tmp_path / "pretrained"
     subprocess.run([*launch, str(EXAMPLES / "pretrain.py"), *arguments, "--output_dir", str(pretrained)], check=True)

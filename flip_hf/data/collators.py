@@ -65,7 +65,8 @@ class FlipCTRCollator:
             know no OOV are spared; a dict gives it for each field that it names. Which are replaced depends on the
             seed, the epoch and the row's number alone.
         seed: the run's seed; only read with `oov_dropout`.
-        pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this.
+        pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this; by default to 8, which suits
+            an accelerator's matrix units, or to 2 where there is none.
 
     Returns (when called with encoded rows, a list or an Arrow table of them):
         feature_ids int64 (B, P) unless the mode is "text"; input_ids and attention_mask int64 (B, T) unless it is
@@ -78,7 +79,7 @@ class FlipCTRCollator:
         mode: str = "joint",
         oov_dropout: float | Mapping[str, float] = 0.0,
         seed: int = 0,
-        pad_to_multiple_of: int = 8,
+        pad_to_multiple_of: int | None = None,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} is not one of {', '.join(MODES)}")
@@ -95,6 +96,8 @@ class FlipCTRCollator:
         self.pad_token_id: int = processor.tokenizer.pad_token_id
         self.mode = mode
         self.seed = seed
+        if pad_to_multiple_of is None:
+            pad_to_multiple_of = 8 if torch.accelerator.is_available() else 2
         self.pad_to_multiple_of = pad_to_multiple_of
         self.epoch = 0
         # For each position its field's OOV feature, and how often to drop to it.
@@ -146,7 +149,8 @@ class FlipPretrainingCollator:
         seed: the run's seed.
         text_mask_ratio: share of the fields masked in the text; at least one field is.
         tabular_mask_ratio: share of the fields masked in the table; at least one field is.
-        pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this.
+        pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this; by default to 8, which suits
+            an accelerator's matrix units, or to 2 where there is none.
 
     Returns (when called with encoded rows, a list or an Arrow table of them):
         feature_ids, masked_feature_ids int64 (B, P); mtm_labels int64 (B, F), F the fields with features; input_ids,
@@ -160,7 +164,7 @@ class FlipPretrainingCollator:
         seed: int = 0,
         text_mask_ratio: float = 0.15,
         tabular_mask_ratio: float = 0.15,
-        pad_to_multiple_of: int = 8,
+        pad_to_multiple_of: int | None = None,
     ) -> None:
         for name, ratio in (("text_mask_ratio", text_mask_ratio), ("tabular_mask_ratio", tabular_mask_ratio)):
             if not 0 < ratio <= 1:

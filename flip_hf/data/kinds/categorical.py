@@ -14,6 +14,8 @@ from flip_hf.data.schema import canonical_strings
 
 # Distinct values that fitting may hold unmerged before it sums up what repeats.
 _MERGE_AT = 1 << 20
+# So few strings cost less one by one than it takes to find which are distinct.
+_FEW = 8
 
 
 class Categorical(FieldKind):
@@ -132,6 +134,10 @@ class HashIndex(FeatureIndex):
 
 def of_distinct(strings: pa.Array, places: Callable[[list[str]], list[int]]) -> np.ndarray:
     """The place of each string, int64 (values,), found once for each distinct one; a null's is MISSING."""
+    if len(strings) <= _FEW:
+        texts = strings.to_pylist()
+        found = zip(texts, places([text or "" for text in texts]), strict=True)
+        return np.array([MISSING_OFFSET if text is None else place for text, place in found], dtype=np.int64)
     encoded = strings.dictionary_encode()
     # One more place, for the nulls.
     distinct = np.array([*places(encoded.dictionary.to_pylist()), MISSING_OFFSET], dtype=np.int64)

@@ -1,0 +1,93 @@
+"""Times finetuning steps of both towers: the package's own, and a plain loop over the same model.
+
+python benchmarks/finetune_step.py
+
+The plain loop takes rows as they come, pads them to the longest text of all, and computes in single precision with
+transformers' attention and torch's dropout and AdamW.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+from ceilings import measure_ceilings
+from jobs import machine, markdown
+from pretrain_step import PackageStep, count_flops
+from torch import nn
+
+from flip_hf import FlipCTRCollator, FlipForCTR
+from flip_hf.data.sampling import text_lengths
+from flip_hf.nn.dropout import ByteDropout
+from flip_hf.training.build import fit_processor, new_model
+from flip_hf.training.data import load_click_log
+from flip_hf.training.optimization import parameter_groups
+from flip_hf.training.run_config import DataConfig, ModelConfig, TrainingConfig
+
+
+class PlainStep:
+    """A loop as one writes it down first."""
+
+    def __init__(self, model: Any, rows: Any, collator: FlipCTRCollator, training: TrainingConfig) -> None:
+        self.model, self.rows, self.collator, self.training = model, rows, collator, training
+        for parent in model.modules():
+            for name, child in parent.named_children():
+                if type(child) is ByteDropout:
+                    setattr(parent, name, nn.Dropout(child.p))
+        collator.pad_to_multiple_of = int(text_lengths(rows).max())
+        self.text_model: Any = model.flip.text_model
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, training))
+
+    def batch(self, number: int) -> dict[str, torch.Tensor]:
+        first = number * self.training.batch_size % (len(self.rows) - self.training.batch_size)
+        return self.collator(self.rows[list(range(first, first + self.training.batch_size))])
+
+    def step(self, batch: dict[str, torch.Tensor]) -> None:
+        self.model.train()
+        self.model(**batch).loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--layers", type=int, default=3, help="layers of MiniLM")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=8, help="steps of each side")
+    arguments = parser.parse_args()
+    log = load_click_log(DataConfig(source="movielens-100k", max_train_rows=16384))
+    settings, training = ModelConfig(text_layers=arguments.layers), TrainingConfig(batch_size=arguments.batch_size)
+    processor = fit_processor(log, settings)
+    rows = log.encode(processor, "train").with_format("arrow")
+    model = new_model(FlipForCTR, settings, processor)
+    sides: dict[str, Any] = {
+        "plain loop": PlainStep(copy.deepcopy(model), rows, FlipCTRCollator(processor), training),
+        "ours": PackageStep(model, rows, FlipCTRCollator(processor), training),
+    }
+    ceilings = measure_ceilings()
+    counted = {name: count_flops(side) for name, side in sides.items()}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(-1, arguments.steps):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side.step(side.batch(number % arguments.steps))
+            if number >= 0:
+                times[name].append(time.perf_counter() - started)
+    ceilings = measure_ceilings(ceilings)
+    table = []
+    for name, flops in counted.items():
+        step = statistics.median(times[name])
+        share = flops / step / ceilings.bf16_gflops
+        print(json.dumps({"benchmark": "finetune_step", "side": name, "seconds": step, "gflop": flops}))
+        cells = [f"{arguments.batch_size / step:.1f}", f"{1000 * step:.0f}", f"{flops / arguments.batch_size:.2f}"]
+        table.append([name, *cells, f"{100 * share:.0f} %"])
+    header = ["step", "rows/s", "ms", "GFLOP a row", "of the bf16 peak"]
+    print(f"\n{markdown(header, table)}\n\n{ceilings}\n\n{machine()}")
+
+
+if __name__ == "__main__":
+    main()
