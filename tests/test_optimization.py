@@ -7,6 +7,7 @@ import datasets
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,6 +15,14 @@ from flip_hf import FieldConfig, FlipConfig, FlipForCTR
 from flip_hf.training import loop
 from flip_hf.training.optimization import LazyAdamW, build_optimizer, clip_gradients
 from flip_hf.training.run_config import TrainingConfig
+
+
+@pytest.fixture
+def accelerator():
+    yield Accelerator(cpu=True)
+    # What comes next in this process may want another one.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def test_rows_move_as_under_sparse_adam_and_the_rest_as_under_adamw():
@@ -75,13 +84,13 @@ def build(updates):
     return model, build_optimizer(model, TrainingConfig(feature_updates=updates))
 
 
-def test_norms_and_clipped_gradients_are_those_of_dense_ones():
+def test_norms_and_clipped_gradients_are_those_of_dense_ones(accelerator):
     ids, labels = torch.tensor([[5, 35], [5, 36], [9, 35]]), torch.tensor([1.0, 0.0, 1.0])
     found = []
     for updates in ("dense", "rows"):
         model, _ = build(updates)
         (1000 * model.eval()(feature_ids=ids, labels=labels).loss).backward()
-        norm = clip_gradients(model, Accelerator(cpu=True), 1.0)
+        norm = clip_gradients(model, accelerator, 1.0)
         table = model.flip.feature_embeddings.weight.grad
         assert table.is_sparse == (updates == "rows")
         found.append((norm, table.to_dense() if table.is_sparse else table))
