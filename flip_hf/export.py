@@ -196,11 +196,7 @@ def _inputs_of(model: FlipForCTR) -> tuple[str, ...]:
 def _check_servable(model: FlipForCTR) -> None:
     if not isinstance(model, FlipForCTR):
         raise ValueError(f"only a FlipForCTR is exported for serving, not a {type(model).__name__}")
-    if reason := model.needs_finetuning:
-        raise ValueError(
-            f"{model.name_or_path or 'the model'} {reason}: its probabilities would mean nothing. Finetune it "
-            "(FlipForCTR, examples/finetune.py); if you have since, save it and load what was saved"
-        )
+    model.check_finetuned()
     if model.sharded_parameters:
         raise ValueError("the feature table is sharded: save the model, load it unsharded and export that")
 

@@ -667,6 +667,14 @@ class FlipForCTR(FlipPreTrainedModel):
             reasons.append(f"lacks {', '.join(self.fresh_parameters)}, which start afresh")
         return " and ".join(reasons) or None
 
+    def check_finetuned(self) -> None:
+        """Raises ValueError, which says why, if the click logits were never trained."""
+        if reason := self.needs_finetuning:
+            raise ValueError(
+                f"{self.name_or_path or 'the model'} {reason}: its probabilities would mean nothing. Finetune it "
+                "(FlipForCTR, examples/finetune.py); if you have since, save it and load what was saved"
+            )
+
     def in_mode(self, mode: str) -> "FlipForCTR":
         """One tower of this joint model as a model of its own, of the same modules: nothing is copied.
 

@@ -69,11 +69,7 @@ class CTRPredictionPipeline(Pipeline):
             )
         if mode is not None:
             model = model.in_mode(mode)
-        if reason := model.needs_finetuning:
-            raise ValueError(
-                f"{model.name_or_path or 'the model'} {reason}: its probabilities would mean nothing. Finetune it "
-                "(FlipForCTR, examples/finetune.py); if you have since, save it and load what was saved"
-            )
+        model.check_finetuned()
         if processor.fields != model.config.fields:
             raise ValueError(
                 "the processor's fields are not the model's: load both from one folder, and after processor.extend "
