@@ -1,29 +1,19 @@
 """The click log of a run, split and with its fields."""
 
-import contextlib
-import hashlib
-import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow as pa
 from datasets import Dataset, DatasetDict
-from filelock import FileLock
 
 from flip_hf.configuration_flip import FieldConfig, as_fields
-from flip_hf.data.schema import InputError
+from flip_hf.data.arrow_files import BLOCK_ROWS, file_state, rows_on_disk
 from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import load_splits
-from flip_hf.data.tables import plain_strings, stream_tables
+from flip_hf.data.tables import stream_tables
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.training.run_config import DataConfig
-
-_BLOCK_ROWS = 1 << 16
-_HASHED_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -118,39 +108,5 @@ def open_click_log_file(path: Path, fields: Sequence[FieldConfig], label: str) -
     """
     columns = [*(f.name for f in fields), label]
     # Raised here if there is no such file.
-    tables = stream_tables(path, columns, batch_rows=_BLOCK_ROWS)
-    stat = path.stat()
-    key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, columns])
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "flip_hf"
-    folder.mkdir(parents=True, exist_ok=True)
-    cached = folder / f"{name}.arrow"
-    with FileLock(folder / f"{name}.lock"):
-        if not cached.exists():
-            with contextlib.ExitStack() as cleanup:
-                aside = folder / f"{name}.new"
-                cleanup.callback(aside.unlink, missing_ok=True)
-                if _write_arrow(tables, aside) == 0:
-                    raise InputError("there are no rows; training and evaluation need some", source=str(path))
-                os.replace(aside, cached)
-    # Files are compared by what they hold, wherever they lie.
-    content = hashlib.sha256()
-    with pa.memory_map(str(cached)) as file:
-        for start in range(0, file.size(), _HASHED_BYTES):
-            file.seek(start)
-            content.update(file.read_buffer(_HASHED_BYTES))
-    rows = Dataset.from_file(str(cached))
-    rows._fingerprint = content.hexdigest()[:16]
-    return rows
-
-
-def _write_arrow(tables: Iterable[pa.Table], path: Path) -> int:
-    """Writes tables as one Arrow stream; how many rows there were."""
-    num_rows, writer = 0, None
-    with contextlib.ExitStack() as cleanup:
-        for table in map(plain_strings, tables):
-            if writer is None:
-                writer = cleanup.enter_context(pa.ipc.new_stream(str(path), table.schema))
-            writer.write_table(table)
-            num_rows += len(table)
-    return num_rows
+    tables = stream_tables(path, columns, batch_rows=BLOCK_ROWS)
+    return rows_on_disk([*file_state(path), columns], lambda: tables, str(path))
