@@ -14,12 +14,15 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pytest
+import raw_files
 from datasets import Dataset, DatasetDict
 
+from flip_hf import FlipProcessor
 from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data import splits
 from flip_hf.data.sources import DATASETS, HistoryField, movielens_100k
@@ -218,6 +221,7 @@ def test_both_carriers_give_the_same_tables(packaged, tmp_path):
 def test_movielens_counts(packaged, movielens):
     assert tuple(table.num_rows for table in packaged) == (100_000, 943, 1_682)
     assert movielens.num_rows == 72_855
+    assert all(column.null_count == 0 for column in movielens.data.columns)
     assert sum(movielens["label"][:]) == 55_375
     assert movielens[0] == {
         "user_id": 22,
@@ -234,16 +238,29 @@ def test_movielens_counts(packaged, movielens):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_source_keeps_the_contract(name, movielens):
+def test_every_source_keeps_the_contract(name, request, tmp_path, monkeypatch, wordpiece):
+    if name in raw_files.WRITERS:
+        monkeypatch.setenv("FLIP_HF_CACHE", str(tmp_path))
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+        raw_files.WRITERS[name](tmp_path, monkeypatch)
+    else:
+        request.getfixturevalue("movielens")
     source = DATASETS[name]
     assert source.name == name
     dataset = source.load()
-    assert dataset.column_names == [field.name for field in source.fields] + ["label", "timestamp"]
+    columns = [field.name for field in source.fields] + ["label"]
+    assert dataset.column_names in (columns, [*columns, "timestamp"])
     assert dataset.features["label"].dtype == "int8"
-    assert dataset.features["timestamp"].dtype == "int64"
     assert set(dataset["label"][:]) == {0, 1}
-    assert all(table.null_count == 0 for table in dataset.data.columns)
+    if "timestamp" in dataset.column_names:
+        assert dataset.features["timestamp"].dtype == "int64"
+        assert dataset.with_format("arrow")[:]["timestamp"].null_count == 0
+    for history in source.histories:
+        assert {history.user, history.item, "timestamp"} <= set(dataset.column_names)
     assert source.load()._fingerprint == dataset._fingerprint
+    rows = dataset.select(range(10))
+    encoded = FlipProcessor.fit(rows, source.fields, wordpiece, label="label", max_length=512).encode_dataset(rows)
+    assert encoded["label"][:].tolist() == rows["label"][:]
     for text in (source.description, source.homepage, source.licence, source.citation):
         assert text.strip()
 

@@ -1,0 +1,148 @@
+"""MovieLens-1M (Harper and Konstan 2015, https://doi.org/10.1145/2827872).
+
+GroupLens publishes the raw files and forbids passing them on, so they are fetched where they are needed and kept in
+the cache as they came.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import Dataset
+
+from flip_hf.data.sources import grouplens
+from flip_hf.data.sources.base import DatasetSource
+from flip_hf.data.sources.grouplens import RawTables, integers, read_columns
+from flip_hf.fetch import cache_dir, download, first_of
+
+URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
+MD5 = "c4d9eecfca2ab87c1945afe126590906"
+"""Of the archive, as GroupLens publishes it beside the archive."""
+
+AGES = {
+    "1": "Under 18",
+    "18": "18-24",
+    "25": "25-34",
+    "35": "35-44",
+    "45": "45-49",
+    "50": "50-55",
+    "56": "56+",
+}
+"""The ranges that users.dat has codes for, in the words of GroupLens' README."""
+
+OCCUPATIONS = {
+    "0": "other or not specified",
+    "1": "academic/educator",
+    "2": "artist",
+    "3": "clerical/admin",
+    "4": "college/grad student",
+    "5": "customer service",
+    "6": "doctor/health care",
+    "7": "executive/managerial",
+    "8": "farmer",
+    "9": "homemaker",
+    "10": "K-12 student",
+    "11": "lawyer",
+    "12": "programmer",
+    "13": "retired",
+    "14": "sales/marketing",
+    "15": "scientist",
+    "16": "self-employed",
+    "17": "technician/engineer",
+    "18": "tradesman/craftsman",
+    "19": "unemployed",
+    "20": "writer",
+}
+"""The occupations that users.dat has codes for, in the words of GroupLens' README."""
+
+N_RATINGS, N_USERS, N_MOVIES = 1_000_209, 6_040, 3_883
+
+
+def parse_grouplens(folder: Path | zipfile.Path) -> RawTables:
+    """Reads ratings.dat, users.dat and movies.dat from GroupLens' folder `ml-1m`.
+
+    Ages and occupations become words: a code would tell the text encoder nothing.
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+        ValueError: a line is not what GroupLens describes; the message names file and line.
+    """
+    ratings = read_columns(folder / "ratings.dat", 4, lambda line: line.split("::"))
+    users = read_columns(folder / "users.dat", 5, lambda line: line.split("::"))
+    movies = read_columns(folder / "movies.dat", 3, _split_movie)
+    return RawTables(
+        ratings=grouplens.ratings_table(folder / "ratings.dat", ratings),
+        users=pa.table(
+            {
+                "user_id": integers(folder / "users.dat", "user id", users[0]),
+                "gender": users[1],
+                "age": _words(folder / "users.dat", "age", users[2], AGES),
+                "occupation": _words(folder / "users.dat", "occupation", users[3], OCCUPATIONS),
+                "zipcode": users[4],
+            }
+        ),
+        movies=pa.table(
+            {
+                "movie_id": integers(folder / "movies.dat", "movie id", movies[0]),
+                "title": [title.strip() for title in movies[1]],
+                "genre": [genres.replace("|", ", ") for genres in movies[2]],
+            }
+        ),
+    )
+
+
+def load() -> Dataset:
+    """All labelled rows in the order of ratings.dat. See `DatasetSource.load`.
+
+    Takes, in this order: `cache_dir()/movielens-1m`, GroupLens' archive.
+
+    Raises:
+        FetchError: neither could be had; the message says where to put the archive by hand.
+        ValueError: the tables have not the published numbers of rows.
+    """
+    folder = cache_dir() / "movielens-1m"
+    archive = folder / "ml-1m.zip"
+
+    def read(path: Path) -> RawTables:
+        return grouplens.read_archive(path, MD5, "ml-1m/", parse_grouplens)
+
+    raw = first_of(
+        "MovieLens-1M",
+        [
+            ("archive in the cache", lambda: read(archive)),
+            ("GroupLens", lambda: read(download(URL, archive, "md5", MD5))),
+        ],
+        f"Download {URL} by hand, put it at {archive} as it is, and try again.",
+    )
+    grouplens.check_counts("MovieLens-1M", folder, raw, (N_RATINGS, N_USERS, N_MOVIES))
+    return Dataset(grouplens.label_ratings("MovieLens-1M", raw))
+
+
+def _split_movie(line: str) -> list[str]:
+    # A title may hold colons, also at its end: only the outer separators count.
+    movie_id, *rest = line.split("::", 1)
+    return [movie_id, *(part for both in rest for part in both.rsplit("::", 1))]
+
+
+def _words(path: Path | zipfile.Path, name: str, codes: list[str], words: Mapping[str, str]) -> list[str]:
+    for i, code in enumerate(codes):
+        if code not in words:
+            raise ValueError(f"{path}, line {i + 1}: {name} is {code!r}, expected one of {', '.join(words)}")
+    return [words[code] for code in codes]
+
+
+MOVIELENS_1M = DatasetSource(
+    name="movielens-1m",
+    load=load,
+    fields=grouplens.FIELDS,
+    histories=grouplens.HISTORIES,
+    description=(
+        "MovieLens-1M: 1,000,209 movie ratings from 6,040 users who joined MovieLens in 2000, on 3,883 movies. A row "
+        "is one rating with the user's and the movie's fields. Ratings above 3 are positive, ratings below 3 negative, "
+        "and ratings of 3 are dropped."
+    ),
+    homepage="https://grouplens.org/datasets/movielens/1m/",
+    licence=grouplens.LICENCE,
+    citation=grouplens.CITATION,
+)

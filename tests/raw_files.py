@@ -1,0 +1,53 @@
+"""Small files in the raw formats of the named datasets, with what is odd in the real ones."""
+
+import gzip
+import hashlib
+import zipfile
+
+from flip_hf.data.sources import movielens_1m
+
+# Latin-1 throughout; U+0085 ends a line for str.splitlines.
+MOVIELENS_1M = {
+    "users.dat": "1::F::1::10::48067\n2::M::56::16::02138-1234\n",
+    "movies.dat": (
+        "1::Toy Story (1995)::Animation|Children's|Comedy\n"
+        "2::Misérables, Les (1995)::Drama\r\n"
+        "3:: 2001: A Space Odyssey:\x85 (1968):::Drama|Sci-Fi\n"
+        "3952::Who::What::Where (1999)::Film-Noir\n"
+    ),
+    "ratings.dat": "".join(
+        f"{user}::{movie}::{rating}::{978300760 + second}\n"
+        for second, (user, movie, rating) in enumerate(
+            [(1, 2, 5), (2, 3, 3), (2, 3, 1), (1, 3952, 4), (1, 3, 2), (2, 1, 4), (1, 1, 2)] * 2
+        )
+    ),
+}
+
+
+def write(folder, files):
+    """Writes the files, gzipped where their names end in .gz, and returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        # GoodReads' are UTF-8, which JSON's escapes make ASCII here; the others Latin-1.
+        data = text.encode("latin-1")
+        (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return folder
+
+
+def write_movielens_1m(cache, monkeypatch, files=MOVIELENS_1M):
+    """The archive in the cache, with its own hash and counts in place of the real ones."""
+    folder = cache / "movielens-1m"
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / "ml-1m.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, text in files.items():
+            file.writestr(f"ml-1m/{name}", text.encode("latin-1"))
+    monkeypatch.setattr(movielens_1m, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    for name, table in (("N_RATINGS", "ratings.dat"), ("N_USERS", "users.dat"), ("N_MOVIES", "movies.dat")):
+        monkeypatch.setattr(movielens_1m, name, files[table].count("\n"))
+
+
+WRITERS = {
+    "movielens-1m": write_movielens_1m,
+}
+"""Puts small files into the cache, by the dataset's name."""
