@@ -5,6 +5,7 @@ import hashlib
 import zipfile
 
 from flip_hf.data.sources import movielens_1m
+from flip_hf.data.sources.bookcrossing import BOOKS, COLUMNS, RATINGS, USERS
 
 # Latin-1 throughout; U+0085 ends a line for str.splitlines.
 MOVIELENS_1M = {
@@ -21,6 +22,31 @@ MOVIELENS_1M = {
             [(1, 2, 5), (2, 3, 3), (2, 3, 1), (1, 3952, 4), (1, 3, 2), (2, 1, 4), (1, 1, 2)] * 2
         )
     ),
+}
+
+
+def quoted(*values):
+    """A line of BookCrossing's files; values are written as they are, and None as NULL."""
+    return ";".join("NULL" if value is None else f'"{value}"' for value in values) + "\n"
+
+
+def _book(*values):
+    return quoted(*values, *(f"http://images.amazon.com/images/P/{values[0]}.01.{size}.jpg" for size in "SML"))
+
+
+BOOKCROSSING = {
+    USERS: quoted(*COLUMNS[USERS].split())
+    + quoted("1", "nyc, new york, usa", None)
+    + quoted("2", 'a coruña, &#37073;&#24030;, \\"españa\\"', "18")
+    + quoted("3", "", "0"),
+    BOOKS: quoted(*COLUMNS[BOOKS].split())
+    + _book("034545104X", "Flesh Tones: A Novel", "M. J. Rose", "2002", "Ballantine Books")
+    + _book("0001", 'R&D &amp; \\"A\\";\\"B\\" \\\\', "Simon &nothing; Schuster", "0", "K&ouml;ln\x85am Rhein"),
+    RATINGS: quoted(*COLUMNS[RATINGS].split())
+    + quoted("1", "034545104X", "0")
+    + quoted("2", "034545104X", "5")
+    + quoted("3", "0001", "10")
+    + quoted("2", "0001", "4") * 8,
 }
 
 
@@ -49,5 +75,6 @@ def write_movielens_1m(cache, monkeypatch, files=MOVIELENS_1M):
 
 WRITERS = {
     "movielens-1m": write_movielens_1m,
+    "bookcrossing": lambda cache, monkeypatch: write(cache / "bookcrossing", BOOKCROSSING),
 }
 """Puts small files into the cache, by the dataset's name."""

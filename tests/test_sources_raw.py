@@ -1,21 +1,27 @@
 """Readers of raw files that no test fetches, on small files in their formats, with what is odd in the real ones."""
 
+import hashlib
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import datasets
 import huggingface_hub
+import pyarrow as pa
 import pytest
 from raw_files import (
+    BOOKCROSSING,
     MOVIELENS_1M,
+    quoted,
     write,
     write_movielens_1m,
 )
 from transformers import BertConfig
 
 from flip_hf import FlipConfig, FlipForCTR
-from flip_hf.data.sources import DATASETS, movielens_1m
+from flip_hf.data.sources import DATASETS, bookcrossing, movielens_1m
+from flip_hf.data.sources.bookcrossing import BOOKS, RATINGS, USERS
 from flip_hf.data.splits import load_splits
 from flip_hf.fetch import FetchError
 from flip_hf.training.run_config import FinetuneRun, parse_run
@@ -134,3 +140,140 @@ def test_the_configuration_for_movielens_1m_is_one_that_a_model_takes(tmp_path):
     fields = [{"name": field.name, "num_features": 3} for field in DATASETS[run.data.source].fields]
     model = FlipForCTR(FlipConfig(text_config=text_config, fields=fields, mode=run.mode, **run.model.options))
     assert model.config.embedding_dim == 16
+
+
+# BookCrossing
+
+
+def test_bookcrossing(tmp_path, caplog):
+    table = bookcrossing.parse_files(write(tmp_path, BOOKCROSSING))
+    assert table.schema.field("label").type == pa.int8()
+    rows = table.to_pylist()
+    assert len(rows) == 11
+    assert rows[0] == {
+        "user_id": "1",
+        "location": "nyc, new york, usa",
+        "age": None,
+        "isbn": "034545104X",
+        "title": "Flesh Tones: A Novel",
+        "author": "M. J. Rose",
+        "year": "2002",
+        "publisher": "Ballantine Books",
+        "label": 0,
+    }
+    assert rows[1]["location"] == 'a coruña, 郑州, "españa"'
+    assert (rows[1]["age"], rows[1]["label"]) == ("18", 1)
+    assert rows[2] == {
+        "user_id": "3",
+        "location": None,
+        "age": "0",
+        "isbn": "0001",
+        "title": 'R&D & "A";"B" \\',
+        "author": "Simon &nothing; Schuster",
+        "year": None,
+        "publisher": "Köln\x85am Rhein",
+        "label": 1,
+    }
+    # A rating of 4.
+    assert rows[3]["label"] == 0
+    # Only that there are fewer lines than in the real files.
+    assert [message.split(": ")[1] for message in caplog.messages] == [
+        "3 lines, but BookCrossing has 278858; the file may not be whole",
+        "2 lines, but BookCrossing has 271379; the file may not be whole",
+        "11 lines, but BookCrossing has 1149780; the file may not be whole",
+    ]
+
+
+def test_bookcrossing_counts_what_it_leaves_out(tmp_path, monkeypatch, caplog):
+    added = {
+        USERS: quoted(None, "nowhere", "1") + quoted("1", "elsewhere", "99") + '"4";"no third value"\n',
+        BOOKS: '"0002";"an "open" quote";"a";"1";"p";"u";"u";"u"\n"0003";"short"\n'
+        + '"0004";"open;"a";"1";"p";"u";"u";"u"\n',
+        RATINGS: quoted("1", "0002", "9")
+        + quoted("4", "0001", "9")
+        + quoted("1", "0001", "11")
+        + quoted("1", "0001", "9.0")
+        + quoted("1", "0001", None)
+        + quoted("2", "0003", "9")
+        + "1;0001;9\n",
+    }
+    files = {name: text + added[name] for name, text in BOOKCROSSING.items()}
+    monkeypatch.setattr(bookcrossing, "PUBLISHED", {name: text.count("\n") - 1 for name, text in files.items()})
+    assert bookcrossing.parse_files(write(tmp_path, files)).num_rows == 11
+    lines = "lines are left out:"
+    assert caplog.messages == [
+        f"{tmp_path / USERS}: 1 line is left out: it has no id; the first is line 5",
+        f"{tmp_path / USERS}: 1 line is left out: a line before has the same id; the first is line 6",
+        f"{tmp_path / USERS}: 1 line is left out: not 3 quoted values with a semicolon between; the first is line 7",
+        f"{tmp_path / BOOKS}: 3 {lines} not 8 quoted values with a semicolon between; the first is line 4",
+        f"{tmp_path / RATINGS}: 2 {lines} the book is not in BX-Books.csv; the first is line 13",
+        f"{tmp_path / RATINGS}: 1 line is left out: the user is not in BX-Users.csv; the first is line 14",
+        f"{tmp_path / RATINGS}: 3 {lines} the rating is not one of 0 to 10; the first is line 15",
+        f"{tmp_path / RATINGS}: 1 line is left out: not 3 quoted values with a semicolon between; the first is line 19",
+    ]
+
+
+def test_bookcrossing_reads_a_hostile_line_in_no_time(tmp_path, caplog):
+    endless = '"5";"' + "aaaa\\a" * 50_000 + "\n"
+    table = bookcrossing.parse_files(write(tmp_path, {**BOOKCROSSING, USERS: BOOKCROSSING[USERS] + endless}))
+    assert table.num_rows == 11
+    assert "the first is line 5" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            USERS,
+            "User-ID,Location,Age\n1,here,2\n",
+            r"BX-Users\.csv, line 1: 'User-ID,Location,Age' is not '\"User-ID\";",
+        ),
+        (BOOKS, BOOKCROSSING[RATINGS], r"BX-Books\.csv, line 1: .* is not '\"ISBN\";\"Book-Title\";"),
+        (BOOKS, BOOKCROSSING[BOOKS].split("\n")[0] + "\n", r"BX-Books\.csv: there are no records"),
+        (RATINGS, "", r"BX-Book-Ratings\.csv, line 1: '' is not"),
+    ],
+)
+def test_bookcrossing_refuses_other_files(tmp_path, name, text, message):
+    with pytest.raises(ValueError, match=message):
+        bookcrossing.parse_files(write(tmp_path, {**BOOKCROSSING, name: text}))
+
+
+def test_bookcrossing_is_read_from_files_put_by_hand(cache):
+    folder = cache / "bookcrossing"
+    with pytest.raises(FetchError) as caught:
+        bookcrossing.load()
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines[1:-1]] == [
+        "  - files in the cache",
+        "  - archive in the cache",
+        "  - Freiburg",
+    ]
+    assert f"put it at {folder / 'BX-CSV-Dump.zip'} as it is" in lines[-1]
+    assert f"put its files BX-Users.csv, BX-Books.csv and BX-Book-Ratings.csv into {folder}." in lines[-1]
+
+    (folder / "BX-CSV-Dump.zip").write_bytes(b"another copy")
+    with pytest.raises(FetchError, match=r"BX-CSV-Dump\.zip has md5 .*, expected 37d647ee9e18ba134ea6d78ee4fe5292"):
+        bookcrossing.load()
+    write(folder, BOOKCROSSING)
+    assert bookcrossing.load()["label"][:] == [0, 1, 1, *[0] * 8]
+
+
+def test_bookcrossing_is_read_from_its_archive(cache, monkeypatch):
+    write(cache / "bookcrossing", {"BX-CSV-Dump.zip": ""})
+    archive = cache / "bookcrossing" / "BX-CSV-Dump.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, text in BOOKCROSSING.items():
+            file.writestr(name, text.encode("latin-1"))
+    monkeypatch.setattr(bookcrossing, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    assert bookcrossing.load()["title"][1:3] == ["Flesh Tones: A Novel", 'R&D & "A";"B" \\']
+
+
+def test_rows_without_a_time_are_split_at_random_only(cache):
+    write(cache / "bookcrossing", BOOKCROSSING)
+    with pytest.raises(ValueError, match="bookcrossing can't be split by time, as its rows have none"):
+        load_splits("bookcrossing", "time", seed=0)
+    parts = load_splits("bookcrossing", "random", seed=0)
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 9, "validation": 1, "test": 1}
+    assert sorted(label for rows in parts.values() for label in rows["label"][:]) == [*[0] * 9, 1, 1]
+    with pytest.raises(ValueError, match="unknown split 'user': choose one of random, time"):
+        load_splits("bookcrossing", "user", seed=0)

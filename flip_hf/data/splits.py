@@ -62,11 +62,16 @@ def load_splits(source_name: str, split: str, seed: int, histories: Sequence[His
     else labels of validation and test rows would be among the inputs of training.
 
     Raises:
-        ValueError: an unknown name or split.
+        ValueError: an unknown name or split, or a split by time of rows that have none.
         flip_hf.fetch.FetchError: the dataset cannot be had.
     """
     dataset = dataset_source(source_name).load()
-    timestamps = dataset.with_format("numpy")["timestamp"][:]
+    if "timestamp" in dataset.column_names:
+        timestamps = dataset.with_format("numpy")["timestamp"][:]
+    elif split == "time":
+        raise ValueError(f"{source_name} can't be split by time, as its rows have none: choose the split random")
+    else:
+        timestamps = np.zeros(len(dataset))
     indices = split_indices(split, timestamps, seed)
     for recipe in histories:
         is_known = np.isin(np.arange(len(dataset)), indices["train"]) if split == "random" else None

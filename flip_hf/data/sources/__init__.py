@@ -1,12 +1,14 @@
 """Named public datasets. A new one is a file beside this one and a line in `DATASETS`."""
 
 from flip_hf.data.sources.base import DatasetSource, HistoryField
+from flip_hf.data.sources.bookcrossing import BOOKCROSSING
 from flip_hf.data.sources.movielens_1m import MOVIELENS_1M
 from flip_hf.data.sources.movielens_100k import MOVIELENS_100K
 
 DATASETS: dict[str, DatasetSource] = {
     "movielens-100k": MOVIELENS_100K,
     "movielens-1m": MOVIELENS_1M,
+    "bookcrossing": BOOKCROSSING,
 }
 
 

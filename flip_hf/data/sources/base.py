@@ -31,9 +31,10 @@ class DatasetSource:
 
     Attributes:
         name: the key in `DATASETS`.
-        load: returns all rows in the raw files' order, with one column a field, `label` (int8, 0 or 1) and
-            `timestamp` (int64, seconds since 1970-01-01 UTC). Raises `flip_hf.fetch.FetchError` where the files
-            cannot be had, and `ValueError` where they are not what they should be.
+        load: returns all rows in the raw files' order, with one column a field, `label` (int8, 0 or 1) and, where the
+            files say when a row was, `timestamp` (int64, seconds since 1970-01-01 UTC). Raises
+            `flip_hf.fetch.FetchError` where the files cannot be had, and `ValueError` where they are not what they
+            should be.
         fields: the fields in the order of the template, a column of `load()` each.
         histories: the histories that rows can have beside them.
         description: what a row is and how its label comes about, for model cards.

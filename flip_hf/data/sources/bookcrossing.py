@@ -1,0 +1,225 @@
+"""BookCrossing (Ziegler et al., WWW 2005, https://doi.org/10.1145/1060745.1060754).
+
+A row is a rating whose user and book are known. Implicit ratings, which the files hold as 0, are rows too: FLIP's paper
+(arXiv 2310.19453) tells of 1,031,171 samples, of which there are fewer than half without them. A rating of 5 or more is
+positive and any other negative. That rule could not be verified for FLIP, whose released code does not hold it; it is
+the one in the released code of ReLLa (Lin et al., WWW 2024, arXiv 2308.11131), a paper that shares six of its authors.
+
+The files say nothing of when a book was rated, so rows have no time and can't be split by it.
+"""
+
+import html.entities
+import logging
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from flip_hf.configuration_flip import FieldConfig
+from flip_hf.data.sources.base import DatasetSource
+from flip_hf.data.sources.lines import OddLines
+from flip_hf.fetch import FetchError, cache_dir, check_digest, download, first_of
+
+logger = logging.getLogger(__name__)
+
+URL = "http://www2.informatik.uni-freiburg.de/~cziegler/BX/BX-CSV-Dump.zip"
+MD5 = "37d647ee9e18ba134ea6d78ee4fe5292"
+"""Of the archive, as the Book Data Tools (https://bookdata.piret.info) recorded it when they fetched `URL`. Its authors
+publish none."""
+
+USERS, BOOKS, RATINGS = "BX-Users.csv", "BX-Books.csv", "BX-Book-Ratings.csv"
+COLUMNS = {
+    USERS: "User-ID Location Age",
+    BOOKS: "ISBN Book-Title Book-Author Year-Of-Publication Publisher Image-URL-S Image-URL-M Image-URL-L",
+    RATINGS: "User-ID ISBN Book-Rating",
+}
+"""What the first line of each file says."""
+PUBLISHED = {USERS: 278_858, BOOKS: 271_379, RATINGS: 1_149_780}
+"""How many users, books and ratings the authors' page tells of."""
+
+FIELDS = (
+    FieldConfig("user_id"),
+    FieldConfig("location"),
+    FieldConfig("age"),
+    FieldConfig("isbn"),
+    FieldConfig("title"),
+    FieldConfig("author"),
+    FieldConfig("year"),
+    FieldConfig("publisher"),
+)
+
+LABELS = {str(rating): int(rating >= 5) for rating in range(11)}
+"""The label of each rating."""
+
+# A quoted value, in which a backslash stands before what is meant as it is, such as a quote; or NULL.
+_VALUE = r'("[^"\\]*(?:\\.[^"\\]*)*"|NULL)'
+_ESCAPED = re.compile(r"\\(.)")
+_ENTITY = re.compile(r"&(#\d+;|\w+;)")
+
+_AnyPath = Path | zipfile.Path
+
+
+def parse_files(folder: _AnyPath) -> pa.Table:
+    """The rows of the three files in `folder`, in the order of BX-Book-Ratings.csv.
+
+    Lines that are no records, users and books that were there before, and ratings of unknown users or books are left
+    out; the log says how many. NULL, an empty value and the year 0 are null, and HTML entities what they stand for.
+
+    Returns:
+        The eight fields as strings, and `label` (int8).
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+        ValueError: a file's first line does not name its columns, or there are no users or books.
+    """
+    user_places, users = _table(folder / USERS)
+    book_places, books = _table(folder / BOOKS)
+    odd = OddLines(folder / RATINGS)
+    user_rows, book_rows, labels = [], [], []
+    for line, (user_id, isbn, rating) in _records(folder / RATINGS, odd):
+        if rating not in LABELS:
+            odd.add("left out: the rating is not one of 0 to 10", line)
+        elif user_id not in user_places:
+            odd.add(f"left out: the user is not in {USERS}", line)
+        elif isbn not in book_places:
+            odd.add(f"left out: the book is not in {BOOKS}", line)
+        else:
+            user_rows.append(user_places[user_id])
+            book_rows.append(book_places[isbn])
+            labels.append(LABELS[rating])
+    odd.report()
+    taken = [column.take(pa.array(user_rows, pa.int64())) for column in users]
+    taken += [column.take(pa.array(book_rows, pa.int64())) for column in books]
+    columns = dict(zip((field.name for field in FIELDS), taken, strict=True))
+    columns["year"] = pc.if_else(pc.equal(columns["year"], "0"), pa.scalar(None, pa.string()), columns["year"])
+    return pa.table({**columns, "label": pa.array(labels, pa.int8())})
+
+
+def load() -> Dataset:
+    """All rows, without `timestamp`. See `DatasetSource.load`.
+
+    Takes, in this order: the three files in `cache_dir()/bookcrossing`, the archive there, the archive from Freiburg.
+
+    Raises:
+        FetchError: none of them could be had; the message says what to put where by hand.
+        ValueError: a file is not one of BookCrossing's.
+    """
+    folder = cache_dir() / "bookcrossing"
+    archive = folder / "BX-CSV-Dump.zip"
+    steps: list[tuple[str, Callable[[], _AnyPath]]] = [
+        ("files in the cache", lambda: _unpacked(folder)),
+        ("archive in the cache", lambda: _checked(archive)),
+        ("Freiburg", lambda: _checked(download(URL, archive, "md5", MD5))),
+    ]
+    remedy = (
+        f"Get {URL} by hand and put it at {archive} as it is. Where only another copy can be had, which no known hash "
+        f"vouches for, put its files {USERS}, {BOOKS} and {RATINGS} into {folder}."
+    )
+    return Dataset(parse_files(first_of("BookCrossing", steps, remedy)))
+
+
+def _unpacked(folder: Path) -> Path:
+    for name in COLUMNS:
+        if not (folder / name).is_file():
+            raise FetchError(f"no file {folder / name}")
+    return folder
+
+
+def _checked(archive: Path) -> zipfile.Path:
+    if not archive.is_file():
+        raise FetchError(f"no file {archive}")
+    check_digest(archive, "md5", MD5)
+    return zipfile.Path(archive)
+
+
+def _table(path: _AnyPath) -> tuple[dict[str | None, int], list[pa.Array]]:
+    """Where the record of each id is, and the columns of all records."""
+    odd = OddLines(path)
+    records: dict[str | None, list[str | None]] = {}
+    for line, values in _records(path, odd):
+        if values[0] is None:
+            odd.add("left out: it has no id", line)
+        elif values[0] in records:
+            odd.add("left out: a line before has the same id", line)
+        else:
+            # What follows are addresses of pictures.
+            records[values[0]] = values[:5]
+    odd.report()
+    if not records:
+        raise ValueError(f"{path}: there are no records; put the whole file there")
+    columns = [pa.array(column, pa.string()) for column in zip(*records.values(), strict=True)]
+    return {key: place for place, key in enumerate(records)}, columns
+
+
+def _records(path: _AnyPath, odd: OddLines) -> Iterator[tuple[int, list[str | None]]]:
+    """The values of each line but the first, with the line's number."""
+    names = COLUMNS[path.name].split()
+    pattern = re.compile(";".join([_VALUE] * len(names)))
+    # Not splitlines: it also breaks at characters that Latin-1 text may hold, such as U+0085.
+    lines = path.read_bytes().decode("latin-1").removesuffix("\n").split("\n")
+    header = pattern.fullmatch(lines[0].removesuffix("\r"))
+    if header is None or [_value(text) for text in header.groups()] != names:
+        expected = ";".join(f'"{name}"' for name in names)
+        raise ValueError(f"{path}, line 1: {lines[0][:200]!r} is not {expected!r}; put the authors' file there")
+    if len(lines) - 1 != PUBLISHED[path.name]:
+        logger.warning(
+            "%s: %d lines, but BookCrossing has %d; the file may not be whole",
+            path,
+            len(lines) - 1,
+            PUBLISHED[path.name],
+        )
+    for number, line in enumerate(lines[1:], start=2):
+        if match := pattern.fullmatch(line.removesuffix("\r")):
+            yield number, [_value(text) for text in match.groups()]
+        else:
+            odd.add(f"left out: not {len(names)} quoted values with a semicolon between", number)
+
+
+def _value(text: str) -> str | None:
+    if text == "NULL":
+        return None
+    text = text[1:-1]
+    if "\\" in text:
+        text = _ESCAPED.sub(r"\1", text)
+    if "&" in text:
+        text = _ENTITY.sub(_character, text)
+    return text.strip() or None
+
+
+def _character(entity: re.Match[str]) -> str:
+    # Whole entities only: html.unescape alone would also take the "&not" of "you&nothing;".
+    is_entity = entity[1].startswith("#") or entity[1] in html.entities.html5
+    return html.unescape(entity[0]) if is_entity else entity[0]
+
+
+BOOKCROSSING = DatasetSource(
+    name="bookcrossing",
+    load=load,
+    fields=FIELDS,
+    histories=(),
+    description=(
+        "BookCrossing: 1,149,780 ratings of 271,379 books by 278,858 users of bookcrossing.com, gathered in August and "
+        "September 2004; explicit, 1 to 10, or implicit, 0. A row is one rating of a known book with the user's and "
+        "the book's fields. Ratings of 5 or more are positive, lower and implicit ones negative. Nothing says when a "
+        "book was rated."
+    ),
+    homepage="http://www2.informatik.uni-freiburg.de/~cziegler/BX/",
+    licence=(
+        "The authors' own terms: freely available for research use with acknowledgement of their paper. This package "
+        "does not carry the data."
+    ),
+    citation=(
+        "@inproceedings{ziegler2005improving,\n"
+        "  author    = {Ziegler, Cai-Nicolas and McNee, Sean M. and Konstan, Joseph A. and Lausen, Georg},\n"
+        "  title     = {Improving Recommendation Lists Through Topic Diversification},\n"
+        "  booktitle = {Proceedings of the 14th International Conference on World Wide Web},\n"
+        "  pages     = {22--32},\n"
+        "  year      = {2005},\n"
+        "  doi       = {10.1145/1060745.1060754}\n"
+        "}"
+    ),
+)
