@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import zipfile
 
 from flip_hf.data.sources import movielens_1m
@@ -50,6 +51,48 @@ BOOKCROSSING = {
 }
 
 
+def goodreads_book(number, **changed):
+    """A book's record, all of whose values are strings."""
+    record = {
+        "isbn": "0151686564",
+        "series": [],
+        "country_code": "US",
+        "language_code": "en-US",
+        "popular_shelves": [{"count": "9", "name": "to-read"}, {"count": "2", "name": "poetry"}],
+        "is_ebook": "false",
+        "average_rating": "4.00",
+        "format": "Paperback",
+        "authors": [{"author_id": "7", "role": ""}, {"author_id": "8", "role": "Illustrator"}],
+        "publisher": "",
+        "num_pages": "56",
+        "edition_information": "Illustrated Edition",
+        "publication_year": "1982",
+        "book_id": str(number),
+        "work_id": "372536",
+        "title": "Old Possum's Book",
+    }
+    return json.dumps({**record, **changed}) + "\n"
+
+
+def goodreads_rating(user, book, rating, date="Fri Apr 19 08:15:15 -0700 2013", **changed):
+    record = {"user_id": user, "book_id": str(book), "is_read": True, "rating": rating, "date_added": date}
+    return json.dumps({**record, "review_text_incomplete": "", "read_at": "", **changed}) + "\n"
+
+
+def goodreads_author(number, name):
+    return json.dumps({"author_id": str(number), "name": name, "average_rating": "4.00"}) + "\n"
+
+
+GOODREADS = {
+    "goodreads_book_authors.json.gz": goodreads_author(8, "Edward Gorey") + goodreads_author(7, "T. S. Éliot"),
+    "goodreads_books_poetry.json.gz": goodreads_book(402128) + goodreads_book(5, series=["144"], title="Cats 😀"),
+    "goodreads_interactions_poetry.json.gz": "".join(
+        goodreads_rating(f"{user:032x}", book, rating, f"Wed Jan 10 16:00:{user:02} +0000 2018")
+        for user, (book, rating) in enumerate([(5, 4), (5, 3), (402128, 1), (5, 0), (402128, 5)] * 5)
+    ),
+}
+
+
 def write(folder, files):
     """Writes the files, gzipped where their names end in .gz, and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,5 +119,6 @@ def write_movielens_1m(cache, monkeypatch, files=MOVIELENS_1M):
 WRITERS = {
     "movielens-1m": write_movielens_1m,
     "bookcrossing": lambda cache, monkeypatch: write(cache / "bookcrossing", BOOKCROSSING),
+    "goodreads": lambda cache, monkeypatch: write(cache / "goodreads", GOODREADS),
 }
 """Puts small files into the cache, by the dataset's name."""

@@ -1,6 +1,7 @@
 """Readers of raw files that no test fetches, on small files in their formats, with what is odd in the real ones."""
 
 import hashlib
+import json
 import urllib.error
 import urllib.request
 import zipfile
@@ -8,11 +9,16 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
+import numpy as np
 import pyarrow as pa
 import pytest
 from raw_files import (
     BOOKCROSSING,
+    GOODREADS,
     MOVIELENS_1M,
+    goodreads_author,
+    goodreads_book,
+    goodreads_rating,
     quoted,
     write,
     write_movielens_1m,
@@ -20,13 +26,17 @@ from raw_files import (
 from transformers import BertConfig
 
 from flip_hf import FlipConfig, FlipForCTR
-from flip_hf.data.sources import DATASETS, bookcrossing, movielens_1m
+from flip_hf.data import arrow_files
+from flip_hf.data.schema import InputError
+from flip_hf.data.sources import DATASETS, bookcrossing, goodreads, movielens_1m
 from flip_hf.data.sources.bookcrossing import BOOKS, RATINGS, USERS
 from flip_hf.data.splits import load_splits
 from flip_hf.fetch import FetchError
 from flip_hf.training.run_config import FinetuneRun, parse_run
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
+INTERACTIONS, BOOKS_OF_POETRY = "goodreads_interactions_poetry.json.gz", "goodreads_books_poetry.json.gz"
+AUTHORS = "goodreads_book_authors.json.gz"
 
 
 @pytest.fixture
@@ -277,3 +287,220 @@ def test_rows_without_a_time_are_split_at_random_only(cache):
     assert sorted(label for rows in parts.values() for label in rows["label"][:]) == [*[0] * 9, 1, 1]
     with pytest.raises(ValueError, match="unknown split 'user': choose one of random, time"):
         load_splits("bookcrossing", "user", seed=0)
+
+
+# GoodReads
+
+
+def read_goodreads(folder, **changed):
+    names = {"interactions": INTERACTIONS, "books": BOOKS_OF_POETRY, "authors": AUTHORS}
+    write(folder, {**GOODREADS, **{names[key]: text for key, text in changed.items()}})
+    return pa.concat_tables(goodreads.read_rows(*(folder / name for name in names.values())))
+
+
+def test_goodreads(tmp_path, caplog):
+    table = read_goodreads(tmp_path)
+    assert table["label"].to_pylist() == [1, 0, 1] * 5
+    assert [table.schema.field(name).type for name in ("label", "timestamp")] == [pa.int8(), pa.int64()]
+    assert table.slice(0, 2).to_pylist() == [
+        {
+            "user_id": "0" * 32,
+            "book_id": 5,
+            "work_id": "372536",
+            "title": "Cats 😀",
+            "author": "T. S. Éliot",
+            "series": "144",
+            "publisher": None,
+            "publication_year": "1982",
+            "language_code": "en-US",
+            "country_code": "US",
+            "format": "Paperback",
+            "edition": "Illustrated Edition",
+            "is_ebook": "false",
+            "num_pages": "56",
+            "shelf": "poetry",
+            "label": 1,
+            "timestamp": 1515600000,
+        },
+        {
+            "user_id": "0" * 31 + "2",
+            "book_id": 402128,
+            "work_id": "372536",
+            "title": "Old Possum's Book",
+            "author": "T. S. Éliot",
+            "series": None,
+            "publisher": None,
+            "publication_year": "1982",
+            "language_code": "en-US",
+            "country_code": "US",
+            "format": "Paperback",
+            "edition": "Illustrated Edition",
+            "is_ebook": "false",
+            "num_pages": "56",
+            "shelf": "poetry",
+            "label": 0,
+            "timestamp": 1515600002,
+        },
+    ]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("date", "seconds"),
+    [
+        ("Wed Jan 10 16:00:00 -0800 2018", 1515628800),
+        ("Fri Apr 19 08:15:15 -0700 2013", 1366384515),
+        ("Thu Jan 01 05:30:01 +0530 1970", 1),
+        ("Wed Dec 31 23:59:59 +0000 1969", -1),
+    ],
+)
+def test_goodreads_dates(tmp_path, date, seconds):
+    assert read_goodreads(tmp_path, interactions=goodreads_rating("u", 5, 4, date))["timestamp"].to_pylist() == [
+        seconds
+    ]
+
+
+def test_goodreads_counts_what_it_leaves_out(tmp_path, caplog):
+    interactions = [
+        goodreads_rating("u", 5, 4),
+        "{not json}\n",
+        "[1, 2]\n",
+        "\n",
+        goodreads_rating("u", "five", 4),
+        goodreads_rating("u", 5, 6),
+        goodreads_rating("u", 5, "4"),
+        goodreads_rating("u", 5, 4.5),
+        goodreads_rating("", 5, 4),
+        goodreads_rating("half of a pair: \ud800", 5, 4),
+        goodreads_rating("half of a pair: \ud800", 5, 4).replace("ud8", "uD8"),
+        json.dumps({"user_id": "u", "rating": 5}) + "\n",
+        "[" * 100_000 + "\n",
+        goodreads_rating("u", 5, 4, "Wed Foo 10 16:00:00 -0800 2018"),
+        goodreads_rating("u", 5, 4, "Wed Feb 30 16:00:00 -0800 2018"),
+        goodreads_rating("u", 5, 4, ""),
+        goodreads_rating("u", 5, 4, None),
+        goodreads_rating("u", 77, 4),
+        goodreads_rating("u", 9, 4),
+        goodreads_rating("v", 402128, 1),
+    ]
+    books = [
+        goodreads_book(5, authors=[{"author_id": "99"}], num_pages="a few", popular_shelves=[{"name": "to-read"}]),
+        "{\n",
+        goodreads_book(5, title="again"),
+        goodreads_book(402128, authors=[], series=None, popular_shelves=None, title=None),
+        goodreads_book(9, title=["no", "text"]),
+        goodreads_book("none"),
+    ]
+    table = read_goodreads(
+        tmp_path,
+        interactions="".join(interactions),
+        books="".join(books),
+        authors=goodreads_author(7, "T. S. Éliot") + "{}\n",
+    )
+    shown = ["user_id", "book_id", "title", "author", "num_pages", "shelf", "label"]
+    assert [tuple(row.values()) for row in table.select(shown).to_pylist()] == [
+        ("u", 5, "Old Possum's Book", None, None, None, 1),
+        ("v", 402128, None, None, "56", None, 0),
+    ]
+    messages = [message.removeprefix(f"{tmp_path}/goodreads_").split(".json.gz: ", 1) for message in caplog.messages]
+    no_record = "left out: not a record in JSON with all that a row needs; the first is line"
+    assert sorted(messages) == [
+        ["book_authors", f"1 line is {no_record} 2"],
+        ["books_poetry", "1 line is left out: a line before has the same book_id; the first is line 3"],
+        ["books_poetry", f"1 line is read without its author, who is not in {AUTHORS}; the first is line 1"],
+        ["books_poetry", f"3 lines are {no_record} 2"],
+        ["interactions_poetry", f"12 lines are {no_record} 2"],
+        ["interactions_poetry", f"2 lines are left out: the book is not in {BOOKS_OF_POETRY}; the first is line 18"],
+        ["interactions_poetry", "4 lines are left out: date_added is no date; the first is line 14"],
+    ]
+
+
+@pytest.mark.parametrize("name", GOODREADS)
+def test_goodreads_refuses_a_file_that_is_cut_short(cache, monkeypatch, name):
+    monkeypatch.setattr(goodreads, "BLOCK_ROWS", 2)
+    folder = write(cache / "goodreads", {**GOODREADS, INTERACTIONS: GOODREADS[INTERACTIONS] * 100})
+    whole = (folder / name).read_bytes()
+    for damaged, line in ((whole[: len(whole) // 2], r"\d+"), (b"not gzip", "0"), (whole[:-8] + bytes(8), r"\d+")):
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{name}: cut short or damaged after line {line} \(.*download it again"):
+            goodreads.load()
+    # Nothing of it was kept.
+    assert list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow")) == []
+    assert list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.new")) == []
+
+
+def test_goodreads_is_read_line_by_line(tmp_path, monkeypatch):
+    whole = read_goodreads(tmp_path)
+    monkeypatch.setattr(goodreads, "BLOCK_ROWS", 2)
+    assert read_goodreads(tmp_path).equals(whole)
+    # Rows are there before the end of a file that has none.
+    interactions = "".join(goodreads_rating(f"{i}", 5, 4) for i in range(5000))
+    write(tmp_path, {INTERACTIONS: interactions})
+    path = tmp_path / INTERACTIONS
+    path.write_bytes(path.read_bytes()[:-1000])
+    blocks = goodreads.read_rows(path, tmp_path / BOOKS_OF_POETRY, tmp_path / AUTHORS)
+    assert next(blocks)["user_id"].to_pylist() == ["0", "1"]
+    with pytest.raises(ValueError, match="cut short"):
+        list(blocks)
+
+
+def test_goodreads_is_kept_on_disk_until_its_files_change(cache, monkeypatch):
+    folder = write(cache / "goodreads", GOODREADS)
+    rows = goodreads.load()
+    (file,) = rows.cache_files
+    assert Path(file["filename"]).is_relative_to(datasets.config.HF_DATASETS_CACHE)
+    with monkeypatch.context() as patched:
+        patched.setattr(goodreads, "read_rows", None)
+        again = goodreads.load()
+    assert (again._fingerprint, again.cache_files) == (rows._fingerprint, rows.cache_files)
+    write(folder, {BOOKS_OF_POETRY: GOODREADS[BOOKS_OF_POETRY].replace("Possum", "Opossum")})
+    assert goodreads.load()["title"][1] == "Old Opossum's Book"
+    write(folder, {INTERACTIONS: goodreads_rating("u", 5, 3)})
+    with pytest.raises(InputError, match=rf"{INTERACTIONS}: there are no rows"):
+        goodreads.load()
+
+
+def test_rows_on_disk_are_split_on_disk(cache, monkeypatch):
+    write(cache / "goodreads", GOODREADS)
+    monkeypatch.setattr("flip_hf.data.splits._PICKED_ROWS", 2)
+    every = goodreads.load()
+    order = np.random.RandomState(3).permutation(15)
+    parts = load_splits("goodreads", "random", seed=3)
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 13, "validation": 1, "test": 1}
+    users = [user for rows in parts.values() for user in rows["user_id"][:]]
+    assert users == [every["user_id"][row] for row in order]
+    assert all(len(rows.cache_files) == 1 and rows._indices is None for rows in parts.values())
+    times = [time for rows in load_splits("goodreads", "time", seed=3).values() for time in rows["timestamp"][:]]
+    assert times == sorted(every["timestamp"][:])
+    monkeypatch.setattr(arrow_files, "_write", None)
+    assert load_splits("goodreads", "random", seed=3)["train"]._fingerprint == parts["train"]._fingerprint
+
+
+def test_goodreads_wants_the_files_of_one_genre(cache):
+    folder = cache / "goodreads"
+    with pytest.raises(FetchError) as caught:
+        goodreads.load()
+    assert f"no file {folder / 'goodreads_interactions_*.json.gz'}" in str(caught.value)
+    assert "https://cseweb.ucsd.edu/~jmcauley/datasets/goodreads.html" in str(caught.value)
+    assert f"put them into {folder}" in str(caught.value)
+    write(folder, {name: text for name, text in GOODREADS.items() if name != AUTHORS})
+    with pytest.raises(FetchError, match=rf"no file .*{AUTHORS}"):
+        goodreads.load()
+    write(folder, {**GOODREADS, "goodreads_books_comics_graphic.json.gz": ""})
+    with pytest.raises(ValueError, match=rf"goodreads_books_comics_graphic.json.gz, {BOOKS_OF_POETRY}: leave"):
+        goodreads.load()
+    (folder / BOOKS_OF_POETRY).unlink()
+    with pytest.raises(ValueError, match=rf"{INTERACTIONS} needs {BOOKS_OF_POETRY}, but goodreads_books_comics"):
+        goodreads.load()
+
+
+def test_goodreads_of_all_genres(cache):
+    write(
+        cache / "goodreads",
+        {
+            AUTHORS: GOODREADS[AUTHORS],
+            "goodreads_books.json.gz": GOODREADS[BOOKS_OF_POETRY],
+            "goodreads_interactions_dedup.json.gz": GOODREADS[INTERACTIONS],
+        },
+    )
+    assert len(goodreads.load()) == 15

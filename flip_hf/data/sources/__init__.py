@@ -2,6 +2,7 @@
 
 from flip_hf.data.sources.base import DatasetSource, HistoryField
 from flip_hf.data.sources.bookcrossing import BOOKCROSSING
+from flip_hf.data.sources.goodreads import GOODREADS
 from flip_hf.data.sources.movielens_1m import MOVIELENS_1M
 from flip_hf.data.sources.movielens_100k import MOVIELENS_100K
 
@@ -9,6 +10,7 @@ DATASETS: dict[str, DatasetSource] = {
     "movielens-100k": MOVIELENS_100K,
     "movielens-1m": MOVIELENS_1M,
     "bookcrossing": BOOKCROSSING,
+    "goodreads": GOODREADS,
 }
 
 
