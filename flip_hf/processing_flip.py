@@ -1,8 +1,10 @@
 """FlipProcessor: rows of a click log -> both views."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +18,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import PROCESSOR_NAME, cached_file
 
 from flip_hf.configuration_flip import FieldConfig, FlipConfig, as_fields, tabular_fields
+from flip_hf.data.in_threads import in_threads
 from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.ragged import Ragged
 from flip_hf.data.schema import Fallback, InputError, canonical_labels
@@ -28,7 +31,8 @@ from flip_hf.loading_file import PROCESSOR_AUTO_MAP, write_loading_file
 
 VOCABULARY_NAME = "vocabulary.parquet"
 _LONGEST_TEXT = 512
-_BATCH_ROWS = 8192
+# Enough that a call of Arrow or NumPy costs nothing beside what it does.
+_BATCH_ROWS = 1 << 15
 # Features whose texts teach a model what a new feature's text says.
 _MOST_KNOWN_TEXTS = 4096
 
@@ -207,13 +211,15 @@ class FlipProcessor(ProcessorMixin):
             kind = KINDS[field.kind]
             values = kind.read(table[field.name], field, first_row, source)
             fallbacks[:, i] = values.flags
-            if with_text:
-                shown.append(kind.shown(values, field))
             if field.traits.has_features:
-                ids, is_oov, is_cut = self.vocabulary.positions(i, values)
-                positions.append(ids)
+                ids = self.vocabulary.lookup(i, values)
+                placed, is_oov, is_cut = self.vocabulary.positions(i, values, ids)
+                values = replace(values, keys=self.vocabulary.keys(i, ids))
+                positions.append(placed)
                 fallbacks[is_oov, i] |= np.uint8(Fallback.OOV)
                 fallbacks[is_cut, i] |= np.uint8(Fallback.TRUNCATED)
+            if with_text:
+                shown.append(kind.shown(values, field))
         feature_ids = np.concatenate(positions, axis=1)
         encoded = {
             "row": pa.array(np.arange(first_row, first_row + num_rows)),
@@ -236,15 +242,15 @@ class FlipProcessor(ProcessorMixin):
         *,
         with_label: bool | None = None,
         source: str | None = None,
-        num_proc: int | None = None,
     ) -> datasets.Dataset:
         """Encodes a whole dataset in batches; cached by datasets where the dataset lies on disk.
+
+        As many threads as torch computes in share the work.
 
         Args:
             dataset: the rows; columns that are no field are dropped.
             with_label: whether to read the label column; by default where the processor has a label.
             source: where the rows come from, for error messages.
-            num_proc: processes that share the work; none but this one by default.
 
         Returns:
             A dataset of what `encode` returns.
@@ -257,20 +263,27 @@ class FlipProcessor(ProcessorMixin):
         if len(dataset) == 0:
             raise InputError("there are no rows to encode; check the file or the filter that made them", source=source)
 
-        def encode(table: pa.Table, indices: list[int]) -> pa.Table:
-            return self.encode(table, first_row=indices[0], with_label=with_label, source=source)
+        table = dataset.with_format("arrow")
 
+        def encode(start: int) -> pa.Table:
+            batch = table[start : start + _BATCH_ROWS]
+            return self.encode(batch, first_row=start, with_label=with_label, source=source)
+
+        self.vocabulary.make_indices()
+        # The next batches are encoded while datasets writes one.
+        batches = in_threads(encode, range(0, len(dataset), _BATCH_ROWS), torch.get_num_threads())
         content = hashlib.sha256(f"{dataset._fingerprint} {self.content_hash()} {with_label}".encode()).hexdigest()
-        encoded = dataset.with_format("arrow").map(
-            encode,
-            batched=True,
-            with_indices=True,
-            batch_size=_BATCH_ROWS,
-            remove_columns=dataset.column_names,
-            new_fingerprint=content[:32],
-            num_proc=num_proc,
-            desc="Encoding",
-        )
+        with contextlib.closing(batches):
+            encoded = table.map(
+                lambda: next(batches),
+                batched=True,
+                batch_size=_BATCH_ROWS,
+                writer_batch_size=_BATCH_ROWS,
+                input_columns=[],
+                remove_columns=dataset.column_names,
+                new_fingerprint=content[:32],
+                desc="Encoding",
+            )
         return encoded.with_format("numpy")
 
     def __call__(self, rows: Any, return_tensors: str | None = None, pad_to_multiple_of: int = 8) -> BatchFeature:
@@ -440,16 +453,25 @@ def _batches(
     dataset: Any, fields: Sequence[FieldConfig], label: str | None, source: str | None
 ) -> Iterator[dict[str, FieldValues]]:
     """The values of each field, batch by batch."""
+
+    def read(numbered: tuple[int, pa.Table]) -> dict[str, FieldValues]:
+        first_row, table = numbered
+        return {f.name: KINDS[f.kind].read(table[f.name], f, first_row, source) for f in fields}
+
+    return in_threads(read, _numbered(_tables(dataset, fields, label)), torch.get_num_threads())
+
+
+def _numbered(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
     first_row = 0
-    for table in _tables(dataset, fields, label):
-        yield {f.name: KINDS[f.kind].read(table[f.name], f, first_row, source) for f in fields}
+    for table in tables:
+        yield first_row, table
         first_row += len(table)
 
 
 def _tables(dataset: Any, fields: Sequence[FieldConfig], label: str | None) -> Iterable[pa.Table]:
     columns, optional = [f.name for f in fields], [label] if label else []
     if isinstance(dataset, str | Path):
-        return stream_tables(dataset, columns, optional=optional)
+        return stream_tables(dataset, columns, optional=optional, batch_rows=_BATCH_ROWS)
     if isinstance(dataset, datasets.Dataset):
         batches = dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
         return (to_table(batch, columns, optional=optional) for batch in batches)

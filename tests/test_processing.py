@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipProcessor
+from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipProcessor, processing_flip
 from flip_hf.data.schema import Fallback, InputError
 from flip_hf.processing_flip import count_fallbacks, value_tokens
 
@@ -114,10 +114,25 @@ def test_a_processor_that_is_not_there_is_named(tmp_path):
         FlipProcessor.from_pretrained(tmp_path)
 
 
-def test_processes_that_share_the_encoding_encode_alike(processor, click_rows, tmp_path):
-    datasets.Dataset.from_dict(click_rows).save_to_disk(tmp_path)
-    encoded = processor.encode_dataset(datasets.load_from_disk(tmp_path), num_proc=2)
-    assert encoded.with_format("arrow")[:].equals(processor.encode(click_rows, with_label=True))
+def test_threads_encode_as_one_does(processor, click_rows, monkeypatch):
+    many = {name: values * 50 for name, values in click_rows.items()}
+    expected = processor.encode(many, with_label=True)
+    monkeypatch.setattr(processing_flip, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    fresh = FlipProcessor(processor.tokenizer, processor.vocabulary, processor.label, processor.max_length)
+    encoded = fresh.encode_dataset(datasets.Dataset.from_dict(many))
+    assert encoded.with_format("arrow")[:].combine_chunks().equals(expected.combine_chunks())
+    refitted = FlipProcessor.fit(datasets.Dataset.from_dict(many), processor.fields, processor.tokenizer, label="label")
+    again = FlipProcessor.fit(many, processor.fields, processor.tokenizer, label="label")
+    assert refitted.vocabulary == again.vocabulary
+
+
+def test_a_bad_row_is_named_by_its_place_in_the_whole(processor, click_rows, monkeypatch):
+    monkeypatch.setattr(processing_flip, "_BATCH_ROWS", 2)
+    many = {name: values * 9 for name, values in click_rows.items()}
+    many["label"] = [*many["label"][:-1], 7]
+    with pytest.raises(InputError, match=rf"field 'label', row {len(many['label']) - 1}, value 7"):
+        processor.encode_dataset(datasets.Dataset.from_dict(many))
 
 
 def test_value_tokens_are_those_of_values_alone(processor, click_rows):

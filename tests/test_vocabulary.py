@@ -51,6 +51,23 @@ def test_ids_and_counts_follow_the_data(pairs, cut, min_count):
     assert FeatureVocabulary.fit([batch(part) for part in parts], fields) == vocabulary
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    kept=st.lists(st.text(max_size=4), unique=True, max_size=30),
+    asked=st.lists(st.text(max_size=4) | st.none(), max_size=60),
+    num_hashes=st.integers(1, 40),
+)
+def test_strings_of_one_hash_are_told_apart(kept, asked, num_hashes):
+    expected = {None: 1, **{value: 2 + i for i, value in enumerate(kept)}}
+    asked = [*asked, *kept]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(categorical, "_HASHED_AT_ONCE", 7)
+        patch.setattr(categorical, "_hashes", lambda texts: np.array([len(t) % num_hashes for t in texts], np.int64))
+        index = categorical.ValueIndex(pa.array(kept, pa.string()))
+        for part in (asked, asked[:3]):
+            assert index.places(strings(part)).tolist() == [expected.get(value, 0) for value in part]
+
+
 def test_merging_often_changes_nothing(monkeypatch):
     pairs = [(str(i % 97), str(i % 31)) for i in range(1000)]
     expected = FeatureVocabulary.fit([batch(pairs)], FIELDS)

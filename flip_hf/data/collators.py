@@ -84,7 +84,7 @@ class FlipCTRCollator:
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} is not one of {', '.join(MODES)}")
         fields = list(_with_ranges(processor.fields))
-        growing = [field.name for field, _ in fields if KINDS[field.kind].grows(field)]
+        growing = [field.name for field, _ in fields if KINDS[field.kind].remembers(field)]
         given = oov_dropout.values() if isinstance(oov_dropout, Mapping) else [oov_dropout]
         if any(not 0 <= share < 1 for share in given):
             raise ValueError(f"oov_dropout={oov_dropout} must be in [0, 1)")

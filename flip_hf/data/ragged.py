@@ -9,16 +9,47 @@ import pyarrow as pa
 
 
 def places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`start, start + 1, ...` of each range, one range after the other, int64 (sum of lengths,).
+    """`start, start + 1, ...` of each range, one range after the other, (sum of lengths,) of the starts' type.
 
     Args:
-        starts: int64 (ranges,), where each range starts.
+        starts: whole numbers (ranges,), where each range starts.
         lengths: int64 (ranges,), how long each is.
     """
     ends = lengths.cumsum()
     total = int(ends[-1]) if len(ends) else 0
-    result: np.ndarray = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+    result: np.ndarray = np.repeat((starts - (ends - lengths)).astype(starts.dtype), lengths)
+    result += np.arange(total, dtype=starts.dtype)
     return result
+
+
+class Growing:
+    """Numbers in one row to which more are added; what was read before stays as it was.
+
+    Args:
+        dtype: their type.
+    """
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self._held = np.empty(1024, dtype=dtype)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def values(self) -> np.ndarray:
+        """All of them, not copied."""
+        return self._held[: self._size]
+
+    def extend(self, values: Sequence[int] | np.ndarray) -> None:
+        """Adds some at the end."""
+        end = self._size + len(values)
+        if end > len(self._held):
+            held = np.empty(max(end, 2 * len(self._held)), dtype=self._held.dtype)
+            held[: self._size] = self.values
+            self._held = held
+        self._held[self._size : end] = values
+        self._size = end
 
 
 @dataclass(frozen=True)

@@ -124,9 +124,8 @@ class FeatureVocabulary:
         Raises:
             InputError: there are no rows.
         """
-        counters = {
-            i: KINDS[f.kind].counter(f) for i, f in enumerate(self.fields) if f.owns_features and KINDS[f.kind].grows(f)
-        }
+        growing = [i for i, f in enumerate(self.fields) if f.owns_features and KINDS[f.kind].remembers(f)]
+        counters = {i: KINDS[self.fields[i].kind].counter(self.fields[i]) for i in growing}
         counts = self.counts.copy()
         num_rows = 0
         for batch in batches:
@@ -152,15 +151,23 @@ class FeatureVocabulary:
             added.append(found.counts[is_new])
         return type(self)(fields, values, np.concatenate([counts, *added]))
 
+    def make_indices(self) -> None:
+        """Makes what `lookup` else makes where it first needs it, for threads that share this vocabulary."""
+        for owner in {self._owners[i] for i, f in enumerate(self.fields) if f.traits.has_features}:
+            self._index(owner)
+
+    def _index(self, owner: int) -> FeatureIndex:
+        if owner not in self._indices:
+            self._indices[owner] = KINDS[self.fields[owner].kind].index(self.fields[owner], self.values[owner])
+        return self._indices[owner]
+
     def lookup(self, field: int, values: FieldValues) -> np.ndarray:
         """Feature ids of the values of the field at that place, int64 (values,).
 
         A null is the field's MISSING feature, a value that fitting did not keep its OOV feature.
         """
         owner = self._owners[field]
-        if owner not in self._indices:
-            self._indices[owner] = KINDS[self.fields[owner].kind].index(self.fields[owner], self.values[owner])
-        places = self._indices[owner].places(values)
+        places = self._index(owner).places(values)
         ranges = self.ranges[owner]
         # Without additions a field's features stand in one row.
         if len(ranges) == 1:
@@ -169,14 +176,25 @@ class FeatureVocabulary:
         shifts = np.array([first for first, _ in ranges]) - (sizes.cumsum() - sizes)
         return places + shifts[np.searchsorted(sizes.cumsum(), places, side="right")]
 
-    def positions(self, field: int, values: FieldValues) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def keys(self, field: int, ids: np.ndarray) -> np.ndarray | None:
+        """`FieldValues.keys` of values whose features `lookup` found."""
+        owner = self._owners[field]
+        if not KINDS[self.fields[owner].kind].remembers(self.fields[owner]):
+            return None
+        return np.where(ids == self.ranges[owner][0][0] + OOV_OFFSET, -1, ids)
+
+    def positions(self, field: int, values: FieldValues, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The columns of `feature_ids` that the field at that place takes.
+
+        Args:
+            field: its place.
+            values: its values.
+            ids: their features, as `lookup` found them.
 
         Returns:
             int64 (rows, num_positions); bool (rows,), which rows hold an OOV value; and bool (rows,), which had more
             values than positions.
         """
-        ids = self.lookup(field, values)
         first = self.ranges[self._owners[field]][0][0]
         kind = KINDS[self.fields[field].kind]
         placed, cut = kind.arrange(ids, values, self.fields[field], first + OOV_OFFSET, first + MISSING_OFFSET)

@@ -20,12 +20,14 @@ class FieldValues:
         flags: uint8 (rows,), of `data.schema.Fallback`.
         offsets: int64 (rows + 1,), where each row's values begin and end; None where each row has one.
         numbers: float64 (values,), of a numeric field, NaN where missing.
+        keys: int64 (values,), the feature that stands for exactly this string and no other, -1 where none does.
     """
 
     strings: pa.Array
     flags: np.ndarray
     offsets: np.ndarray | None = None
     numbers: np.ndarray | None = None
+    keys: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.flags)
@@ -85,8 +87,8 @@ class FieldKind(ABC):
             flip_hf.data.schema.InputError: a value can't be of this kind.
         """
 
-    def grows(self, field: FieldConfig) -> bool:
-        """Whether values that fitting did not see can get features of their own later."""
+    def remembers(self, field: FieldConfig) -> bool:
+        """Whether a feature stands for one value, so that others can get features of their own later."""
         return False
 
     def counter(self, field: FieldConfig) -> FeatureCounter:

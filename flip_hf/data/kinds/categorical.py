@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from itertools import count
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,8 @@ from flip_hf.data.schema import canonical_strings
 _MERGE_AT = 1 << 20
 # So few strings cost less one by one than it takes to find which are distinct.
 _FEW = 8
+# Strings that are hashed at a time: as Python objects they take several times their characters.
+_HASHED_AT_ONCE = 1 << 16
 
 
 class Categorical(FieldKind):
@@ -24,7 +25,7 @@ class Categorical(FieldKind):
     def read(self, column: pa.ChunkedArray, field: FieldConfig, first_row: int, source: str | None) -> FieldValues:
         return FieldValues(*canonical_strings(column, field.name, first_row=first_row, source=source))
 
-    def grows(self, field: FieldConfig) -> bool:
+    def remembers(self, field: FieldConfig) -> bool:
         return field.hash_buckets is None
 
     def counter(self, field: FieldConfig) -> FeatureCounter:
@@ -81,15 +82,46 @@ class ValueCounter(FeatureCounter):
 class ValueIndex(FeatureIndex):
     """Looks values up among those that fitting kept; all others are OOV.
 
+    Holds 16 bytes a value beside the values themselves; a dict of Python strings would take ten times as much.
+
     Args:
-        values: Arrow string (features,).
+        values: Arrow string (features,), each once.
     """
 
     def __init__(self, values: pa.Array) -> None:
-        self._places = dict(zip(values.to_pylist(), count(NUM_RESERVED_FEATURES), strict=False))
+        self._values = values
+        parts = [_hashes(values.slice(i, _HASHED_AT_ONCE).to_pylist()) for i in range(0, len(values), _HASHED_AT_ONCE)]
+        hashes = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        self._order = hashes.argsort(kind="stable")
+        self._hashes = hashes[self._order]
 
     def places(self, values: FieldValues) -> np.ndarray:
-        return of_distinct(values.strings, lambda texts: [self._places.get(text, OOV_OFFSET) for text in texts])
+        return of_distinct(values.strings, self._find)
+
+    def _find(self, texts: list[str]) -> np.ndarray:
+        hashes = _hashes(texts)
+        if len(texts) <= _FEW or not len(self._values):
+            return np.array([self._find_one(*one) for one in zip(texts, hashes, strict=True)], dtype=np.int64)
+        # In ascending order, neighbours are found in the same lines of the processor's cache.
+        ascending = hashes.argsort()
+        ranks = np.empty_like(ascending)
+        ranks[ascending] = np.searchsorted(self._hashes, hashes[ascending])
+        ranks = np.minimum(ranks, len(self._order) - 1)
+        places = self._order[ranks]
+        is_same = pc.equal(self._values.take(pa.array(places)), pa.array(texts, pa.string())).to_numpy(False)
+        found = np.where(is_same, NUM_RESERVED_FEATURES + places, OOV_OFFSET)
+        # Others may share a value's hash.
+        for i in np.flatnonzero(~is_same & (self._hashes[ranks] == hashes)):
+            found[i] = self._find_one(texts[i], hashes[i])
+        return found
+
+    def _find_one(self, text: str, hashed: np.int64) -> int:
+        rank = int(self._hashes.searchsorted(hashed))
+        while rank < len(self._hashes) and self._hashes[rank] == hashed:
+            if self._values[self._order[rank]].as_py() == text:
+                return NUM_RESERVED_FEATURES + int(self._order[rank])
+            rank += 1
+        return OOV_OFFSET
 
 
 class BucketCounter(FeatureCounter):
@@ -125,22 +157,28 @@ class HashIndex(FeatureIndex):
         self._num_buckets = num_buckets
 
     def places(self, values: FieldValues) -> np.ndarray:
-        return of_distinct(values.strings, lambda texts: [self._bucket(text) for text in texts])
+        return of_distinct(values.strings, lambda texts: np.array([self._bucket(text) for text in texts]))
 
     def _bucket(self, text: str) -> int:
         digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
         return NUM_RESERVED_FEATURES + int.from_bytes(digest, "little") % self._num_buckets
 
 
-def of_distinct(strings: pa.Array, places: Callable[[list[str]], list[int]]) -> np.ndarray:
+def _hashes(texts: list[str]) -> np.ndarray:
+    """64 bits a string, int64 (texts,), which differ from one process to the next."""
+    return np.fromiter(map(hash, texts), np.int64, len(texts))
+
+
+def of_distinct(strings: pa.Array, places: Callable[[list[str]], np.ndarray]) -> np.ndarray:
     """The place of each string, int64 (values,), found once for each distinct one; a null's is MISSING."""
     if len(strings) <= _FEW:
         texts = strings.to_pylist()
-        found = zip(texts, places([text or "" for text in texts]), strict=True)
-        return np.array([MISSING_OFFSET if text is None else place for text, place in found], dtype=np.int64)
+        found = places([text or "" for text in texts])
+        found[[text is None for text in texts]] = MISSING_OFFSET
+        return found
     encoded = strings.dictionary_encode()
     # One more place, for the nulls.
-    distinct = np.array([*places(encoded.dictionary.to_pylist()), MISSING_OFFSET], dtype=np.int64)
+    distinct = np.append(places(encoded.dictionary.to_pylist()), MISSING_OFFSET)
     indices = encoded.indices.fill_null(len(distinct) - 1) if encoded.null_count else encoded.indices
     return distinct[indices.to_numpy()]
 

@@ -22,7 +22,9 @@ class SequenceKind(MultiCategorical):
         assert values.offsets is not None
         lengths = np.minimum(np.diff(values.offsets), field.text_values or field.max_values)
         offsets = np.concatenate([[0], lengths.cumsum()])
-        return FieldValues(values.strings.take(_most_recent_first(values.offsets, lengths)), values.flags, offsets)
+        order = _most_recent_first(values.offsets, lengths)
+        keys = None if values.keys is None else values.keys[order]
+        return FieldValues(values.strings.take(order), values.flags, offsets, keys=keys)
 
 
 def _most_recent_first(offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -1,0 +1,36 @@
+"""Work that threads share, its results in order."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int
+) -> Generator[Result, None, None]:
+    """The function's result for each item, in the items' order.
+
+    Threads stay at most twice their number ahead of what was taken. An error is raised where its result would come;
+    later items are then given up.
+
+    Args:
+        function: threads call it at the same time.
+        items: taken by the caller's thread.
+        num_threads: how many there are.
+    """
+    with ThreadPoolExecutor(num_threads) as threads:
+        ahead: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                ahead.append(threads.submit(function, item))
+                if len(ahead) > 2 * num_threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()

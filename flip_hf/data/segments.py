@@ -1,0 +1,152 @@
+"""The tokens of pieces of text, each tokenised once."""
+
+import threading
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tokenizers import Tokenizer
+
+from flip_hf.data.kinds import FieldValues
+from flip_hf.data.ragged import Growing
+
+MISSING_TEXT = "missing"
+"""What the text shows for a value that is missing."""
+# What the tokenizer makes of more texts than this leaves the processor's cache before it is read.
+_TOKENIZED_AT_ONCE = 1024
+
+
+class ValueTokenizer:
+    """Tokenises values as they stand within a sentence.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        # What transformers would call, without what it makes of each text beside the tokens: a third of the time.
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        # As `split_special_tokens`.
+        self._backend.encode_special_tokens = True
+        # The unknown token is special too, but a value may well be unknown.
+        self._control_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self._control_spellings = sorted(set(tokenizer.all_special_tokens) - {tokenizer.unk_token}, key=len)
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of each text as it is."""
+        return [encoded.ids for encoded in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def show(self, values: Sequence[str | None]) -> tuple[list[str], list[list[int]]]:
+        """How the text shows each value: with its space in front, and as tokens."""
+        # Runs of white space become one space.
+        texts = [f" {' '.join(value.split())}" if value else " " for value in values]
+        tokens = self.tokenize(texts)
+        for i, own in enumerate(tokens):
+            if own and self._control_ids.isdisjoint(own) and texts[i] != " ":
+                continue
+            if not own or texts[i] == " ":
+                # Also a value of control characters alone, which leaves some tokenizers with nothing to show.
+                texts[i] = f" {MISSING_TEXT}"
+            else:
+                # Some vocabularies hold the spelling of a special token as a plain piece, with the special token's id.
+                for special in self._control_spellings:
+                    texts[i] = texts[i].replace(special, " ".join(special))
+            tokens[i] = self.tokenize([texts[i]])[0]
+        return texts, tokens
+
+
+class Segments:
+    """The tokens of values, tokenised where they are first met and kept from then on. Threads may share it.
+
+    Args:
+        tokenize: the tokens of each of some values, null where missing.
+    """
+
+    def __init__(self, tokenize: Callable[[list[str | None]], list[list[int]]]) -> None:
+        self._tokenize = tokenize
+        # Segment i's tokens begin at bound i and end at bound i + 1.
+        self._tokens, self._bounds = Growing(np.int32), Growing(np.int64)
+        self._bounds.extend([0])
+        self._of_keys = np.empty(0, dtype=np.int64)
+        self._of_strings: dict[str | None, int] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    @property
+    def num_strings(self) -> int:
+        """Of all segments those that are known by their string alone."""
+        return len(self._of_strings)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Of all segments, int32 (tokens,)."""
+        return self._tokens.values
+
+    def bounds(self, segments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where segments begin and end among all tokens."""
+        bounds = self._bounds.values
+        return bounds[segments], bounds[segments + 1]
+
+    def lengths(self, segments: np.ndarray) -> np.ndarray:
+        """How many tokens each has."""
+        starts, ends = self.bounds(segments)
+        return ends - starts
+
+    def store(self, parts: Sequence[list[int]]) -> np.ndarray:
+        """Keeps tokens as segments of their own, int64 (parts,)."""
+        with self._lock:
+            first, num_tokens = len(self), len(self._tokens)
+            self._tokens.extend(list(chain.from_iterable(parts)))
+            self._bounds.extend(num_tokens + np.cumsum([len(tokens) for tokens in parts]))
+        return np.arange(first, first + len(parts))
+
+    def of(self, values: FieldValues) -> np.ndarray:
+        """The segment of each value, int64 (values,)."""
+        if values.keys is None:
+            return self._of_texts(values.strings)
+        segments = np.full(len(values.keys), -1)
+        # A key beyond those that are known is new, like one that has no segment yet.
+        of_keys = self._of_keys
+        is_known = (values.keys >= 0) & (values.keys < len(of_keys))
+        segments[is_known] = of_keys[values.keys[is_known]]
+        new = np.flatnonzero((segments < 0) & (values.keys >= 0))
+        if len(new):
+            keys, first, places = np.unique(values.keys[new], return_index=True, return_inverse=True)
+            added = self._add(values.strings.take(pa.array(new[first])).to_pylist())
+            self._note(keys, added)
+            segments[new] = added[places]
+        other = np.flatnonzero(values.keys < 0)
+        if len(other):
+            segments[other] = self._of_texts(values.strings.take(pa.array(other)))
+        return segments
+
+    def _note(self, keys: np.ndarray, segments: np.ndarray) -> None:
+        with self._lock:
+            if (lacking := int(keys[-1]) + 1 - len(self._of_keys)) > 0:
+                self._of_keys = np.append(self._of_keys, np.full(max(lacking, len(self._of_keys)), -1))
+            self._of_keys[keys] = segments
+
+    def _of_texts(self, strings: pa.Array) -> np.ndarray:
+        encoded = strings.dictionary_encode()
+        texts = encoded.dictionary.to_pylist()
+        if encoded.null_count:
+            texts.append(None)
+        indices = pc.fill_null(encoded.indices, len(texts) - 1).to_numpy(zero_copy_only=False)
+        found = [self._of_strings.get(text) for text in texts]
+        if None in found:
+            new = [text for text, segment in zip(texts, found, strict=True) if segment is None]
+            self._of_strings.update(zip(new, self._add(new).tolist(), strict=True))
+            found = [self._of_strings[text] for text in texts]
+        segments: np.ndarray = np.array(found, dtype=np.int64)[indices]
+        return segments
+
+    def _add(self, texts: list[str | None]) -> np.ndarray:
+        parts = (texts[i : i + _TOKENIZED_AT_ONCE] for i in range(0, len(texts), _TOKENIZED_AT_ONCE))
+        return np.concatenate([self.store(self._tokenize(part)) for part in parts])
