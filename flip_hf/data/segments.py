@@ -1,8 +1,8 @@
 """The tokens of pieces of text, each tokenised once."""
 
+import re
 import threading
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,21 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from flip_hf.data.kinds import FieldValues
-from flip_hf.data.ragged import Growing
+from flip_hf.data.ragged import Growing, Ragged
 
 MISSING_TEXT = "missing"
 """What the text shows for a value that is missing."""
 # What the tokenizer makes of more texts than this leaves the processor's cache before it is read.
 _TOKENIZED_AT_ONCE = 1024
+_MAX_WORDS = 1 << 19
+# What `str.split` splits at.
+_WHITE_SPACE = re.compile(r"\s")
 
 
 class ValueTokenizer:
-    """Tokenises values as they stand within a sentence.
+    """Tokenises values as they stand within a sentence: word by word, as no tokenizer merges across a space.
+
+    Threads may share it.
 
     Args:
         tokenizer: a fast transformers tokenizer.
@@ -36,28 +41,62 @@ class ValueTokenizer:
         # The unknown token is special too, but a value may well be unknown.
         self._control_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         self._control_spellings = sorted(set(tokenizer.all_special_tokens) - {tokenizer.unk_token}, key=len)
+        self._missing = self.tokenize([f" {MISSING_TEXT}"])[0]
+        self._known: dict[str, list[int]] = {}
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """The tokens of each text as it is."""
         return [encoded.ids for encoded in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def show(self, values: Sequence[str | None]) -> tuple[list[str], list[list[int]]]:
-        """How the text shows each value: with its space in front, and as tokens."""
-        # Runs of white space become one space.
-        texts = [f" {' '.join(value.split())}" if value else " " for value in values]
-        tokens = self.tokenize(texts)
-        for i, own in enumerate(tokens):
-            if own and self._control_ids.isdisjoint(own) and texts[i] != " ":
-                continue
-            if not own or texts[i] == " ":
-                # Also a value of control characters alone, which leaves some tokenizers with nothing to show.
-                texts[i] = f" {MISSING_TEXT}"
-            else:
-                # Some vocabularies hold the spelling of a special token as a plain piece, with the special token's id.
-                for special in self._control_spellings:
-                    texts[i] = texts[i].replace(special, " ".join(special))
-            tokens[i] = self.tokenize([texts[i]])[0]
-        return texts, tokens
+    def text(self, value: str | None) -> str:
+        """How the text shows a value, with its space in front."""
+        words = (value or "").split()
+        spelled = [
+            f" {word}" if self._control_ids.isdisjoint(tokens) else self._spelled_out(word)
+            for word, tokens in zip(words, self.tokenize([f" {word}" for word in words]), strict=True)
+            # Control characters alone leave some tokenizers with nothing to show.
+            if tokens
+        ]
+        return "".join(spelled) or f" {MISSING_TEXT}"
+
+    def tokens(self, values: Sequence[str | None]) -> Ragged:
+        """The tokens of each value as the text shows it."""
+        if len(self._known) > _MAX_WORDS:
+            # Another thread may go on with those that this one gives up.
+            self._known = {}
+        known = self._known
+        # Ids stand alone and come once; the words that texts are made of come again.
+        is_alone = [bool(value and not _WHITE_SPACE.search(value)) for value in values]
+        several = (value.split() for value, alone in zip(values, is_alone, strict=True) if value and not alone)
+        new = list({word for words in several for word in words if word not in known})
+        known.update(zip(new, self._read(new), strict=True))
+        of_alone = self._read([value for value, alone in zip(values, is_alone, strict=True) if value and alone])
+        # One list, not one a value: many at a time would have Python look for cycles among them.
+        tokens: list[int] = []
+        bounds = [0]
+        for value, alone in zip(values, is_alone, strict=True):
+            if alone:
+                tokens += next(of_alone)
+            elif value:
+                for word in value.split():
+                    tokens += known[word]
+            if len(tokens) == bounds[-1]:
+                tokens += self._missing
+            bounds.append(len(tokens))
+        return Ragged(np.array(tokens, dtype=np.int32), np.diff(bounds))
+
+    def _read(self, words: list[str]) -> Iterator[list[int]]:
+        """The tokens of each word with a space in front, one after the other."""
+        encoded = self._backend.encode_batch_fast([f" {word}" for word in words], add_special_tokens=False)
+        for word, own in zip(words, encoded, strict=True):
+            tokens = own.ids
+            yield tokens if self._control_ids.isdisjoint(tokens) else self.tokenize([self._spelled_out(word)])[0]
+
+    def _spelled_out(self, word: str) -> str:
+        # Some vocabularies hold the spelling of a special token as a plain piece, with the special token's id.
+        for special in self._control_spellings:
+            word = word.replace(special, " ".join(special))
+        return f" {word}"
 
 
 class Segments:
@@ -67,7 +106,7 @@ class Segments:
         tokenize: the tokens of each of some values, null where missing.
     """
 
-    def __init__(self, tokenize: Callable[[list[str | None]], list[list[int]]]) -> None:
+    def __init__(self, tokenize: Callable[[list[str | None]], Ragged]) -> None:
         self._tokenize = tokenize
         # Segment i's tokens begin at bound i and end at bound i + 1.
         self._tokens, self._bounds = Growing(np.int32), Growing(np.int64)
@@ -99,13 +138,13 @@ class Segments:
         starts, ends = self.bounds(segments)
         return ends - starts
 
-    def store(self, parts: Sequence[list[int]]) -> np.ndarray:
+    def store(self, parts: Ragged) -> np.ndarray:
         """Keeps tokens as segments of their own, int64 (parts,)."""
         with self._lock:
             first, num_tokens = len(self), len(self._tokens)
-            self._tokens.extend(list(chain.from_iterable(parts)))
-            self._bounds.extend(num_tokens + np.cumsum([len(tokens) for tokens in parts]))
-        return np.arange(first, first + len(parts))
+            self._tokens.extend(parts.values)
+            self._bounds.extend(num_tokens + parts.lengths.cumsum())
+        return np.arange(first, first + len(parts.lengths))
 
     def of(self, values: FieldValues) -> np.ndarray:
         """The segment of each value, int64 (values,)."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.kinds import FieldValues
-from flip_hf.data.ragged import places
+from flip_hf.data.ragged import Ragged, places
 from flip_hf.data.segments import MISSING_TEXT, Segments, ValueTokenizer
 
 NO_FIELD = -1
@@ -84,7 +84,7 @@ class TextTemplate:
     def sentence(self, values: Sequence[str | list[str] | None]) -> str:
         """The text of one row, before it is cut to length: for each field a value, None where missing, or several."""
         several: list[list[Any]] = [(v or [None]) if isinstance(v, list) else [v] for v in values]
-        shown = [" ,".join(self._values.show(vs)[0]) for vs in several]
+        shown = [" ,".join(map(self._values.text, vs)) for vs in several]
         pieces = [text for constant, value in zip(self._constants, shown, strict=False) for text in (constant, value)]
         return "".join([*pieces, self._constants[-1]])
 
@@ -158,13 +158,13 @@ class TextTemplate:
 
     def _fresh_segments(self) -> Segments:
         """Segments that hold what the template itself is made of."""
-        segments = Segments(lambda values: self._values.show(values)[1])
+        segments = Segments(self._values.tokens)
         head, tail = self._special_tokens()
         constants = self._values.tokenize(self._constants)
         constants[0], constants[-1] = head + constants[0], constants[-1] + tail
         # The first ones, so these numbers are the same each time.
-        self._constant_segments = segments.store(constants)
-        self._comma, self._missing = segments.store(self._values.tokenize([" ,", f" {MISSING_TEXT}"]))
+        self._constant_segments = segments.store(Ragged.of(constants))
+        self._comma, self._missing = segments.store(Ragged.of(self._values.tokenize([" ,", f" {MISSING_TEXT}"])))
         return segments
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
