@@ -8,15 +8,10 @@ transformers' attention and torch's dropout and AdamW.
 
 import argparse
 import copy
-import json
-import statistics
-import time
 from typing import Any
 
 import torch
-from ceilings import measure_ceilings
-from jobs import machine, markdown
-from pretrain_step import PackageStep, count_flops
+from pretrain_step import PackageStep, compare
 from torch import nn
 
 from flip_hf import FlipCTRCollator, FlipForCTR
@@ -68,25 +63,7 @@ def main() -> None:
         "plain loop": PlainStep(copy.deepcopy(model), rows, FlipCTRCollator(processor), training),
         "ours": PackageStep(model, rows, FlipCTRCollator(processor), training),
     }
-    ceilings = measure_ceilings()
-    counted = {name: count_flops(side) for name, side in sides.items()}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(-1, arguments.steps):
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side.step(side.batch(number % arguments.steps))
-            if number >= 0:
-                times[name].append(time.perf_counter() - started)
-    ceilings = measure_ceilings(ceilings)
-    table = []
-    for name, flops in counted.items():
-        step = statistics.median(times[name])
-        share = flops / step / ceilings.bf16_gflops
-        print(json.dumps({"benchmark": "finetune_step", "side": name, "seconds": step, "gflop": flops}))
-        cells = [f"{arguments.batch_size / step:.1f}", f"{1000 * step:.0f}", f"{flops / arguments.batch_size:.2f}"]
-        table.append([name, *cells, f"{100 * share:.0f} %"])
-    header = ["step", "rows/s", "ms", "GFLOP a row", "of the bf16 peak"]
-    print(f"\n{markdown(header, table)}\n\n{ceilings}\n\n{machine()}")
+    compare("finetune_step", sides, arguments.batch_size, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.processing_flip import value_tokens
 from flip_hf.training import loop
 from flip_hf.training.build import fit_processor, new_model
+from flip_hf.training.compiling import compile_text_encoder
 from flip_hf.training.data import load_click_log
 from flip_hf.training.optimization import build_optimizer
 from flip_hf.training.run_config import DataConfig, ModelConfig, TrainingConfig
@@ -123,52 +124,40 @@ class AsPaper:
 
 def count_flops(side: Any) -> float:
     """Floating-point operations of matrix products in one step, billions."""
-    # The fused attention of CPUs is not counted; the eager one computes the same products.
+    # The fused attention of CPUs and compiled code are not counted; eager attention computes the same products.
     usual = side.text_model.config._attn_implementation
     side.text_model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         side.step(side.batch(0))
     side.text_model.set_attn_implementation(usual)
     return counter.get_total_flops() / 1e9
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--as-paper", action="store_true", help="time the released code's way beside ours")
-    parser.add_argument("--layers", type=int, default=3, help="layers of MiniLM")
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=8, help="steps of each side")
-    arguments = parser.parse_args()
-    log = load_click_log(DataConfig(source="movielens-100k", max_train_rows=16384))
-    settings = ModelConfig(text_layers=arguments.layers)
-    training = TrainingConfig(batch_size=arguments.batch_size)
-    processor = fit_processor(log, settings)
-    sides: dict[str, Any] = {"ours": pretraining_step(log, processor, settings, training)}
-    if arguments.as_paper:
-        sides["as the paper's code"] = AsPaper(log, processor, settings, training)
-
+def compare(benchmark: str, sides: dict[str, Any], batch_size: int, num_steps: int) -> dict[str, float]:
+    """Prints what each side's steps take, one step of each after the other; returns the median seconds by side."""
     ceilings = measure_ceilings()
     # Their first steps, which warm up too.
     counted = {name: count_flops(side) for name, side in sides.items()}
     times: dict[str, list[float]] = {name: [] for name in sides}
     collation: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(-1, arguments.steps):
+    for number in range(-1, num_steps):
         for name, side in sides.items():
             started = time.perf_counter()
-            batch = side.batch(number % arguments.steps)
+            batch = side.batch(number % num_steps)
             made = time.perf_counter()
             side.step(batch)
             if number >= 0:
                 times[name].append(time.perf_counter() - started)
                 collation[name].append(made - started)
     ceilings = measure_ceilings(ceilings)
+    medians = {name: statistics.median(own) for name, own in times.items()}
     rows = []
     for name, flops in counted.items():
-        step = statistics.median(times[name])
-        facts = {
-            "benchmark": "pretrain_step",
+        step = medians[name]
+        facts: dict[str, Any] = {
+            "benchmark": benchmark,
             "side": name,
-            "rows_per_second": arguments.batch_size / step,
+            "rows_per_second": batch_size / step,
             "seconds": step,
             "collation_share": statistics.median(collation[name]) / step,
             "gflop": flops,
@@ -181,14 +170,37 @@ def main() -> None:
                 f"{facts['rows_per_second']:.1f}",
                 f"{1000 * step:.0f}",
                 f"{100 * facts['collation_share']:.1f} %",
-                f"{flops / arguments.batch_size:.2f}",
+                f"{flops / batch_size:.2f}",
                 f"{100 * facts['peak_share']:.0f} %",
             ]
         )
     header = ["step", "rows/s", "ms", "of it making the batch", "GFLOP a row", "of the bf16 peak"]
     print(f"\n{markdown(header, rows)}\n\n{ceilings}\n\n{machine()}")
+    return medians
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--as-paper", action="store_true", help="time the released code's way beside ours")
+    parser.add_argument("--compile", action="store_true", help="time ours with training.compile too")
+    parser.add_argument("--layers", type=int, default=3, help="layers of MiniLM")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=8, help="steps of each side")
+    arguments = parser.parse_args()
+    log = load_click_log(DataConfig(source="movielens-100k", max_train_rows=16384))
+    settings = ModelConfig(text_layers=arguments.layers)
+    training = TrainingConfig(batch_size=arguments.batch_size)
+    processor = fit_processor(log, settings)
+    sides: dict[str, Any] = {"ours": pretraining_step(log, processor, settings, training)}
+    if arguments.compile:
+        sides["ours, compiled"] = pretraining_step(log, processor, settings, training)
+        compile_text_encoder(sides["ours, compiled"].model, sides["ours, compiled"].accelerator.device)
     if arguments.as_paper:
-        ratio = statistics.median(times["as the paper's code"]) / statistics.median(times["ours"])
+        sides["as the paper's code"] = AsPaper(log, processor, settings, training)
+
+    seconds = compare("pretrain_step", sides, arguments.batch_size, arguments.steps)
+    if arguments.as_paper:
+        ratio = seconds["as the paper's code"] / seconds["ours"]
         print(f"\nours is {ratio:.1f} times as fast")
 
 

@@ -1,5 +1,8 @@
 """What training on a CPU computes otherwise than torch: dropout and attention."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +11,7 @@ from transformers import BertConfig, BertModel
 
 from flip_hf.nn.attention import cpu_attention, use_cpu_attention
 from flip_hf.nn.dropout import ByteDropout, use_byte_dropout
+from flip_hf.training.compiling import compile_text_encoder
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -134,3 +138,20 @@ def test_another_implementation_stays():
     model.set_attn_implementation("eager")
     use_cpu_attention(model)
     assert model.config._attn_implementation == "eager"
+
+
+def test_a_compiled_text_encoder_has_the_same_gradients():
+    torch.manual_seed(0)
+    plain = small_bert(0.0).train()
+    compiled = copy.deepcopy(plain)
+    model = SimpleNamespace(base_model=SimpleNamespace(text_model=compiled))
+    assert compile_text_encoder(model, torch.device("cpu"))
+    for length in (5, 9):
+        tokens = torch.randint(1, 20, (3, length))
+        mask = torch.ones_like(tokens)
+        mask[0, 3:] = 0
+        for encoder in (plain, compiled):
+            encoder(tokens, attention_mask=mask).last_hidden_state.square().mean().backward()
+    for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None), name
+        assert one.grad is None or torch.allclose(one.grad, other.grad, atol=1e-6), name

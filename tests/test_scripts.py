@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from example_runs import EXAMPLES, lines, script
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import pipeline
 
@@ -246,6 +247,32 @@ def test_updates_of_rows_leave_those_that_no_batch_reads(workplace, tmp_path):
         tables[updates] = FlipForCTR.from_pretrained(folder / "model").flip.feature_embeddings.weight.detach()
     # Adam's first step is the same for both: moments of rows that were not read are nothing yet.
     assert torch.allclose(tables["dense"], tables["rows"], atol=1e-6)
+
+
+def test_a_compiled_text_encoder_reads_alike(workplace, tmp_path, caplog):
+    arguments = ["--config", str(workplace / "config.yaml"), "--mode", "text", "--training.max_steps", "2"]
+    # In training, compiled dropout draws other numbers; the model that is validated is still that of the start.
+    arguments += ["--training.learning_rate", "1e-12", "--training.text_learning_rate", "1e-12"]
+    found = {}
+    for how in ("false", "true"):
+        folder = tmp_path / how
+        script("finetune")([*arguments, "--output_dir", str(folder), "--training.compile", how])
+        weights = load_file(folder / "model" / "model.safetensors")
+        found[how] = set(weights), lines(folder, "validation")[-1]["logloss"]
+    assert "can't compile" not in caplog.text
+    assert found["true"][0] == found["false"][0]
+    assert found["true"][1] == pytest.approx(found["false"][1], rel=1e-3)
+
+
+def test_where_torch_can_not_compile_training_goes_on(workplace, tmp_path, caplog, monkeypatch):
+    def fail(function):
+        raise RuntimeError("no C++ compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    arguments = ["--config", str(workplace / "config.yaml"), "--training.max_steps", "1", "--mode", "text"]
+    script("finetune")([*arguments, "--output_dir", str(tmp_path), "--training.compile", "true"])
+    assert "the text encoder stays as it is (no C++ compiler)" in caplog.text
+    assert len(lines(tmp_path, "train")) == 1
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
+from flip_hf.training.compiling import compile_text_encoder
 from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
 from flip_hf.training.run import Run
@@ -184,6 +185,8 @@ def train(
         logger.warning("parameters are spread over processes: this run saves no checkpoints and can't be resumed")
     if accelerator.device.type == "cpu":
         model.use_cpu_attention()
+    if config.compile:
+        compile_text_encoder(model, accelerator.device)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     steps_per_epoch = -(-len(loader) // config.accumulation)
     total_steps = min(config.epochs * steps_per_epoch, config.max_steps or sys.maxsize)

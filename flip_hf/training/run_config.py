@@ -97,6 +97,8 @@ class TrainingConfig:
         warmup_ratio: share of the steps in which the learning rate rises, before it falls as a cosine.
         max_gradient_norm: gradients are scaled down to this norm.
         precision: "bf16" autocast, "fp32", or "auto": bf16 where the device computes in it.
+        compile: compile the text encoder by torch.compile, where torch can. It is for GPUs: on a CPU a step took half
+            as long again (benchmarks/README.md).
         evaluation_batch_size: rows of a batch in evaluation, on each device.
         evaluations_per_epoch: evaluations on the validation rows in each epoch.
         patience: stop after this many evaluations without a better one.
@@ -125,6 +127,7 @@ class TrainingConfig:
     warmup_ratio: float = 0.05
     max_gradient_norm: float = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: bool = False
     evaluation_batch_size: int = 512
     evaluations_per_epoch: int = 1
     patience: int = 2
