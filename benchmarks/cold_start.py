@@ -13,7 +13,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from jobs import Job, example, flags, machine, markdown, run_jobs
+from jobs import example, machine, markdown
+
+from flip_hf.training.jobs import Job, flags, run_jobs
 
 HISTORIES = {"with": ["rated_titles"], "without": []}
 SLICES = {"all": "all rows", "user_id unseen": "unseen users", "movie_id unseen": "unseen movies", "seen": "seen"}

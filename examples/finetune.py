@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             best = FlipForCTR.from_pretrained(run.model_folder)
         best = run.accelerator.prepare_model(best, device_placement=True, evaluation_mode=True)
         scores = click_logits(best, rows["test"], collator, training.evaluation_batch_size, run.accelerator, "test")
+        run.save_scores(scores)
         result |= evidence(scores)
         run.log("test", result["test"])
     run.finish(result=result)

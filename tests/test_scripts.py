@@ -21,6 +21,7 @@ from transformers import pipeline
 from flip_hf import FieldConfig, FlipForCTR, FlipProcessor
 from flip_hf.training.checkpoints import replace_folder
 from flip_hf.training.data import open_click_log_file
+from flip_hf.training.metrics import auc
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,11 @@ def test_finetuning_keeps_the_best_model_and_reads_test_once(workplace, finetune
         assert name == "ece" or low <= record["result"]["test"][name] <= high
     assert sum(b["rows"] for b in record["result"]["test_calibration"]) == record["result"]["test_rows"] == 120
     assert (finetuned / "calibration.png").stat().st_size > 5_000
+    scores = pq.read_table(finetuned / "test_scores.parquet").to_pydict()
+    assert set(scores) == {"logits", "id_logits", "text_logits", "labels"}
+    assert auc(np.array(scores["labels"]), np.array(scores["logits"])) == pytest.approx(
+        record["result"]["test"]["auc"], abs=1e-6
+    )
     assert (
         record["pretraining"]["result"]
         == json.loads((finetuned.parent / "pretrained" / "run.json").read_text())["result"]

@@ -16,6 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
@@ -57,6 +60,7 @@ _FREE_SETTINGS = {
 }
 
 _RECORD = "run.json"
+_SCORES = "test_scores.parquet"
 _CURVES, _CALIBRATION = "curves.png", "calibration.png"
 _STAGE = ".push-"
 
@@ -99,8 +103,9 @@ def computes_bf16() -> bool:
 
 class Run:
     """Where a run writes: `log.jsonl` as it goes, and the same to trackers; `model/` the best model so far;
-    `checkpoints/` where to go on after an interruption; at its end `run.json`, the record, `curves.png`, the log as
-    a picture, and `calibration.png`; and with `push_to_hub` the repository on the Hub.
+    `checkpoints/` where to go on after an interruption; at its end `test_scores.parquet`, the test rows' labels and
+    logits, `run.json`, the record, `curves.png`, the log as a picture, and `calibration.png`; and with `push_to_hub`
+    the repository on the Hub.
 
     Args:
         settings: of the run. Without `resume` a log and a record that lie in its folder are replaced, TensorBoard's
@@ -191,7 +196,8 @@ class Run:
         self._checkpoints.clear()
         if not self.has_ended:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._record_file.unlink(missing_ok=True)
+            for left in (_RECORD, _SCORES):
+                (self.folder / left).unlink(missing_ok=True)
             self._log_file.write_text("")
             shutil.rmtree(self.folder / TENSORBOARD_FOLDER, ignore_errors=True)
 
@@ -354,6 +360,16 @@ class Run:
         logger.info("resumed from %s", self._checkpoint)
         progress: dict[str, Any] = facts["progress"]
         return progress
+
+    def save_scores(self, scores: Mapping[str, np.ndarray]) -> None:
+        """Writes `test_scores.parquet`, for what compares models row by row.
+
+        Args:
+            scores: what `click_logits` returned for the test rows; one row each, in their order.
+        """
+        if self.is_main:
+            table = pa.table({name: values.astype(np.float32) for name, values in scores.items()})
+            pq.write_table(table, self.folder / _SCORES)
 
     def finish(self, **results: Any) -> None:
         """Writes the record, with results, wall time and peak memory, and removes the checkpoints; then pushes.

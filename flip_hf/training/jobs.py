@@ -1,0 +1,77 @@
+"""Training runs, several at a time: what is finished is never run again."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import runpy
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command and the JSON file that it leaves when it is done.
+
+    Attributes:
+        result: the file; a job whose file is there is done.
+        command: the Python program and its arguments.
+    """
+
+    result: Path
+    command: Sequence[str]
+
+    def read(self) -> dict[str, Any]:
+        """What the finished job left."""
+        record: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        return record
+
+
+def flags(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as command-line flags."""
+    return [part for name, value in settings.items() for part in (f"--{name}", _flag(value))]
+
+
+def _flag(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def run_jobs(jobs: Iterable[Job], processes: int) -> None:
+    """Runs what is not done yet, `processes` at a time, each with its share of the cores; output goes to `.log` files.
+
+    Raises:
+        RuntimeError: a job failed; names its log. The others go on first.
+    """
+    waiting = [job for job in jobs if not job.result.exists()]
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    # Read when the server of new processes starts; it imports once what every run would import.
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["flip_hf.modeling_flip", "flip_hf.training.loop", "flip_hf.training.data"])
+    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
+        failed = [log for log in pool.map(_run, waiting) if log is not None]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(waiting)} jobs failed; see {', '.join(map(str, failed))}")
+
+
+def _run(job: Job) -> Path | None:
+    """Runs the job's program in this process; the log of a job that failed."""
+    job.result.parent.mkdir(parents=True, exist_ok=True)
+    log, started, error = job.result.with_suffix(".log"), time.monotonic(), ""
+    shown = os.dup(1)
+    with log.open("w", encoding="utf-8") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        sys.argv = list(job.command)
+        try:
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                runpy.run_path(job.command[0], run_name="__main__")
+        except BaseException as raised:
+            error = f", failed: {type(raised).__name__}: {raised}"[:200]
+    os.write(shown, f"{job.result.parent.name}: {time.monotonic() - started:.0f} s{error}\n".encode())
+    return log if error or not job.result.exists() else None
