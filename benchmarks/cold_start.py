@@ -13,9 +13,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from jobs import example, machine, markdown
+from jobs import example, machine
 
-from flip_hf.training.jobs import Job, flags, run_jobs
+from flip_hf.training.jobs import Job, flags, markdown, run_jobs
 
 HISTORIES = {"with": ["rated_titles"], "without": []}
 SLICES = {"all": "all rows", "user_id unseen": "unseen users", "movie_id unseen": "unseen movies", "seen": "seen"}

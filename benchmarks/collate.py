@@ -13,12 +13,13 @@ import json
 from typing import Any
 
 from ceilings import seconds
-from jobs import machine, markdown
+from jobs import machine
 from transformers import DataCollatorForLanguageModeling
 
 from flip_hf import FlipPretrainingCollator
 from flip_hf.training.build import fit_processor
 from flip_hf.training.data import load_click_log
+from flip_hf.training.jobs import markdown
 from flip_hf.training.run_config import DataConfig, ModelConfig
 
 

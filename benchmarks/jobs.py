@@ -2,9 +2,8 @@
 
 import platform
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from flip_hf.training.jobs import Job
 
@@ -20,12 +19,6 @@ def example(script: str, folder: Path, *flags: str) -> Job:
     config = examples / "configs" / "ml-100k" / f"{script}.yaml"
     always = ["--config", str(config), "--output_dir", str(folder), "--resume", "true"]
     return Job(folder / "run.json", [str(examples / f"{script}.py"), *always, *flags])
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from ceilings import measure_ceilings
-from jobs import machine, markdown
+from jobs import machine
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR
 from flip_hf.configuration_flip import NUM_RESERVED_FEATURES, PADDING_ID
 from flip_hf.training import loop
+from flip_hf.training.jobs import markdown
 from flip_hf.training.optimization import build_optimizer
 from flip_hf.training.run_config import TrainingConfig
 

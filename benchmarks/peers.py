@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from backbones import FIXED, best_settings
 from backbones import job as our_job
-from jobs import machine, markdown, mean_and_deviation
+from jobs import machine, mean_and_deviation
 from transformers import set_seed
 
 from flip_hf.training.build import fit_processor
 from flip_hf.training.checkpoints import replace_file
 from flip_hf.training.data import load_click_log
-from flip_hf.training.jobs import Job, run_jobs
+from flip_hf.training.jobs import Job, markdown, run_jobs
 from flip_hf.training.metrics import compute_metrics
 from flip_hf.training.run_config import DataConfig, ModelConfig
 

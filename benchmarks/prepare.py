@@ -23,11 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ceilings import measure_ceilings
-from jobs import machine, markdown
+from jobs import machine
 
 from flip_hf import FieldConfig, FlipProcessor
 from flip_hf.fetch import MINILM
 from flip_hf.training.data import open_click_log_file
+from flip_hf.training.jobs import markdown
 
 # Name -> distinct values at 20 million rows, in all 4.5 million, which grow with the log as those of real logs do.
 FIELDS = {

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from ceilings import measure_ceilings
-from jobs import machine, markdown
+from jobs import machine
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,6 +31,7 @@ from flip_hf.training import loop
 from flip_hf.training.build import fit_processor, new_model
 from flip_hf.training.compiling import compile_text_encoder
 from flip_hf.training.data import load_click_log
+from flip_hf.training.jobs import markdown
 from flip_hf.training.optimization import build_optimizer
 from flip_hf.training.run_config import DataConfig, ModelConfig, TrainingConfig
 

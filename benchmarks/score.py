@@ -19,13 +19,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 from ceilings import measure_ceilings
-from jobs import machine, markdown
+from jobs import machine
 from peers import DIM, DROPOUT, HIDDEN, PEERS
 
 from flip_hf import CTRPredictionPipeline, FlipConfig, FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.data.sampling import text_lengths
 from flip_hf.export import OnnxScorer, export_onnx
 from flip_hf.training.data import load_click_log
+from flip_hf.training.jobs import markdown
 from flip_hf.training.metrics import compute_metrics
 from flip_hf.training.run_config import DataConfig
 

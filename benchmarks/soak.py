@@ -20,10 +20,10 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jobs import REPOSITORY, example, machine, markdown
+from jobs import REPOSITORY, example, machine
 
 from flip_hf.training.data import load_click_log
-from flip_hf.training.jobs import flags
+from flip_hf.training.jobs import flags, markdown
 from flip_hf.training.run_config import DataConfig
 
 ENDLESS = {

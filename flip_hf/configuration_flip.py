@@ -317,6 +317,8 @@ class FlipConfig(PreTrainedConfig):
         text_pooling: `"mean"` over tokens, or `"cls"` as in the paper (Section 3.3).
         fusion: how a joint model's two logits become one: `"learned_weight"`, the paper's, or `"gated"`, by a gate that
             sees which fields are OOV.
+        fusion_gradients: whether the loss of the fused logit reaches the towers, as in the paper. Without, each tower
+            learns from its own loss alone, as if it were finetuned by itself, and the fusion from what they say.
         head_dropout: dropout before the heads.
         objectives: weight of each pretraining objective, keys of `flip_hf.objectives.OBJECTIVES`.
         projection_dim: width of the space in which ICL compares the views.
@@ -343,6 +345,7 @@ class FlipConfig(PreTrainedConfig):
     text_layers: int | None = None
     text_pooling: str = "mean"
     fusion: str = "learned_weight"
+    fusion_gradients: bool = True
     head_dropout: int | float = 0.1
     objectives: dict[str, Any] = field(default_factory=lambda: {"mlm": 1.0, "mtm": 1.0, "icl": 1.0})
     projection_dim: int = 128

@@ -624,8 +624,9 @@ class FlipForCTR(FlipPreTrainedModel):
     """Click-through-rate prediction from either tower or from both (FLIP, Section 3.4).
 
     In mode `"joint"` the logit is `a * id_logits + (1 - a) * text_logits`, with `a` learned or from a gate
-    (`config.fusion`), and the loss is the sum of the binary cross-entropies of the three logits. In the modes `"id"`
-    and `"text"` one tower is built, and its logit and loss are the model's.
+    (`config.fusion`), and the loss is the sum of the binary cross-entropies of the three logits, of which the first
+    reaches the towers or not (`config.fusion_gradients`). In the modes `"id"` and `"text"` one tower is built, and its
+    logit and loss are the model's.
     """
 
     new_parameters = ("text_head.", "fusion.")
@@ -735,7 +736,10 @@ class FlipForCTR(FlipPreTrainedModel):
             text_logits = self.text_head(views.text_representation).squeeze(-1)
         if id_logits is not None and text_logits is not None:
             assert feature_ids is not None
-            logits = self.fusion(id_logits, text_logits, self.flip.oov_shares(feature_ids))
+            fused = [id_logits, text_logits]
+            if not self.config.fusion_gradients:
+                fused = [tower_logits.detach() for tower_logits in fused]
+            logits = self.fusion(*fused, self.flip.oov_shares(feature_ids))
         else:
             logits = id_logits if id_logits is not None else text_logits
 

@@ -184,6 +184,27 @@ def test_a_tower_of_a_joint_model_is_a_model_of_the_same_modules(saved, tmp_path
         model.in_mode("both")
 
 
+def test_without_fusion_gradients_towers_learn_as_if_alone(saved):
+    _, folder = saved
+    batch = make_batch()
+    labels = torch.arange(len(batch["feature_ids"])) % 2
+    model = FlipForCTR.from_pretrained(folder, fusion_gradients=False)
+    joint = FlipForCTR.from_pretrained(folder)
+    output, expected = model(**batch, labels=labels), joint(**batch, labels=labels)
+    torch.testing.assert_close(output.loss, expected.loss)
+    for one in (output, expected):
+        one.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    torch.testing.assert_close(gradients["fusion.id_weight"], joint.fusion.id_weight.grad)
+    for mode, view in (("id", ["feature_ids"]), ("text", ["input_ids", "attention_mask"])):
+        alone = FlipForCTR.from_pretrained(folder, mode=mode)
+        alone(**{name: batch[name] for name in view}, labels=labels).loss.backward()
+        for name, parameter in alone.named_parameters():
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-7)
+    id_gradient = joint.flip.feature_embeddings.weight.grad
+    assert not torch.allclose(id_gradient, gradients["flip.feature_embeddings.weight"])
+
+
 def test_settings_replace_those_of_a_given_configuration(saved):
     _, folder = saved
     given = AutoConfig.from_pretrained(folder, attn_implementation="eager")

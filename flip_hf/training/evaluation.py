@@ -17,7 +17,7 @@ from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
-from flip_hf.training.metrics import bootstrap_intervals, calibration_bins, compute_metrics
+from flip_hf.training.metrics import bootstrap_intervals, calibration_bins, compute_metrics, gauc
 
 
 @torch.no_grad()
@@ -66,30 +66,46 @@ def evaluate_ctr(
     return ctr_metrics(click_logits(model, rows, collator, batch_size, accelerator, description))
 
 
-def ctr_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The metrics of `evaluate_ctr` from what `click_logits` returned."""
+def ctr_metrics(scores: Mapping[str, np.ndarray], groups: np.ndarray | None = None) -> dict[str, float]:
+    """The metrics of `evaluate_ctr` from what `click_logits` returned.
+
+    Args:
+        scores: what `click_logits` returned.
+        groups: with them also `gauc`, and with both towers `id_gauc` and `text_gauc`: AUC among the rows of a group,
+            such as a user's; integers or strings (rows,).
+
+    Raises:
+        ValueError: the groups are not as many as the rows.
+    """
     labels = scores["labels"].astype(np.int8)
     both = "id_logits" in scores and "text_logits" in scores
     results: dict[str, float] = {}
     for name in ("logits", "id_logits", "text_logits") if both else ("logits",):
-        metrics = compute_metrics(labels, probabilities(scores[name]))
+        clicks = probabilities(scores[name])
+        metrics = compute_metrics(labels, clicks)
+        if groups is not None:
+            metrics["gauc"] = gauc(labels, clicks, groups)
         results.update({name.removesuffix("logits") + metric: value for metric, value in metrics.items()})
     return results
 
 
-def evidence(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def evidence(scores: Mapping[str, np.ndarray], groups: np.ndarray | None = None) -> dict[str, Any]:
     """What a run's record holds of the test rows.
 
     Args:
         scores: what `click_logits` returned for them.
+        groups: as `ctr_metrics` takes them; `gauc` has no interval.
 
     Returns:
         `test`, the metrics of `ctr_metrics`; `test_rows`, their number; of the model's own logits `test_intervals`,
         95% confidence intervals by metric, and `test_calibration`, the bins of a reliability diagram.
+
+    Raises:
+        ValueError: the groups are not as many as the rows.
     """
     labels, clicks = scores["labels"].astype(np.int8), probabilities(scores["logits"])
     return {
-        "test": ctr_metrics(scores),
+        "test": ctr_metrics(scores, groups),
         "test_rows": len(labels),
         "test_intervals": bootstrap_intervals(labels, clicks),
         "test_calibration": [asdict(found) for found in calibration_bins(labels, clicks)],

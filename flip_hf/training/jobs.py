@@ -1,4 +1,4 @@
-"""Training runs, several at a time: what is finished is never run again."""
+"""Training runs, several at a time: what is finished is never run again; and tables of what they found."""
 
 import contextlib
 import json
@@ -75,3 +75,9 @@ def _run(job: Job) -> Path | None:
             error = f", failed: {type(raised).__name__}: {raised}"[:200]
     os.write(shown, f"{job.result.parent.name}: {time.monotonic() - started:.0f} s{error}\n".encode())
     return log if error or not job.result.exists() else None
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)

@@ -11,6 +11,13 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 CALIBRATION_BINS = 15
 
 
+def midranks(values: np.ndarray) -> np.ndarray:
+    """Ranks of values (rows,), counted from 1, float64 (rows,): rows with the same value share the mean of theirs."""
+    _, places, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (sizes.cumsum() - (sizes - 1) / 2)[places]
+    return ranks
+
+
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Area under the ROC curve: the chance that a random click scores above a random other row, ties counting half.
 
@@ -21,10 +28,43 @@ def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     num_others = len(labels) - num_clicks
     if num_clicks == 0 or num_others == 0:
         return float("nan")
-    _, places, sizes = np.unique(probabilities, return_inverse=True, return_counts=True)
-    # Rows with the same score share the mean of their ranks, counted from 1.
-    ranks = (sizes.cumsum() - (sizes - 1) / 2)[places]
-    return float((ranks[clicks].sum() - num_clicks * (num_clicks + 1) / 2) / (num_clicks * num_others))
+    rank_sum = midranks(probabilities)[clicks].sum()
+    return float((rank_sum - num_clicks * (num_clicks + 1) / 2) / (num_clicks * num_others))
+
+
+def gauc(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray) -> float:
+    """AUC among the rows of a group, such as those of a user, as a mean over groups weighted by their rows: how well a
+    model orders what one user sees, whatever it says of users as a whole (Zhou et al., Deep Interest Network, KDD 2018,
+    Section "Metrics").
+
+    Groups whose labels are all the same have no AUC, and count neither as values nor as weights.
+
+    Args:
+        labels: 0 or 1 (rows,).
+        probabilities: of a click (rows,).
+        groups: what tells the groups apart, integers or strings (rows,), in any order.
+
+    Returns:
+        The mean; NaN where no group has both labels.
+
+    Raises:
+        ValueError: the groups are not as many as the rows.
+    """
+    if len(groups) != len(labels):
+        raise ValueError(f"{len(groups)} groups are given for {len(labels)} rows; give one a row")
+    clicks = labels.astype(bool)
+    _, places, rows = np.unique(groups, return_inverse=True, return_counts=True)
+    scores, score_places = np.unique(probabilities, return_inverse=True)
+    # Ordered by group, then by score: a rank among all rows is one in the group, and the rows of the groups before it.
+    ranks = midranks(places * len(scores) + score_places) - (rows.cumsum() - rows)[places]
+    num_clicks = np.bincount(places, clicks, len(rows))
+    num_others = rows - num_clicks
+    rank_sums = np.bincount(places, ranks * clicks, len(rows))
+    both = (num_clicks > 0) & (num_others > 0)
+    if not both.any():
+        return float("nan")
+    areas = (rank_sums - num_clicks * (num_clicks + 1) / 2)[both] / (num_clicks * num_others)[both]
+    return float(np.average(areas, weights=rows[both]))
 
 
 def logloss(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -1,0 +1,127 @@
+"""What the tables are made of: the models of models.yaml, the tables of tables/, and the records of finished runs."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flip_hf.training.jobs import Job, flags
+
+HERE = Path(__file__).resolve().parent
+EXAMPLES = HERE.parent
+CONFIGS = EXAMPLES / "configs" / "ml-100k"
+RESULTS = EXAMPLES.parent / "results"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of `pretrain.py` or `finetune.py`.
+
+    Attributes:
+        model: its name in models.yaml.
+        split: how the rows are split.
+        seed: of the split and of the run.
+        script: "pretrain" or "finetune".
+        settings: beside those of the script's configuration.
+        after: the run whose model it starts from.
+    """
+
+    model: str
+    split: str
+    seed: int
+    script: str
+    settings: Mapping[str, Any]
+    after: "Run | None"
+
+    @cached_property
+    def key(self) -> str:
+        """Names the run and all that its figures depend on."""
+        base = (CONFIGS / f"{self.script}.yaml").read_text(encoding="utf-8")
+        depends = [yaml.safe_load(base), self.settings, self.after.key if self.after else None]
+        digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.model}-{self.split}-{self.seed}-{digest}"
+
+    @property
+    def stages(self) -> list["Run"]:
+        """The runs that lead to this one, it being the last."""
+        return [*(self.after.stages if self.after else []), self]
+
+    def folder(self, runs: Path) -> Path:
+        """Where its files lie."""
+        return runs / self.key
+
+    def job(self, runs: Path) -> Job:
+        """What runs it."""
+        settings = {"data.split": self.split, "data.split_seed": self.seed, "training.seed": self.seed, **self.settings}
+        if self.after is not None:
+            settings["pretrained"] = str(self.after.folder(runs) / "model")
+        files = ["--config", str(CONFIGS / f"{self.script}.yaml"), "--output_dir", str(self.folder(runs))]
+        program = str(EXAMPLES / f"{self.script}.py")
+        return Job(self.folder(runs) / "run.json", [program, *files, "--resume", "true", *flags(settings)])
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of docs/results.md.
+
+    Attributes:
+        name: its file's.
+        title: its heading.
+        caption: what to know of it.
+        splits: how the rows are split.
+        seeds: how many.
+        rows: what each row shows: a model's name, or several, whose probabilities are averaged.
+        compare: row -> the rows that it is tested against.
+    """
+
+    name: str
+    title: str
+    caption: str
+    splits: Sequence[str]
+    seeds: int
+    rows: Mapping[str, str | Sequence[str]]
+    compare: Mapping[str, Sequence[str]]
+
+    def models(self, row: str) -> list[str]:
+        """The models that the row shows: one, or those whose average it is."""
+        shown = self.rows[row]
+        return [shown] if isinstance(shown, str) else list(shown)
+
+
+def load_tables(names: Iterable[str] = ()) -> list[Table]:
+    """The tables of these names, or all."""
+    paths = [HERE / "tables" / f"{name}.yaml" for name in names] or sorted((HERE / "tables").glob("*.yaml"))
+    return [Table(path.stem, **yaml.safe_load(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def find_run(model: str, split: str, seed: int) -> Run:
+    """The run of a model of models.yaml.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    models = yaml.safe_load((HERE / "models.yaml").read_text(encoding="utf-8"))
+    if model not in models:
+        raise ValueError(f"{model!r} is not in models.yaml: {', '.join(models)}")
+    found = models[model]
+    after = find_run(found["after"], split, seed) if "after" in found else None
+    return Run(model, split, seed, found["script"], found["settings"], after)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines; none where it is not there."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def add_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Adds a record."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")

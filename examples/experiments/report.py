@@ -1,0 +1,165 @@
+"""Renders docs/results.md from the records under results/, and from nothing else.
+
+python examples/experiments/report.py
+"""
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import RESULTS, Table, find_run, load_tables, read_lines
+
+from flip_hf.training.jobs import markdown
+from flip_hf.training.significance import paired_t
+
+DOCS = RESULTS.parent / "docs"
+METRICS = {"auc": "AUC", "logloss": "LogLoss", "gauc": "GAUC", "ece": "ECE"}
+SLICES = ("unseen user", "rare user", "unseen item", "rare item", "frequent")
+INTRODUCTION = """# Results
+
+Written by `make report` from the records in `results/`; no figure was entered by hand. `make experiments` makes the
+records, and goes on where it was stopped.
+
+MovieLens-100K with ratings of 3 dropped, split 8:1:1 at random (another split for each seed) or by time. A figure is
+the mean over seeds and, after ±, half of its 95% interval by Student's t; on the time split, where the rows are the
+same for all seeds, that is the spread of training alone. Differences are those of the same seed and rows; *p, seeds* is
+the paired t-test over seeds, *p, rows* DeLong's test on each seed's test rows, the median over seeds. The settings are
+those of `examples/configs/ml-100k` and `examples/experiments/models.yaml`.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=DOCS / "results.md")
+    arguments = parser.parse_args()
+    runs = {line["key"]: line for line in read_lines(RESULTS / "runs.jsonl")}
+    comparisons = {(line["first"], line["second"]): line for line in read_lines(RESULTS / "comparisons.jsonl")}
+    parts = [INTRODUCTION, *(part for table in load_tables() for part in render(table, runs, comparisons))]
+    parts.append(machines(runs.values()))
+    if again := read_lines(RESULTS / "again.jsonl"):
+        parts.append(repeated(again))
+    arguments.output.write_text("\n".join(parts), encoding="utf-8")
+
+
+def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]) -> list[str]:
+    """A table's sections: one for each split that has records."""
+    parts = [f"## {table.title}\n\n{table.caption.strip()}\n"]
+    for split in table.splits:
+        keys = {
+            row: [
+                " + ".join(find_run(model, split, seed).key for model in table.models(row))
+                for seed in range(table.seeds)
+            ]
+            for row in table.rows
+        }
+        found = {row: [runs[key] for key in own if key in runs] for row, own in keys.items()}
+        if not any(found.values()):
+            parts.append(f"### Split: {split}\n\nNo run of this split is recorded yet.\n")
+            continue
+        parts.append(f"### Split: {split}\n")
+        parts.append(models_table(found))
+        pairs = [(first, second) for first, others in table.compare.items() for second in others]
+        tests = [
+            comparison(first, second, zip(keys[first], keys[second], strict=True), runs, comparisons)
+            for first, second in pairs
+        ]
+        if tests := [cells for cells in tests if cells]:
+            header = ["comparison", "seeds", "AUC", "95% interval", "p, seeds", "p, rows", "LogLoss", "p, seeds"]
+            parts.append(markdown(header, tests))
+        parts.append(slices_table(found))
+    return parts
+
+
+def models_table(found: Mapping[str, Sequence[Any]]) -> str:
+    """What each row of a table is worth."""
+    rows = []
+    for row, records in found.items():
+        tests = [record["result"]["test"] for record in records]
+        cells = [spread([test[name] for test in tests]) for name in METRICS]
+        minutes = [record["seconds_with_stages"] / 60 for record in records if "seconds_with_stages" in record]
+        rows.append([row, *cells, len(tests), f"{statistics.fmean(minutes):.1f}" if minutes else ""])
+    return markdown(["model", *METRICS.values(), "seeds", "minutes"], rows)
+
+
+def comparison(
+    first: str, second: str, keys: Any, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
+) -> list[Any] | None:
+    """The cells of one row beside another over the seeds that have both; None where none has."""
+    pairs = [pair for pair in keys if pair[0] in runs and pair[1] in runs]
+    if not pairs:
+        return None
+    cells: list[Any] = [f"{first} over {second}", len(pairs)]
+    for name in ("auc", "logloss"):
+        differences = [runs[one]["result"]["test"][name] - runs[other]["result"]["test"][name] for one, other in pairs]
+        mean = f"{statistics.fmean(differences):+.4f}"
+        over_seeds = paired_t(differences) if len(differences) > 1 else None
+        if name == "auc":
+            by_rows = [comparisons[pair]["auc"]["p"] for pair in pairs if pair in comparisons]
+            interval = f"{over_seeds.low:+.4f} to {over_seeds.high:+.4f}" if over_seeds else ""
+            cells += [mean, interval, p_value(over_seeds), shown_p(statistics.median(by_rows)) if by_rows else ""]
+        else:
+            cells += [mean, p_value(over_seeds)]
+    return cells
+
+
+def slices_table(found: Mapping[str, Sequence[Any]]) -> str:
+    """AUC on slices of the test rows."""
+    rows = []
+    for row, records in found.items():
+        cells = []
+        for name in SLICES:
+            values = [slices[name]["auc"] for r in records if "auc" in (slices := r["result"]["slices"])[name]]
+            values = [value for value in values if value == value]
+            cells.append(f"{statistics.fmean(values):.4f}" if values else "")
+        rows.append([row, *cells])
+    numbers = next(record["result"]["slices"] for records in found.values() for record in records)
+    header = ["AUC on rows of", *(f"{name} ({numbers[name]['rows']:,})" for name in SLICES)]
+    return markdown(header, rows)
+
+
+def machines(records: Any) -> str:
+    """What the runs ran on."""
+    found: dict[str, None] = {}
+    for record in records:
+        if "device" in record:
+            device, versions = record["device"], record["versions"]
+            where = f"{device.get('processor', device['kind'])}, {device['threads']} threads a run"
+            found[f"- {where}; torch {versions['torch']}, transformers {versions['transformers']}"] = None
+    return "## Machines\n\n" + "\n".join(found) + "\n"
+
+
+def repeated(lines: Sequence[Any]) -> str:
+    """Recorded runs that were run once more."""
+    rows = [
+        [
+            line["key"],
+            f"{line['auc']:.4f}",
+            f"{line['again']:.4f}",
+            f"{line['interval'][0]:.4f} to {line['interval'][1]:.4f}",
+        ]
+        for line in lines
+    ]
+    return "## Run again\n\n" + markdown(["run", "test AUC", "again", "its 95% interval"], rows)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and half of its 95% interval over seeds."""
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):.4f}"
+    return f"{mean} ± {paired_t(values).high - statistics.fmean(values):.4f}" if len(values) > 1 else mean
+
+
+def p_value(found: Any) -> str:
+    return "" if found is None else shown_p(found.p)
+
+
+def shown_p(p: float) -> str:
+    """A probability as tables show it."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Runs the experiments of tables/ and records them under results/: what is recorded is not run again.
+
+python examples/experiments/run.py                        # all of them: many hours on a CPU
+python examples/experiments/run.py main --seeds 0 1       # some
+python examples/experiments/run.py --again 3              # three recorded runs once more, beside what they had
+
+A run that was stopped goes on where it was. `runs.jsonl` holds a line for each run, `comparisons.jsonl` one for each
+two models of a table that were tested against each other on one seed's test rows; `report.py` makes docs/results.md of
+them.
+"""
+
+import argparse
+import random
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import DatasetDict
+from experiments import RESULTS, Run, Table, add_line, find_run, load_tables, read_lines
+
+from flip_hf.data.splits import load_splits
+from flip_hf.training.evaluation import evidence, probabilities
+from flip_hf.training.jobs import run_jobs
+from flip_hf.training.metrics import compute_metrics, logloss
+from flip_hf.training.significance import delong, paired_bootstrap
+
+DATASET, USER, ITEM = "movielens-100k", "user_id", "movie_id"
+# Users and items with so few training rows are rare.
+RARE = 10
+RUNS_FILE, COMPARISONS_FILE, AGAIN_FILE = (RESULTS / f"{name}.jsonl" for name in ("runs", "comparisons", "again"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tables", nargs="*", help="names of tables; all by default")
+    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="where the runs' files go")
+    parser.add_argument("--seeds", type=int, nargs="*", help="only these seeds")
+    parser.add_argument("--splits", nargs="*", help="only these splits")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time")
+    parser.add_argument("--again", type=int, metavar="N", help="run N recorded runs again, drawn at random")
+    arguments = parser.parse_args()
+    if arguments.again:
+        repeat(arguments.again, arguments.runs / "again", arguments.processes)
+        return
+    tables = load_tables(arguments.tables)
+    # The first seed of all tables comes before the second of any.
+    for seed in arguments.seeds or range(max(table.seeds for table in tables)):
+        for table in tables:
+            for split in table.splits:
+                if seed < table.seeds and split in (arguments.splits or table.splits):
+                    run_block(table, split, seed, arguments.runs, arguments.processes)
+
+
+def run_block(table: Table, split: str, seed: int, folder: Path, processes: int) -> None:
+    """Runs and records what a table shows of one split and seed."""
+    parts = {row: [find_run(model, split, seed) for model in table.models(row)] for row in table.rows}
+    recorded = {line["key"] for line in read_lines(RUNS_FILE)}
+    compared = {(line["first"], line["second"]) for line in read_lines(COMPARISONS_FILE)}
+    pairs = [(first, second) for first, others in table.compare.items() for second in others]
+    open_pairs = [pair for pair in pairs if tuple(key_of(parts[row]) for row in pair) not in compared]
+    open_rows = {row for row, runs in parts.items() if key_of(runs) not in recorded}
+    open_rows |= {row for pair in open_pairs for row in pair}
+    # What was recorded elsewhere has left no scores here, and is run again where they are asked for.
+    wanted = {run.key: run for row in parts if row in open_rows for run in parts[row]}
+    run_stages(wanted.values(), folder, processes)
+
+    for run in wanted.values():
+        if run.key not in recorded:
+            add_line(RUNS_FILE, record(run, folder))
+            recorded.add(run.key)
+    for row in open_rows:
+        runs = parts[row]
+        if len(runs) > 1 and key_of(runs) not in recorded:
+            scores = scores_of(runs, folder)
+            shown = {"key": key_of(runs), "model": [run.model for run in runs], "split": split, "seed": seed}
+            add_line(RUNS_FILE, {**shown, "result": measure(scores, split, seed)})
+            recorded.add(key_of(runs))
+    for first, second in open_pairs:
+        one, other = (scores_of(parts[row], folder) for row in (first, second))
+        labels, clicks, others = one["labels"], probabilities(one["logits"]), probabilities(other["logits"])
+        add_line(
+            COMPARISONS_FILE,
+            {
+                "first": key_of(parts[first]),
+                "second": key_of(parts[second]),
+                "split": split,
+                "seed": seed,
+                "auc": asdict(delong(labels, clicks, others)),
+                "logloss": asdict(paired_bootstrap(labels, clicks, others, logloss)),
+            },
+        )
+
+
+def run_stages(runs: Iterable[Run], folder: Path, processes: int) -> None:
+    """Runs what has not run yet, a stage after the one that it starts from."""
+    wanted = list(runs)
+    for depth in range(max((len(run.stages) for run in wanted), default=0)):
+        stages = {run.stages[depth].key: run.stages[depth] for run in wanted if len(run.stages) > depth}
+        run_jobs([stage.job(folder) for stage in stages.values()], processes)
+
+
+def key_of(runs: Sequence[Run]) -> str:
+    """The key of a run, or of the average of several."""
+    return " + ".join(run.key for run in runs)
+
+
+def record(run: Run, folder: Path) -> dict[str, Any]:
+    """What results/ keeps of a run that has ended."""
+    found = run.job(folder).read()
+    kept = {name: found[name] for name in ("settings", "versions", "device", "started", "wall_seconds", "data")}
+    kept["settings"] = {k: v for k, v in kept["settings"].items() if k not in ("output_dir", "pretrained")}
+    seconds = sum(stage.job(folder).read()["wall_seconds"] for stage in run.stages)
+    result = {"validation": found["result"]["validation"], "best_step": found["result"]["best_step"]}
+    result |= measure(scores_of([run], folder), run.split, run.seed)
+    shown = {"key": run.key, "model": run.model, "split": run.split, "seed": run.seed, "revision": revision()}
+    return {
+        **shown,
+        "stages": [stage.key for stage in run.stages],
+        "seconds_with_stages": seconds,
+        "parameters": found["model"]["parameters"]["all"],
+        **kept,
+        "result": result,
+    }
+
+
+def scores_of(runs: Sequence[Run], folder: Path) -> dict[str, np.ndarray]:
+    """Labels and logits of the test rows, float32 (rows,); of several runs those of their mean probability."""
+    tables = [pq.read_table(run.folder(folder) / "test_scores.parquet") for run in runs]
+    labels = tables[0]["labels"].to_numpy()
+    if len(tables) == 1:
+        return {"labels": labels, "logits": tables[0]["logits"].to_numpy()}
+    mean = np.mean([probabilities(table["logits"].to_numpy()) for table in tables], axis=0)
+    return {"labels": labels, "logits": np.log(mean) - np.log1p(-mean)}
+
+
+def measure(scores: Mapping[str, np.ndarray], split: str, seed: int) -> dict[str, Any]:
+    """Metrics of test rows, their intervals, calibration, GAUC and slices."""
+    rows = rows_of(split, seed)
+    labels, clicks = scores["labels"], probabilities(scores["logits"])
+    found = evidence(scores, rows["test"].with_format("numpy")[USER][:])
+    found["slices"] = {
+        name: {"rows": int(mask.sum()), **(compute_metrics(labels[mask], clicks[mask]) if mask.any() else {})}
+        for name, mask in slices(rows).items()
+    }
+    return found
+
+
+def slices(rows: DatasetDict) -> dict[str, np.ndarray]:
+    """Test rows by how many training rows their user and item have, bool (rows,) each."""
+    masks: dict[str, np.ndarray] = {}
+    for field, word in ((USER, "user"), (ITEM, "item")):
+        known, counts = np.unique(rows["train"].with_format("numpy")[field][:], return_counts=True)
+        values = rows["test"].with_format("numpy")[field][:]
+        places = np.minimum(np.searchsorted(known, values), len(known) - 1)
+        number = np.where(known[places] == values, counts[places], 0)
+        masks |= {f"unseen {word}": number == 0, f"rare {word}": (number > 0) & (number <= RARE)}
+    masks["frequent"] = ~np.any(list(masks.values()), axis=0)
+    return masks
+
+
+@cache
+def rows_of(split: str, seed: int) -> DatasetDict:
+    """The rows that every run of the split and seed reads."""
+    return load_splits(DATASET, split, seed)
+
+
+def repeat(number: int, folder: Path, processes: int) -> None:
+    """Runs recorded runs again and records both figures."""
+    known = [line for line in read_lines(RUNS_FILE) if isinstance(line["model"], str)]
+    current = [line for line in known if find_run(line["model"], line["split"], line["seed"]).key == line["key"]]
+    chosen = random.Random(len(known)).sample(current, min(number, len(current)))
+    runs = [find_run(line["model"], line["split"], line["seed"]) for line in chosen]
+    run_stages(runs, folder, processes)
+    for line, run in zip(chosen, runs, strict=True):
+        again = evidence(scores_of([run], folder))["test"]
+        low, high = line["result"]["test_intervals"]["auc"]
+        before = line["result"]["test"]["auc"]
+        add_line(AGAIN_FILE, {"key": run.key, "auc": before, "again": again["auc"], "interval": [low, high]})
+        print(f"{run.key}: AUC {before:.4f}, again {again['auc']:.4f}, interval {low:.4f} to {high:.4f}")
+
+
+@cache
+def revision() -> str:
+    """The revision of the code, marked where files differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(RESULTS.parent), *arguments]
+        # Git, on this very repository.
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # nosec B603 B607
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "flip_hf", "examples") else "")
+
+
+if __name__ == "__main__":
+    main()

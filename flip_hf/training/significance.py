@@ -1,0 +1,237 @@
+"""Whether one model is better than another, or only looks it.
+
+`delong` and `paired_bootstrap` compare two models on the same rows, taken as independent of one another: they say what
+other rows of the same log would change. `paired_t` compares two ways to train over seeds: it says what other training
+runs would change.
+
+Sources: DeLong, DeLong and Clarke-Pearson, Comparing the Areas under Two or More Correlated Receiver Operating
+Characteristic Curves, Biometrics 44(3), 1988; Sun and Xu, Fast Implementation of DeLong's Algorithm for Comparing the
+Areas Under Correlated Receiver Operating Characteristic Curves, IEEE Signal Processing Letters 21(11), 2014; Efron and
+Tibshirani, An Introduction to the Bootstrap, 1993, Chapter 13; Davison and Hinkley, Bootstrap Methods and Their
+Application, 1997, Chapter 4; Student, The Probable Error of a Mean, Biometrika 6(1), 1908; NIST Digital Library of
+Mathematical Functions, Section 8.17.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from flip_hf.training.metrics import Metric, midranks
+
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much larger a value is for the first of two models than for the second.
+
+    Attributes:
+        difference: the first's value less the second's.
+        standard_error: of the difference.
+        low: lower bound of its confidence interval.
+        high: upper bound of its confidence interval.
+        p: two-sided, the chance of a difference as far from 0 where there is none in truth.
+    """
+
+    difference: float
+    standard_error: float
+    low: float
+    high: float
+    p: float
+
+
+def delong(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Comparison:
+    """The difference of two models' AUCs on the same rows, by the normal approximation of DeLong et al. (1988),
+    from midranks (Sun and Xu 2014): O(rows log rows), ties count half.
+
+    With a standard error of 0, p is 1 for no difference and 0 for any other.
+
+    Args:
+        labels: 0 or 1 (rows,).
+        first: scores of a model, logits or probabilities (rows,).
+        second: another's (rows,).
+
+    Returns:
+        With a 95% interval.
+
+    Raises:
+        ValueError: a score is NaN, the arrays differ in shape, or there are fewer than two clicks or two other rows,
+            from which no variance can be told.
+    """
+    clicks = _checked(labels, first, second)
+    num_clicks, num_others = int(clicks.sum()), int((~clicks).sum())
+    if min(num_clicks, num_others) < 2:
+        raise ValueError(
+            f"the labels have {num_clicks} clicks and {num_others} other rows; DeLong's test needs two of each"
+        )
+    # Counts are whole or half and their sums exact, so that what cancels gives 0: they are divided at the end.
+    below, above = (a - b for a, b in zip(_wins(clicks, first), _wins(clicks, second), strict=True))
+    difference = float(below.sum()) / (num_clicks * num_others)
+    variance = below.var(ddof=1) / num_others**2 / num_clicks + above.var(ddof=1) / num_clicks**2 / num_others
+    error = math.sqrt(variance)
+    reach = NormalDist().inv_cdf((1 + _LEVEL) / 2) * error
+    p = math.erfc(_ratio(abs(difference), error) / math.sqrt(2))
+    return Comparison(difference, error, difference - reach, difference + reach, p)
+
+
+def paired_bootstrap(
+    labels: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    metric: Metric,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Comparison:
+    """The difference of any metric of two models, from resamples of the rows that are the same for both (Efron and
+    Tibshirani 1993, Chapter 13).
+
+    p is twice the smaller share of resamples whose difference is at most, or at least, 0; the rows themselves count as
+    one more of these, so that p is never 0 (Davison and Hinkley 1997, Chapter 4). Resamples in which the metric has no
+    value, as AUC with one label, are left out.
+
+    Args:
+        labels: 0 or 1 (rows,).
+        first: click probabilities of a model (rows,).
+        second: another's (rows,).
+        metric: of labels and probabilities, such as those of `METRICS`.
+        resamples: how many; no p is below 2 / (resamples + 1).
+        seed: of the resamples.
+        level: of the percentile interval.
+
+    Raises:
+        ValueError: a probability is NaN, the arrays differ in shape, the level is not between 0 and 1, or the metric
+            has no value on the rows, or on fewer than two resamples.
+    """
+    _checked(labels, first, second)
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; it must lie between 0 and 1")
+    difference = float(metric(labels, first) - metric(labels, second))
+    if math.isnan(difference):
+        raise ValueError("the metric has no value on these rows")
+    random = np.random.Generator(np.random.PCG64(seed))
+    found = np.empty(resamples)
+    for i in range(resamples):
+        rows = random.integers(len(labels), size=len(labels))
+        found[i] = metric(labels[rows], first[rows]) - metric(labels[rows], second[rows])
+    found = found[~np.isnan(found)]
+    if len(found) < 2:
+        raise ValueError(f"the metric has a value in {len(found)} of {resamples} resamples; at least two are needed")
+    low, high = np.percentile(found, [50 * (1 - level), 50 * (1 + level)])
+    tail = min(int((found <= 0).sum()), int((found >= 0).sum()))
+    p = min(1.0, 2 * (tail + 1) / (len(found) + 1))
+    return Comparison(difference, float(found.std(ddof=1)), float(low), float(high), p)
+
+
+def paired_t(differences: Sequence[float] | np.ndarray) -> Comparison:
+    """The mean of differences, one a seed or a fold, by Student's t (1908).
+
+    Over folds p is too small: their models share training rows, so that the differences are not independent.
+
+    With a standard error of 0, p is 1 for no difference and 0 for any other.
+
+    Args:
+        differences: of the first's value and the second's (seeds,).
+
+    Returns:
+        With a 95% interval.
+
+    Raises:
+        ValueError: there are fewer than two differences, or one is not finite.
+    """
+    values = np.asarray(differences, np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"the differences have the shape {values.shape}; at least two in a row are needed")
+    if not np.isfinite(values).all():
+        place = int(np.argmin(np.isfinite(values)))
+        raise ValueError(f"difference {place} is {values[place]}; a mean needs finite ones")
+    freedom = len(values) - 1
+    difference, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    reach = _t_reach(_LEVEL, freedom) * error
+    p = _t_tails(_ratio(abs(difference), error), freedom)
+    return Comparison(difference, error, difference - reach, difference + reach, p)
+
+
+def _checked(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The clicks, bool (rows,)."""
+    if not labels.shape == first.shape == second.shape or labels.ndim != 1:
+        raise ValueError(
+            f"labels {labels.shape}, first {first.shape} and second {second.shape} must have one shape, (rows,)"
+        )
+    for name, scores in (("first", first), ("second", second)):
+        if (missing := np.isnan(scores)).any():
+            raise ValueError(f"{name} is NaN in row {int(np.argmax(missing))}")
+    return labels.astype(bool)
+
+
+def _wins(clicks: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each click the number of other rows below it, and for each other row that of the clicks above it.
+
+    A rank among all rows less that among the rows of the same label is what a row has of the other label below it.
+    """
+    ranks = midranks(scores)
+    below = ranks[clicks] - midranks(scores[clicks])
+    above = clicks.sum() - (ranks[~clicks] - midranks(scores[~clicks]))
+    return below, above
+
+
+def _ratio(distance: float, error: float) -> float:
+    if error == 0:
+        return math.inf if distance else 0.0
+    return distance / error
+
+
+def _t_tails(t: float, freedom: int) -> float:
+    """The chance that |T| is at least t >= 0, which may be infinite."""
+    if math.isinf(t):
+        return 0.0
+    square = t * t
+    return _incomplete_beta(freedom / (freedom + square), square / (freedom + square), freedom / 2, 0.5)
+
+
+def _t_reach(level: float, freedom: int) -> float:
+    """The t that |T| stays below with the chance `level`, by bisection to the last bit."""
+    low, high = 0.0, 1.0
+    while _t_tails(high, freedom) > 1 - level:
+        low, high = high, 2 * high
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if _t_tails(middle, freedom) > 1 - level else (low, middle)
+    return high
+
+
+def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22).
+
+    Args:
+        x: in [0, 1].
+        rest: 1 - x, which the caller knows more exactly where x is near 1.
+        a: above 0.
+        b: above 0.
+    """
+    if x == 0 or rest == 0:
+        return float(rest == 0)
+    if x * (b + 1) > rest * (a + 1):
+        # The fraction converges fast for x < (a + 1) / (a + b + 2); else that of the mirrored function does (8.17.4).
+        return 1 - _incomplete_beta(rest, x, b, a)
+    scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)
+    # 1 / (1 + d_1 / (1 + d_2 / ...)), its convergents A_k / B_k from the recurrence for numerators and denominators.
+    # Both are divided by B_k as they come, which keeps them from overflowing.
+    numerators, denominators = (0.0, 1.0), (1.0, 1.0)
+    value, step = 1.0, 0
+    while True:
+        step += 1
+        m = step // 2
+        if step % 2:
+            d = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        else:
+            d = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        top = numerators[1] + d * numerators[0]
+        bottom = denominators[1] + d * denominators[0]
+        numerators, denominators = (numerators[1] / bottom, top / bottom), (denominators[1] / bottom, 1.0)
+        previous, value = value, top / bottom
+        if abs(value - previous) <= 1e-15 * value:
+            return math.exp(scale) / a * value

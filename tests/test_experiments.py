@@ -1,0 +1,192 @@
+"""The experiments' runner and report, over runs that are made up."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from datasets import Dataset, DatasetDict
+
+from flip_hf.training.metrics import auc
+from flip_hf.training.significance import delong, paired_t
+
+FOLDER = Path(__file__).parents[1] / "examples" / "experiments"
+MODELS = {
+    "plain": {"script": "finetune", "settings": {"mode": "id"}},
+    "words": {"script": "finetune", "settings": {"mode": "text"}},
+    "before": {"script": "pretrain", "settings": {}},
+    "both": {"script": "finetune", "after": "before", "settings": {"mode": "joint"}},
+}
+TABLE = {
+    "title": "A table",
+    "caption": "What it says.",
+    "splits": ["random"],
+    "seeds": 2,
+    "rows": {"Plain": "plain", "Mean": ["plain", "words"], "Both": "both"},
+    "compare": {"Both": ["Plain", "Mean"]},
+}
+NUM_ROWS = 60
+LABELS = (np.arange(NUM_ROWS) % 3 == 0).astype(np.float32)
+
+
+def logits(model, seed):
+    noise = np.random.default_rng([seed, len(model)]).normal(size=NUM_ROWS)
+    return (noise + {"plain": 0.5, "words": 0.2, "both": 2.0}[model] * LABELS).astype(np.float32)
+
+
+def rows_of(split, seed):
+    columns = {"user_id": np.arange(NUM_ROWS) % 7, "movie_id": np.arange(NUM_ROWS) % 5, "label": LABELS}
+    rows = Dataset.from_dict(columns)
+    return DatasetDict({"train": rows.select([i for i in range(NUM_ROWS) if i % 7 != 6]), "test": rows})
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """The modules over folders of the test's own, and the jobs that they asked for."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    modules = {}
+    for name in ("experiments", "run", "report"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        modules[name] = importlib.import_module(name)
+        monkeypatch.setitem(sys.modules, name, modules[name])
+    experiments, run, report = modules.values()
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "one.yaml").write_text(yaml.safe_dump(TABLE))
+    (tmp_path / "models.yaml").write_text(yaml.safe_dump(MODELS))
+    monkeypatch.setattr(experiments, "HERE", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    for name in ("runs", "comparisons", "again"):
+        monkeypatch.setattr(run, f"{name.upper()}_FILE", tmp_path / "results" / f"{name}.jsonl")
+    monkeypatch.setattr(run, "rows_of", rows_of)
+    asked = []
+
+    def run_jobs(jobs, processes):
+        for job in jobs:
+            if job.result.exists():
+                continue
+            asked.append(job.result.parent.name)
+            arguments = dict(zip(job.command[1::2], job.command[2::2], strict=True))
+            model, seed = job.result.parent.name.split("-")[0], int(arguments["--training.seed"])
+            if "--pretrained" in arguments:
+                assert Path(arguments["--pretrained"]).parent.joinpath("run.json").exists(), "stages follow each other"
+            job.result.parent.mkdir(parents=True, exist_ok=True)
+            if model != "before":
+                scores = pa.table({"labels": LABELS, "logits": logits(model, seed)})
+                pq.write_table(scores, job.result.parent / "test_scores.parquet")
+            facts = {
+                "settings": {"output_dir": "somewhere", "pretrained": "elsewhere", "mode": "id"},
+                "versions": {"torch": "2", "transformers": "5"},
+                "device": {"kind": "cpu", "threads": 1},
+                "started": "2026-01-01",
+                "wall_seconds": 30.0,
+                "data": {"source": "movielens-100k"},
+                "model": {"parameters": {"all": 12}},
+                "result": {"validation": {"auc": 0.5}, "best_step": 3},
+            }
+            job.result.write_text(json.dumps(facts))
+
+    monkeypatch.setattr(run, "run_jobs", run_jobs)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(tmp_path / "runs")])
+    return experiments, run, report, asked, tmp_path
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_is_recorded_is_not_run_again(workplace):
+    experiments, run, _, asked, _ = workplace
+    run.main()
+    assert sorted(name.rsplit("-", 1)[0] for name in asked) == sorted(
+        f"{model}-random-{seed}" for model in MODELS for seed in range(2)
+    )
+    records = {line["key"]: line for line in lines(run.RUNS_FILE)}
+    both = records[experiments.find_run("both", "random", 1).key]
+    assert both["result"]["test"]["auc"] == pytest.approx(auc(LABELS, logits("both", 1)))
+    assert both["seconds_with_stages"] == 60
+    assert both["settings"] == {"mode": "id"}, "no path of a machine"
+    slices = both["result"]["slices"]
+    assert slices["unseen user"]["rows"] == sum(i % 7 == 6 for i in range(NUM_ROWS))
+    compared = lines(run.COMPARISONS_FILE)
+    clicks = [1 / (1 + np.exp(-logits(model, 0).astype(float))) for model in ("plain", "words", "both")]
+    mean = (clicks[0] + clicks[1]) / 2
+    found = next(line for line in compared if line["seed"] == 0 and " + " in line["second"])
+    assert found["auc"]["p"] == pytest.approx(delong(LABELS, clicks[2], mean).p, rel=1e-4)
+
+    before = [path.read_text() for path in (run.RUNS_FILE, run.COMPARISONS_FILE)]
+    asked.clear()
+    run.main()
+    assert asked == []
+    assert [path.read_text() for path in (run.RUNS_FILE, run.COMPARISONS_FILE)] == before
+
+
+def test_other_settings_make_another_run(workplace):
+    _, run, _, asked, folder = workplace
+    run.main()
+    asked.clear()
+    changed = {**MODELS, "before": {"script": "pretrain", "settings": {"training.epochs": 3}}}
+    (folder / "models.yaml").write_text(yaml.safe_dump(changed))
+    run.main()
+    assert {name.split("-")[0] for name in asked} == {"before", "both"}, "and those that start from it"
+
+
+def test_a_comparison_whose_scores_are_gone_has_its_runs_run_again(workplace):
+    _, run, _, asked, folder = workplace
+    run.main()
+    kept, lost = lines(run.COMPARISONS_FILE)[1:], lines(run.COMPARISONS_FILE)[0]
+    run.COMPARISONS_FILE.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    for path in (folder / "runs").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    asked.clear()
+    before = run.RUNS_FILE.read_text()
+    run.main()
+    assert {name.split("-")[0] for name in asked} == {"before", "both", "plain"}
+    assert lines(run.COMPARISONS_FILE)[-1] == lost
+    assert run.RUNS_FILE.read_text() == before
+
+
+def test_recorded_runs_are_repeated(workplace, monkeypatch, capsys):
+    _, run, _, _, folder = workplace
+    run.main()
+    monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(folder / "runs"), "--again", "3"])
+    run.main()
+    assert capsys.readouterr().out.count("again") == 3
+    assert all(line["again"] == pytest.approx(line["auc"]) for line in lines(run.AGAIN_FILE))
+
+
+def test_the_report_says_what_the_records_say(workplace, monkeypatch):
+    _, run, report, _, folder = workplace
+    output = folder / "results.md"
+    monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(output)])
+    report.main()
+    assert "No run of this split is recorded yet" in output.read_text()
+    monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(folder / "runs")])
+    run.main()
+    monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(output)])
+    report.main()
+    text = output.read_text()
+    aucs = {model: [auc(LABELS, logits(model, seed)) for seed in range(2)] for model in ("plain", "both")}
+    assert f"| Both | {np.mean(aucs['both']):.4f} ± " in text
+    test = paired_t(np.subtract(aucs["both"], aucs["plain"]))
+    assert (
+        f"| Both over Plain | 2 | {test.difference:+.4f} | {test.low:+.4f} to {test.high:+.4f} | {test.p:.4f}" in text
+    )
+    assert "## Machines\n\n- cpu, 1 threads a run; torch 2, transformers 5" in text
+
+
+def test_every_table_names_models_that_there_are(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    experiments = importlib.import_module("experiments")
+    tables = experiments.load_tables()
+    assert tables
+    for table in tables:
+        assert {*table.compare, *(row for rows in table.compare.values() for row in rows)} <= set(table.rows)
+        for row in table.rows:
+            for model in table.models(row):
+                assert experiments.find_run(model, table.splits[0], 0).job(Path("runs")).command
