@@ -177,6 +177,8 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     assert (
         f"| Both over Plain | 2 | {test.difference:+.4f} | {test.low:+.4f} to {test.high:+.4f} | {test.p:.4f}" in text
     )
+    assert (folder / "results" / "calibration-one-random.png").stat().st_size > 5_000
+    assert "(results/calibration-one-random.png)" in text
     assert "## Machines\n\n- cpu, 1 threads a run; torch 2, transformers 5" in text
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments import RESULTS, Table, find_run, load_tables, read_lines
 
+from flip_hf.training.curves import draw_calibration
 from flip_hf.training.jobs import markdown
 from flip_hf.training.significance import paired_t
 
@@ -36,15 +37,16 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = {line["key"]: line for line in read_lines(RESULTS / "runs.jsonl")}
     comparisons = {(line["first"], line["second"]): line for line in read_lines(RESULTS / "comparisons.jsonl")}
-    parts = [INTRODUCTION, *(part for table in load_tables() for part in render(table, runs, comparisons))]
+    folder = arguments.output.parent
+    parts = [INTRODUCTION, *(part for table in load_tables() for part in render(table, runs, comparisons, folder))]
     parts.append(machines(runs.values()))
     if again := read_lines(RESULTS / "again.jsonl"):
         parts.append(repeated(again))
     arguments.output.write_text("\n".join(parts), encoding="utf-8")
 
 
-def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]) -> list[str]:
-    """A table's sections: one for each split that has records."""
+def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any], folder: Path) -> list[str]:
+    """A table's sections, one for each split; its pictures go into `folder`."""
     parts = [f"## {table.title}\n\n{table.caption.strip()}\n"]
     for split in table.splits:
         keys = {
@@ -69,6 +71,11 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
             header = ["comparison", "seeds", "AUC", "95% interval", "p, seeds", "p, rows", "LogLoss", "p, seeds"]
             parts.append(markdown(header, tests))
         parts.append(slices_table(found))
+        picture = Path("results") / f"calibration-{table.name}-{split}.png"
+        bins = {row: records[0]["result"]["test_calibration"] for row, records in found.items() if records}
+        (folder / picture).parent.mkdir(parents=True, exist_ok=True)
+        if draw_calibration(bins, folder / picture):
+            parts.append(f"![Click rates against predicted probabilities, the first seed]({picture})\n")
     return parts
 
 

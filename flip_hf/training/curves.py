@@ -60,11 +60,11 @@ def draw_curves(log: Path, target: Path) -> bool:
     return True
 
 
-def draw_calibration(bins: Sequence[Mapping[str, float]], target: Path) -> bool:
+def draw_calibration(models: Mapping[str, Sequence[Mapping[str, float]]], target: Path) -> bool:
     """Draws a reliability diagram: the click rate of rows of like probability, against their mean probability.
 
     Args:
-        bins: `rows`, `probability` and `click_rate` of each, as in a run's record.
+        models: by name the bins, with `rows`, `probability` and `click_rate` of each, as in a run's record.
         target: the PNG to write.
 
     Returns:
@@ -76,18 +76,20 @@ def draw_calibration(bins: Sequence[Mapping[str, float]], target: Path) -> bool:
 
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    predicted = [found["probability"] for found in bins]
-    clicked = [found["click_rate"] for found in bins]
-    top = min(1.0, 1.05 * max(*predicted, *clicked, 1e-3))
+    largest = max(found[name] for bins in models.values() for found in bins for name in ("probability", "click_rate"))
+    top = min(1.0, 1.05 * max(largest, 1e-3))
     axes.plot([0, top], [0, top], color="grey", linewidth=1, linestyle="--", label="calibrated")
-    # 95% of a binomial share.
-    errors = [1.96 * (found["click_rate"] * (1 - found["click_rate"]) / found["rows"]) ** 0.5 for found in bins]
-    axes.errorbar(predicted, clicked, yerr=errors, fmt="o-", markersize=4, linewidth=1.3, capsize=2, label="model")
+    for name, bins in models.items():
+        predicted, clicked = ([found[value] for found in bins] for value in ("probability", "click_rate"))
+        # 95% of a binomial share.
+        errors = [1.96 * (found["click_rate"] * (1 - found["click_rate"]) / found["rows"]) ** 0.5 for found in bins]
+        axes.errorbar(predicted, clicked, yerr=errors, fmt="o-", markersize=4, linewidth=1.3, capsize=2, label=name)
     axes.set_xlim(0, top)
     axes.set_ylim(0, top)
     axes.set_xlabel("mean probability", fontsize=9)
     axes.set_ylabel("click rate", fontsize=9)
-    axes.set_title(f"calibration, {sum(int(found['rows']) for found in bins):,} test rows", fontsize=11)
+    num_rows = sum(int(found["rows"]) for found in next(iter(models.values())))
+    axes.set_title(f"calibration, {num_rows:,} test rows", fontsize=11)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

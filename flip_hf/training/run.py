@@ -384,7 +384,7 @@ class Run:
             self._checkpoints.clear()
             drawn = draw_curves(self._log_file, self.folder / _CURVES)
             if bins := results.get("result", {}).get("test_calibration"):
-                draw_calibration(bins, self.folder / _CALIBRATION)
+                draw_calibration({"model": bins}, self.folder / _CALIBRATION)
             if not drawn:
                 logger.info("no pictures: matplotlib is not installed (pip install 'flip_hf[train]')")
         self.accelerator.wait_for_everyone()
