@@ -27,7 +27,12 @@ TABLE = {
     "caption": "What it says.",
     "splits": ["random"],
     "seeds": 2,
-    "rows": {"Plain": "plain", "Mean": ["plain", "words"], "Both": "both"},
+    "rows": {
+        "Plain": "plain",
+        "Mean": ["plain", "words"],
+        "Both": "both",
+        "Wide": {"model": "both", "first": {"model.options.embedding_dim": 64}, "last": {"training.epochs": 3}},
+    },
     "compare": {"Both": ["Plain", "Mean"]},
 }
 NUM_ROWS = 60
@@ -102,8 +107,9 @@ def lines(path):
 def test_what_is_recorded_is_not_run_again(workplace):
     experiments, run, _, asked, _ = workplace
     run.main()
+    # The last row's two stages have settings of their own.
     assert sorted(name.rsplit("-", 1)[0] for name in asked) == sorted(
-        f"{model}-random-{seed}" for model in MODELS for seed in range(2)
+        f"{model}-random-{seed}" for model in [*MODELS, "before", "both"] for seed in range(2)
     )
     records = {line["key"]: line for line in lines(run.RUNS_FILE)}
     both = records[experiments.find_run("both", "random", 1).key]
@@ -123,6 +129,17 @@ def test_what_is_recorded_is_not_run_again(workplace):
     run.main()
     assert asked == []
     assert [path.read_text() for path in (run.RUNS_FILE, run.COMPARISONS_FILE)] == before
+
+
+def test_a_row_may_have_settings_of_its_own(workplace):
+    experiments, *_ = workplace
+    wide = experiments.find_run(TABLE["rows"]["Wide"], "random", 0)
+    assert wide.after.settings == {"model.options.embedding_dim": 64}
+    assert wide.settings == {"mode": "joint", "training.epochs": 3}
+    both = experiments.find_run("both", "random", 0)
+    assert (both.key, both.after.key) != (wide.key, wide.after.key)
+    command = wide.job(Path("runs")).command
+    assert command[command.index("--pretrained") + 1] == f"runs/{wide.after.key}/model"
 
 
 def test_other_settings_make_another_run(workplace):

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
 from flip_hf.training.jobs import Job, flags
+
+Model: TypeAlias = str | Mapping[str, Any]
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent
@@ -23,7 +25,8 @@ class Run:
     """One run of `pretrain.py` or `finetune.py`.
 
     Attributes:
-        model: its name in models.yaml.
+        model: its name in models.yaml, or a mapping of `model`, that name, and settings of its own: `first`, those of
+            the run that the others start from, such as the backbone, and `last`, those of the last one.
         split: how the rows are split.
         seed: of the split and of the run.
         script: "pretrain" or "finetune".
@@ -31,7 +34,7 @@ class Run:
         after: the run whose model it starts from.
     """
 
-    model: str
+    model: Model
     split: str
     seed: int
     script: str
@@ -44,7 +47,7 @@ class Run:
         base = (CONFIGS / f"{self.script}.yaml").read_text(encoding="utf-8")
         depends = [yaml.safe_load(base), self.settings, self.after.key if self.after else None]
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.model}-{self.split}-{self.seed}-{digest}"
+        return f"{name_of(self.model)}-{self.split}-{self.seed}-{digest}"
 
     @property
     def stages(self) -> list["Run"]:
@@ -75,7 +78,7 @@ class Table:
         caption: what to know of it.
         splits: how the rows are split.
         seeds: how many.
-        rows: what each row shows: a model's name, or several, whose probabilities are averaged.
+        rows: what each row shows: a model, or several, whose probabilities are averaged.
         compare: row -> the rows that it is tested against.
     """
 
@@ -84,13 +87,13 @@ class Table:
     caption: str
     splits: Sequence[str]
     seeds: int
-    rows: Mapping[str, str | Sequence[str]]
+    rows: Mapping[str, Model | Sequence[Model]]
     compare: Mapping[str, Sequence[str]]
 
-    def models(self, row: str) -> list[str]:
+    def models(self, row: str) -> list[Model]:
         """The models that the row shows: one, or those whose average it is."""
         shown = self.rows[row]
-        return [shown] if isinstance(shown, str) else list(shown)
+        return [shown] if isinstance(shown, str | Mapping) else list(shown)
 
 
 def load_tables(names: Iterable[str] = ()) -> list[Table]:
@@ -99,18 +102,28 @@ def load_tables(names: Iterable[str] = ()) -> list[Table]:
     return [Table(path.stem, **yaml.safe_load(path.read_text(encoding="utf-8"))) for path in paths]
 
 
-def find_run(model: str, split: str, seed: int) -> Run:
-    """The run of a model of models.yaml.
+def find_run(model: Model, split: str, seed: int) -> Run:
+    """The run of a model.
 
     Raises:
         ValueError: there is no such model.
     """
     models = yaml.safe_load((HERE / "models.yaml").read_text(encoding="utf-8"))
-    if model not in models:
-        raise ValueError(f"{model!r} is not in models.yaml: {', '.join(models)}")
-    found = models[model]
-    after = find_run(found["after"], split, seed) if "after" in found else None
-    return Run(model, split, seed, found["script"], found["settings"], after)
+    name = name_of(model)
+    if name not in models:
+        raise ValueError(f"{name!r} is not in models.yaml: {', '.join(models)}")
+    found = models[name]
+    first, last = ({}, {}) if isinstance(model, str) else (model.get(part, {}) for part in ("first", "last"))
+    after = None
+    if "after" in found:
+        after = find_run({"model": found["after"], "first": first} if first else found["after"], split, seed)
+        first = {}
+    return Run(model, split, seed, found["script"], {**found["settings"], **first, **last}, after)
+
+
+def name_of(model: Model) -> str:
+    """Its name in models.yaml."""
+    return model if isinstance(model, str) else model["model"]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

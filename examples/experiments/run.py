@@ -171,7 +171,7 @@ def rows_of(split: str, seed: int) -> DatasetDict:
 
 def repeat(number: int, folder: Path, processes: int) -> None:
     """Runs recorded runs again and records both figures."""
-    known = [line for line in read_lines(RUNS_FILE) if isinstance(line["model"], str)]
+    known = [line for line in read_lines(RUNS_FILE) if not isinstance(line["model"], list)]
     current = [line for line in known if find_run(line["model"], line["split"], line["seed"]).key == line["key"]]
     chosen = random.Random(len(known)).sample(current, min(number, len(current)))
     runs = [find_run(line["model"], line["split"], line["seed"]) for line in chosen]
