@@ -35,11 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     masking = settings.masking
     if masking.mlm_vocabulary == "seen":
         model.set_mlm_tokens(value_tokens(train_rows))
-    collator = FlipPretrainingCollator(processor, training.seed, masking.text_mask_ratio, masking.tabular_mask_ratio)
+    shares = masking.text_mask_ratio, masking.tabular_mask_ratio, masking.text_mask_unit
+    collator = FlipPretrainingCollator(processor, training.seed, *shares)
     # Masks that training never sees, the same at every evaluation.
-    validation_collator = FlipPretrainingCollator(
-        processor, training.seed + 1, masking.text_mask_ratio, masking.tabular_mask_ratio
-    )
+    validation_collator = FlipPretrainingCollator(processor, training.seed + 1, *shares)
 
     run.describe(log.facts, processor, model)
     result = train(

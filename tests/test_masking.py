@@ -15,6 +15,7 @@ from flip_hf.configuration_flip import IGNORED_LABEL, MASK_ID
 from flip_hf.data.collators import EncodedRows
 from flip_hf.data.masking import masked_fields, uniform
 from flip_hf.data.sampling import LengthGroupedBatchSampler
+from flip_hf.data.template import NO_FIELD
 
 
 @pytest.fixture
@@ -48,6 +49,25 @@ def test_all_tokens_of_a_masked_field_are_masked_and_no_others(processor, encode
         assert table_masked.any()
         assert np.array_equal(batch["mtm_labels"][i].numpy()[table_masked], np.array(row["feature_ids"])[table_masked])
         assert (batch["mtm_labels"][i].numpy()[~table_masked] == IGNORED_LABEL).all()
+
+
+def test_single_tokens_are_masked_whatever_their_fields(processor, encoded):
+    rows = encoded * 40
+    for i, row in enumerate(rows):
+        rows[i] = {**row, "row": i}
+    for ratio in (0.3, 1e-9):
+        batch = FlipPretrainingCollator(processor, text_mask_ratio=ratio, text_mask_unit="token")(rows)
+        masked = (batch["mlm_labels"] != -100).numpy()
+        assert masked.any(axis=1).all(), "at least one of each row"
+        of_fields = np.zeros_like(masked)
+        for i, row in enumerate(rows):
+            of_fields[i, : len(row["token_field_ids"])] = np.array(row["token_field_ids"]) != NO_FIELD
+        assert not (masked & ~of_fields).any(), "no token that is not part of a value"
+        assert (batch["masked_input_ids"].numpy()[masked] == processor.tokenizer.mask_token_id).all()
+        if ratio == 0.3:
+            assert abs(masked[of_fields].mean() - ratio) < 4 * (ratio * (1 - ratio) / of_fields.sum()) ** 0.5 + 0.01
+        else:
+            assert (masked.sum(axis=1) == 1).all()
 
 
 def test_masks_depend_on_seed_epoch_and_row_alone(processor, encoded):
@@ -142,6 +162,8 @@ def test_padding(processor, encoded):
 def test_settings_that_cannot_be_are_refused(processor, monkeypatch):
     with pytest.raises(ValueError, match="text_mask_ratio=0"):
         FlipPretrainingCollator(processor, text_mask_ratio=0)
+    with pytest.raises(ValueError, match="text_mask_unit='word' is not field or token"):
+        FlipPretrainingCollator(processor, text_mask_unit="word")
     with pytest.raises(ValueError, match="mode='both'"):
         FlipCTRCollator(processor, mode="both")
     monkeypatch.setattr(type(processor.tokenizer), "mask_token_id", None, raising=False)

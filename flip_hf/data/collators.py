@@ -141,14 +141,17 @@ class FlipPretrainingCollator:
     """Batches encoded rows for `FlipForPreTraining`, with fields masked in both views.
 
     The fields masked in the text and in the table are drawn independently. All value tokens of a masked field are
-    replaced by the tokenizer's mask token, and no others. What is masked depends on the seed, the epoch and the row's
-    number alone (`data.masking`), so a resumed or resharded run masks alike.
+    replaced by the tokenizer's mask token, and no others; with `text_mask_unit="token"` they are single tokens. What is
+    masked depends on the seed, the epoch and the row's number alone (`data.masking`), so a resumed or resharded run
+    masks alike.
 
     Args:
         processor: the processor that encoded the rows; its tokenizer must have a mask token.
         seed: the run's seed.
         text_mask_ratio: share of the fields masked in the text; at least one field is.
         tabular_mask_ratio: share of the fields masked in the table; at least one field is.
+        text_mask_unit: "field", or "token": then the ratio is that of all value tokens, of which at least one is
+            masked, whatever their fields.
         pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this; by default to 8, which suits
             an accelerator's matrix units, or to 2 where there is none.
 
@@ -164,8 +167,11 @@ class FlipPretrainingCollator:
         seed: int = 0,
         text_mask_ratio: float = 0.15,
         tabular_mask_ratio: float = 0.15,
+        text_mask_unit: str = "field",
         pad_to_multiple_of: int | None = None,
     ) -> None:
+        if text_mask_unit not in ("field", "token"):
+            raise ValueError(f"text_mask_unit={text_mask_unit!r} is not field or token")
         for name, ratio in (("text_mask_ratio", text_mask_ratio), ("tabular_mask_ratio", tabular_mask_ratio)):
             if not 0 < ratio <= 1:
                 raise ValueError(f"{name}={ratio} must be in (0, 1]")
@@ -180,6 +186,7 @@ class FlipPretrainingCollator:
         self.seed = seed
         self.text_mask_ratio = text_mask_ratio
         self.tabular_mask_ratio = tabular_mask_ratio
+        self.text_mask_unit = text_mask_unit
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -196,7 +203,7 @@ class FlipPretrainingCollator:
         batch.pop("labels", None)
         feature_ids = batch["feature_ids"].numpy()
         numbers = _numbers(rows)
-        num_tabular, num_fields = len(self._first_positions), self.num_fields
+        num_tabular = len(self._first_positions)
 
         in_table = masked_fields(self.seed, self.epoch, numbers, num_tabular, self.tabular_mask_ratio, _TABULAR_STREAM)
         masked_ids = np.where(in_table[:, self._position_fields], PADDING_ID, feature_ids)
@@ -205,11 +212,16 @@ class FlipPretrainingCollator:
         targets = np.take_along_axis(feature_ids, self._target_positions(feature_ids, numbers), axis=1)
         batch["mtm_labels"] = torch.from_numpy(np.where(in_table, targets, IGNORED_LABEL))
 
-        in_text = masked_fields(self.seed, self.epoch, numbers, num_fields, self.text_mask_ratio, _TEXT_STREAM)
         token_field_ids = _ragged(rows, "token_field_ids").padded(NO_FIELD, self.plain.pad_to_multiple_of)
-        # Tokens of no field look the last place up, which is never masked.
-        lookup = np.concatenate([in_text, np.zeros((len(numbers), 1), dtype=bool)], axis=1)
-        masked = np.take_along_axis(lookup, token_field_ids % (num_fields + 1), axis=1)
+        if self.text_mask_unit == "field":
+            in_text = masked_fields(self.seed, self.epoch, numbers, self.num_fields, self.text_mask_ratio, _TEXT_STREAM)
+            # Tokens of no field look the last place up, which is never masked.
+            lookup = np.concatenate([in_text, np.zeros((len(numbers), 1), dtype=bool)], axis=1)
+            masked = np.take_along_axis(lookup, token_field_ids % (self.num_fields + 1), axis=1)
+        else:
+            draws = uniform(self.seed, self.epoch, numbers, _TEXT_STREAM, token_field_ids.shape[1])
+            draws[token_field_ids == NO_FIELD] = np.inf
+            masked = draws <= np.maximum(draws.min(axis=1, keepdims=True), self.text_mask_ratio)
         input_ids = batch["input_ids"].numpy()
         batch["masked_input_ids"] = torch.from_numpy(np.where(masked, self.mask_token_id, input_ids))
         batch["mlm_labels"] = torch.from_numpy(np.where(masked, input_ids, IGNORED_LABEL))

@@ -64,12 +64,14 @@ class MaskingConfig:
     Args:
         text_mask_ratio: share of the fields masked in the text.
         tabular_mask_ratio: share of the fields masked in the table.
+        text_mask_unit: what is masked in the text: whole values of a "field", as in the paper, or any "token" of them.
         mlm_vocabulary: the tokens that a masked token is told from: "all" of the text encoder's, as in the paper, or
             those "seen" in values of the training rows, which costs less.
     """
 
     text_mask_ratio: float = 0.15
     tabular_mask_ratio: float = 0.15
+    text_mask_unit: Literal["field", "token"] = "field"
     mlm_vocabulary: Literal["all", "seen"] = "all"
 
 
