@@ -22,6 +22,7 @@ demo: $(READY) ## Pretrain, finetune and compare on MovieLens-100K (DEMO_FLAGS="
 
 experiments: $(READY) ## Run and record the experiments; goes on where it was (EXPERIMENT_FLAGS="--help" shows the flags)
 	$(BIN)/python examples/experiments/run.py $(EXPERIMENT_FLAGS)
+	$(BIN)/python examples/experiments/alignment.py
 
 report: $(READY) ## Render docs/results.md from the records in results/
 	$(BIN)/python examples/experiments/report.py

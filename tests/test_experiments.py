@@ -185,9 +185,14 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     assert "No run of this split is recorded yet" in output.read_text()
     monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(folder / "runs")])
     run.main()
+    matrices = {"before": [[0.25, 0.5], [0.5, 0.75]], "after": [[1.0, 0.1], [0.3, 0.5]]}
+    alignment = {"key": "before", "rows": 4096, "fields": ["user", "item"], **matrices}
+    (folder / "results" / "alignment.jsonl").write_text(json.dumps(alignment) + "\n")
     monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(output)])
     report.main()
     text = output.read_text()
+    assert "| before pretraining | 0.500 | 0.500 |\n| after pretraining | 0.750 | 0.200 |" in text
+    assert (folder / "results" / "alignment.png").stat().st_size > 5_000
     aucs = {model: [auc(LABELS, logits(model, seed)) for seed in range(2)] for model in ("plain", "both")}
     assert f"| Both | {np.mean(aucs['both']):.4f} ± " in text
     test = paired_t(np.subtract(aucs["both"], aucs["plain"]))

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments import RESULTS, Table, find_run, load_tables, read_lines
 
-from flip_hf.training.curves import draw_calibration
+from flip_hf.training.curves import draw_calibration, draw_matrices
 from flip_hf.training.jobs import markdown
 from flip_hf.training.significance import paired_t
 
@@ -39,6 +39,7 @@ def main() -> None:
     comparisons = {(line["first"], line["second"]): line for line in read_lines(RESULTS / "comparisons.jsonl")}
     folder = arguments.output.parent
     parts = [INTRODUCTION, *(part for table in load_tables() for part in render(table, runs, comparisons, folder))]
+    parts += [aligned(line, folder) for line in read_lines(RESULTS / "alignment.jsonl")[-1:]]
     parts.append(machines(runs.values()))
     if again := read_lines(RESULTS / "again.jsonl"):
         parts.append(repeated(again))
@@ -124,6 +125,26 @@ def slices_table(found: Mapping[str, Sequence[Any]]) -> str:
     numbers = next(record["result"]["slices"] for records in found.values() for record in records)
     header = ["AUC on rows of", *(f"{name} ({numbers[name]['rows']:,})" for name in SLICES)]
     return markdown(header, rows)
+
+
+def aligned(line: Mapping[str, Any], folder: Path) -> str:
+    """How alike the views of the fields are before and after pretraining."""
+    fields, picture = line["fields"], Path("results") / "alignment.png"
+    (folder / picture).parent.mkdir(parents=True, exist_ok=True)
+    matrices = {f"{name} pretraining": line[name] for name in ("before", "after")}
+    draw_matrices(matrices, fields, fields, folder / picture)
+    own = {name: statistics.fmean(matrix[i][i] for i in range(len(fields))) for name, matrix in matrices.items()}
+    others = {
+        name: statistics.fmean(v for i, values in enumerate(matrix) for j, v in enumerate(values) if i != j)
+        for name, matrix in matrices.items()
+    }
+    rows = [[name, f"{own[name]:.3f}", f"{others[name]:.3f}"] for name in matrices]
+    explained = (
+        "Linear CKA between a field's feature embeddings (rows) and the mean state of a field's tokens (columns) over "
+        f"{line['rows']:,} test rows: 1 where one tells the other up to a turn and a scale."
+    )
+    table = markdown(["", "own field", "other fields"], rows)
+    return f"## Alignment of fields\n\n{explained}\n\n{table}\n![Alignment of fields]({picture})\n"
 
 
 def machines(records: Any) -> str:

@@ -97,6 +97,40 @@ def draw_calibration(models: Mapping[str, Sequence[Mapping[str, float]]], target
     return True
 
 
+def draw_matrices(
+    matrices: Mapping[str, Sequence[Sequence[float]]], rows: Sequence[str], columns: Sequence[str], target: Path
+) -> bool:
+    """Draws matrices of numbers from 0 to 1 beside each other.
+
+    Args:
+        matrices: by title.
+        rows: the names of their rows.
+        columns: the names of their columns.
+        target: the PNG to write.
+
+    Returns:
+        Whether matplotlib is there to draw it with.
+    """
+    if find_spec("matplotlib") is None:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(matrices), 4.6), layout="constrained")
+    for place, (title, matrix) in enumerate(matrices.items(), start=1):
+        axes = figure.add_subplot(1, len(matrices), place)
+        image = axes.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(rows)), rows, fontsize=8)
+        for i, values in enumerate(matrix):
+            for j, value in enumerate(values):
+                color = "black" if value > 0.6 else "white"
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
+        axes.set_title(title, fontsize=11)
+    figure.colorbar(image, ax=figure.axes, shrink=0.8)
+    figure.savefig(target, dpi=110)
+    return True
+
+
 def _series(lines: Sequence[Mapping[str, Any]]) -> Series:
     found: Series = {}
     for line in lines:
