@@ -4,11 +4,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from sklearn.metrics import log_loss, roc_auc_score
 
 from flip_hf.training.click_metrics import ClickMetrics
+from flip_hf.training.evaluation import ctr_metrics, evidence, probabilities
 from flip_hf.training.loop import Goal
-from flip_hf.training.metrics import METRICS, auc, bootstrap_intervals, calibration_bins, compute_metrics, ece, logloss
+from flip_hf.training.metrics import (
+    METRICS,
+    auc,
+    bootstrap_intervals,
+    calibration_bins,
+    compute_metrics,
+    ece,
+    gauc,
+    logloss,
+    midranks,
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -22,6 +34,91 @@ def test_metrics_equal_those_of_scikit_learn(rows):
         assert auc(labels, probabilities) == pytest.approx(roc_auc_score(labels, probabilities), abs=1e-12)
     else:
         assert np.isnan(auc(labels, probabilities))
+
+
+@given(values=st.lists(st.integers(-5, 5), max_size=40))
+def test_midranks_equal_those_of_scipy(values):
+    assert np.array_equal(midranks(np.array(values, float)), rankdata(values))
+
+
+def gauc_by_group(labels, probabilities, groups):
+    """A loop over groups, with scikit-learn's AUC."""
+    total, weight = 0.0, 0
+    for group in set(groups.tolist()):
+        rows = groups == group
+        if len(set(labels[rows].tolist())) == 2:
+            total += rows.sum() * roc_auc_score(labels[rows], probabilities[rows])
+            weight += rows.sum()
+    return total / weight if weight else float("nan")
+
+
+GROUPED = st.lists(st.tuples(st.booleans(), st.integers(0, 8), st.integers(-3, 3)), min_size=1, max_size=80)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=GROUPED, seed=st.integers(0, 99))
+def test_gauc_equals_a_loop_over_groups(rows, seed):
+    labels, scores, groups = (np.array(column) for column in zip(*rows, strict=True))
+    labels = labels.astype(int)
+    found = gauc(labels, scores / 8, groups)
+    assert found == pytest.approx(gauc_by_group(labels, scores / 8, groups), abs=1e-12, nan_ok=True)
+
+    order = np.random.RandomState(seed).permutation(len(rows))
+    assert gauc(labels[order], scores[order] / 8, groups[order]) == pytest.approx(found, abs=1e-12, nan_ok=True)
+    named = np.array([f"user {7 * group % 11}" for group in groups])
+    assert gauc(labels, scores / 8, named) == pytest.approx(found, abs=1e-12, nan_ok=True), "names and their order"
+    # What is added to all of a user's scores does not change how they are ordered, nor does a scale of the user's own.
+    stretched = np.exp(scores / 8) * (groups + 4.0) - 10 * groups
+    assert gauc(labels, stretched, groups) == pytest.approx(found, abs=1e-12, nan_ok=True)
+    assert gauc(labels, -scores / 8, groups) == pytest.approx(1 - found, abs=1e-12, nan_ok=True)
+
+    one_group = gauc(labels, scores / 8, np.zeros(len(rows), int))
+    assert one_group == pytest.approx(auc(labels, scores / 8), abs=1e-12, nan_ok=True)
+
+
+def test_gauc_weighs_groups_by_their_rows():
+    labels = np.array([1, 0, 1, 0, 0, 1, 1, 0])
+    scores = np.array([0.2, 0.1, 0.5, 0.5, 0.4, 0.9, 0.8, 0.3])
+    groups = np.array(["a", "a", "b", "b", "b", "clicks", "clicks", "others"])
+    # AUC 1 over two rows and 3 / 4 over three; the groups of one label count nowhere.
+    assert gauc(labels, scores, groups) == pytest.approx((2 * 1 + 3 * 0.75) / 5)
+    assert np.isnan(gauc(labels[5:], scores[5:], groups[5:]))
+    assert np.isnan(gauc(labels[:0], scores[:0], groups[:0]))
+    with pytest.raises(ValueError, match="1 groups are given for 8 rows"):
+        gauc(labels, scores, groups[:1])
+
+
+def made_scores(random, names):
+    scores = {name: random.randn(60).astype(np.float32) for name in names}
+    return scores | {"labels": random.randint(0, 2, 60).astype(np.float32)}
+
+
+def test_groups_add_gauc_of_every_tower():
+    random = np.random.RandomState(2)
+    scores, users = made_scores(random, ("logits", "id_logits", "text_logits")), random.randint(0, 9, 60)
+    plain, found = ctr_metrics(scores), ctr_metrics(scores, users)
+    assert set(plain) == {f"{tower}{name}" for tower in ("", "id_", "text_") for name in METRICS}
+    assert set(found) - set(plain) == {"gauc", "id_gauc", "text_gauc"}
+    assert {name: found[name] for name in plain} == plain
+    for tower in ("", "id_", "text_"):
+        logits = scores[f"{tower}logits"]
+        expected = gauc_by_group(scores["labels"].astype(int), probabilities(logits), users)
+        assert found[f"{tower}gauc"] == pytest.approx(expected, abs=1e-12)
+    assert len({found["gauc"], found["id_gauc"], found["text_gauc"]}) == 3
+
+    alone = {name: scores[name] for name in ("logits", "labels", "id_logits")}
+    assert set(ctr_metrics(alone, users)) == {*METRICS, "gauc"}
+
+
+def test_evidence_holds_gauc_where_groups_are_given():
+    random = np.random.RandomState(4)
+    scores, users = made_scores(random, ("logits",)), random.randint(0, 9, 60)
+    plain, found = evidence(scores), evidence(scores, users)
+    assert found["test"] == ctr_metrics(scores, users)
+    assert found["test"].keys() - plain["test"].keys() == {"gauc"}
+    assert {name: found[name] for name in plain if name != "test"} == {
+        name: plain[name] for name in plain if name != "test"
+    }
 
 
 def test_evaluate_metric_gives_the_same():

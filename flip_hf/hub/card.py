@@ -25,7 +25,7 @@ _TOWERS = {
     "id": "the ID-based model alone (FLIP_ID)",
     "text": "the text encoder alone (FLIP_PLM)",
 }
-_NAMES = {"auc": "AUC", "logloss": "LogLoss", "ece": "ECE"}
+_NAMES = {"auc": "AUC", "logloss": "LogLoss", "ece": "ECE", "gauc": "GAUC"}
 # The task under which the Hub's search has it; there is none for click-through rates.
 _HUB_TASK = "tabular-classification"
 _MARKER = re.compile(r"\n<!-- flip_hf wrote this card; .* sha256 ([0-9a-f]{64}) -->\n\Z")

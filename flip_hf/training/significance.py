@@ -44,8 +44,8 @@ class Comparison:
 
 
 def delong(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Comparison:
-    """The difference of two models' AUCs on the same rows, by the normal approximation of DeLong et al. (1988),
-    from midranks (Sun and Xu 2014): O(rows log rows), ties count half.
+    """The difference of two models' AUCs on the same rows, by the normal approximation of DeLong et al. (1988)
+    and from midranks (Sun and Xu 2014), in O(rows log rows); ties count half.
 
     With a standard error of 0, p is 1 for no difference and 0 for any other.
 
@@ -187,9 +187,9 @@ def _ratio(distance: float, error: float) -> float:
 
 def _t_tails(t: float, freedom: int) -> float:
     """The chance that |T| is at least t >= 0, which may be infinite."""
-    if math.isinf(t):
-        return 0.0
     square = t * t
+    if math.isinf(square):
+        return 0.0
     return _incomplete_beta(freedom / (freedom + square), square / (freedom + square), freedom / 2, 0.5)
 
 
@@ -207,13 +207,13 @@ def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
     """The regularised incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22).
 
     Args:
-        x: in [0, 1].
+        x: above 0, at most 1.
         rest: 1 - x, which the caller knows more exactly where x is near 1.
         a: above 0.
         b: above 0.
     """
-    if x == 0 or rest == 0:
-        return float(rest == 0)
+    if rest == 0:
+        return 1.0
     if x * (b + 1) > rest * (a + 1):
         # The fraction converges fast for x < (a + 1) / (a + b + 2); else that of the mirrored function does (8.17.4).
         return 1 - _incomplete_beta(rest, x, b, a)
@@ -233,5 +233,6 @@ def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
         bottom = denominators[1] + d * denominators[0]
         numerators, denominators = (numerators[1] / bottom, top / bottom), (denominators[1] / bottom, 1.0)
         previous, value = value, top / bottom
-        if abs(value - previous) <= 1e-15 * value:
+        # Not "<=", which would never be true of NaN.
+        if not abs(value - previous) > 1e-15 * value:
             return math.exp(scale) / a * value
