@@ -187,7 +187,7 @@ def evaluate_pretraining(
         items = plain.num_items(batch)
         found = {f"{name}_loss": output[f"{name}_loss"] for name in items} | output.metrics
         for name, value in found.items():
-            number = items[name.split("_")[0]]
+            number = next(count for objective, count in items.items() if name.startswith(f"{objective}_"))
             sums[name] = sums.get(name, torch.zeros((), device=number.device)) + value * number
             counts[name] = counts.get(name, torch.zeros((), device=number.device)) + number
     totals, numbers = accelerator.reduce(sums, "sum"), accelerator.reduce(counts, "sum")
