@@ -488,7 +488,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
     def set_mlm_tokens(self, tokens: torch.Tensor) -> None:
         """Has MLM score these tokens alone, such as `value_tokens` of the training rows: int64 (tokens,), ascending.
 
-        A checkpoint does not keep them: a model that was loaded scores the whole vocabulary.
+        So does MLM of the text alone. A checkpoint does not keep them: a model that was loaded scores the whole
+        vocabulary.
         """
         for objective in self.objectives.values():
             if callable(set_tokens := getattr(objective, "set_tokens", None)):

@@ -37,13 +37,14 @@ class FlipModelOutput(ModelOutput):
 
 @dataclass
 class FlipForPreTrainingOutput(ModelOutput):
-    """The pretraining losses, each a mean over what was masked (MLM, MTM) or over rows (ICL).
+    """The pretraining losses, each a mean over what was masked (MLM, MTM, text MLM) or over rows (ICL).
 
     Args:
         loss: float (), the weighted sum of the parts.
         mlm_loss: float (), masked language modelling.
         mtm_loss: float (), masked tabular modelling.
         icl_loss: float (), instance-level contrastive learning.
+        text_mlm_loss: float (), masked language modelling of the text alone.
         metrics: name to float (), detached: accuracies that a log should show.
         feature_penalty: float (), mean over rows of the summed squares of the feature embeddings that the row reads.
         hidden_states: as in `FlipModelOutput`, of the complete text where an objective reads it, else of the
@@ -55,6 +56,7 @@ class FlipForPreTrainingOutput(ModelOutput):
     mlm_loss: torch.Tensor | None = None
     mtm_loss: torch.Tensor | None = None
     icl_loss: torch.Tensor | None = None
+    text_mlm_loss: torch.Tensor | None = None
     metrics: dict[str, torch.Tensor] | None = None
     feature_penalty: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None

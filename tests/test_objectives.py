@@ -105,14 +105,14 @@ def views(model, batch):
     return {name: value.double().numpy() for name, value in found.items()}
 
 
-def mlm_reference(model, batch, candidates):
+def mlm_reference(model, batch, candidates, name="mlm"):
     """Mean loss and accuracy over the candidates, ascending ids of tokens."""
-    seen, weights = views(model, batch), arrays(model.objectives["mlm"])
+    seen, weights = views(model, batch), arrays(model.objectives[name])
     words = model.get_input_embeddings().weight.detach().double().numpy()[candidates]
     losses, correct = [], []
     for row, position in zip(*np.nonzero(batch["mlm_labels"].numpy() != -100), strict=True):
-        state = np.concatenate([seen["masked_states"][row, position], seen["tabular"][row]])
-        hidden = layer_norm(gelu(linear(state, weights, "dense")), weights, "norm")
+        state = [seen["masked_states"][row, position]] + ([seen["tabular"][row]] if name == "mlm" else [])
+        hidden = layer_norm(gelu(linear(np.concatenate(state), weights, "dense")), weights, "norm")
         scores = log_softmax(words @ hidden)
         place = candidates.index(batch["mlm_labels"][row, position].item())
         losses.append(-scores[place])
@@ -120,29 +120,51 @@ def mlm_reference(model, batch, candidates):
     return np.mean(losses), np.mean(correct)
 
 
-def test_mlm_is_the_cross_entropy_of_masked_tokens():
-    model, batch = build(objectives={"mlm": 1.0}), make_batch()
+MLM = ["mlm", "text_mlm"]
+
+
+@pytest.mark.parametrize("name", MLM)
+def test_mlm_is_the_cross_entropy_of_masked_tokens(name):
+    model, batch = build(objectives={name: 1.0}), make_batch()
     output = model(**batch)
-    loss, accuracy = mlm_reference(model, batch, list(range(model.get_input_embeddings().num_embeddings)))
-    assert output.mlm_loss.item() == pytest.approx(loss, abs=1e-5)
+    everything = list(range(model.get_input_embeddings().num_embeddings))
+    loss, accuracy = mlm_reference(model, batch, everything, name)
+    assert output[f"{name}_loss"].item() == pytest.approx(loss, abs=1e-5)
     assert output.loss.item() == pytest.approx(loss, abs=1e-5)
-    assert output.metrics["mlm_accuracy"].item() == pytest.approx(accuracy, abs=1e-6)
+    assert output.metrics[f"{name}_accuracy"].item() == pytest.approx(accuracy, abs=1e-6)
 
 
-def test_mlm_over_some_tokens_is_the_cross_entropy_over_them_and_those_of_the_batch():
-    model, batch = build(objectives={"mlm": 1.0}), make_batch()
+@pytest.mark.parametrize("name", MLM)
+def test_mlm_over_some_tokens_is_the_cross_entropy_over_them_and_those_of_the_batch(name):
+    model, batch = build(objectives={name: 1.0}), make_batch()
     masked = batch["mlm_labels"][batch["mlm_labels"] != -100]
     # Of the tokens that the batch masks, one is not among those that were set.
     known = torch.cat([masked, torch.tensor([0, 3, 7])]).unique()
     model.set_mlm_tokens(known[known != masked[0]])
     output = model(**batch)
-    loss, accuracy = mlm_reference(model, batch, known.tolist())
-    assert output.mlm_loss.item() == pytest.approx(loss, abs=1e-5)
-    assert output.metrics["mlm_accuracy"].item() == pytest.approx(accuracy, abs=1e-6)
+    loss, accuracy = mlm_reference(model, batch, known.tolist(), name)
+    assert output[f"{name}_loss"].item() == pytest.approx(loss, abs=1e-5)
+    assert output.metrics[f"{name}_accuracy"].item() == pytest.approx(accuracy, abs=1e-6)
 
-    whole = build(objectives={"mlm": 1.0})
+    whole = build(objectives={name: 1.0})
     whole.set_mlm_tokens(torch.arange(whole.get_input_embeddings().num_embeddings))
-    assert whole(**batch).mlm_loss.item() == pytest.approx(build(objectives={"mlm": 1.0})(**batch).mlm_loss.item())
+    assert whole(**batch).loss.item() == pytest.approx(build(objectives={name: 1.0})(**batch).loss.item())
+
+
+def test_mlm_of_the_text_alone_learns_nothing_of_the_table():
+    model, batch = build(objectives={"text_mlm": 1.0}), make_batch()
+    output = model(**batch)
+    output.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    of_text = {name for name in gradients if name.startswith(("flip.text_model.", "objectives."))}
+    for name, gradient in gradients.items():
+        assert gradient is not None, f"distributed training waits for {name}"
+        # A shift of all keys shifts all of a softmax's scores alike.
+        if not name.endswith("key.bias"):
+            assert bool(gradient.any()) == (name in of_text), name
+    other = {**batch, "feature_ids": batch["feature_ids"].flip(0)}
+    assert torch.equal(model(**other).text_mlm_loss, output.text_mlm_loss)
+    assert set(build().objectives) == {"mlm", "mtm", "icl"}, "it is no part of FLIP"
 
 
 def mtm_reference(model, batch, counts, loss, negatives, draws):
@@ -320,7 +342,7 @@ def test_only_declared_views_are_encoded(name, monkeypatch):
 
 
 def test_an_unknown_objective_is_refused():
-    with pytest.raises(ValueError, match="objectives 'rtd' are not among mlm, mtm, icl"):
+    with pytest.raises(ValueError, match="objectives 'rtd' are not among mlm, mtm, icl, text_mlm"):
         build(objectives={"rtd": 1.0})
 
 

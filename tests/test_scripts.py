@@ -243,6 +243,29 @@ def test_pretraining_tells_masked_tokens_from_those_seen(workplace, tmp_path):
     assert found["seen"]["mtm_loss"] == pytest.approx(found["all"]["mtm_loss"])
 
 
+def test_a_text_encoder_pretrained_on_its_own_text_is_finetuned_alone(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--training.evaluations_per_epoch", "2"]
+    flags = ["--model.options.objectives", '{"text_mlm": 1.0}', "--masking.mlm_vocabulary", "seen"]
+    script("pretrain")([*arguments, "--output_dir", str(tmp_path / "pretrained"), *flags])
+    validation = lines(tmp_path / "pretrained", "validation")
+    assert validation[-1]["text_mlm_loss"] == pytest.approx(validation[-1]["loss"])
+    assert validation[-1]["text_mlm_loss"] < validation[0]["text_mlm_loss"]
+    assert set(lines(tmp_path / "pretrained", "train")[0]) >= {"text_mlm_loss", "text_mlm_accuracy"}
+
+    model = tmp_path / "pretrained" / "model"
+    text = FlipForCTR.from_pretrained(model, mode="text").flip.text_model.state_dict()
+    assert all(
+        torch.equal(text[k.removeprefix("flip.text_model.")], v)
+        for k, v in load_file(model / "model.safetensors").items()
+        if k.startswith("flip.text_model.")
+    )
+    script("finetune")(
+        [*arguments, "--output_dir", str(tmp_path / "ptab"), "--mode", "text", "--pretrained", str(model)]
+    )
+    assert FlipForCTR.from_pretrained(tmp_path / "ptab" / "model").config.mode == "text"
+    assert set(lines(tmp_path / "ptab", "validation")[-1]) >= {"auc", "logloss"}
+
+
 def test_updates_of_rows_leave_those_that_no_batch_reads(workplace, tmp_path):
     arguments = ["--config", str(workplace / "config.yaml"), "--mode", "id", "--training.max_steps", "1"]
     tables = {}

@@ -1,5 +1,7 @@
 """Masked language modelling, told by the tabular view (FLIP, Section 3.3.1)."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,6 +24,7 @@ class MaskedLanguageModeling(Objective):
     views = frozenset({"tabular", "masked_text"})
     labels = "mlm_labels"
 
+    metric: ClassVar[str] = "mlm_accuracy"
     tokens: torch.Tensor
 
     def __init__(self, config: FlipConfig, tabular_size: int, text_size: int) -> None:
@@ -42,11 +45,10 @@ class MaskedLanguageModeling(Objective):
         self.tokens = tokens.to(self.tokens.device)
 
     def forward(self, batch: PretrainingBatch) -> ObjectiveOutput:
-        assert batch.mlm_labels is not None and batch.masked_token_states is not None and batch.tabular is not None
+        assert batch.mlm_labels is not None
         masked = batch.mlm_labels != IGNORED_LABEL  # (B, T)
         rows, positions = masked.nonzero(as_tuple=True)  # (M,), (M,)
-        states = torch.cat([batch.masked_token_states[rows, positions], batch.tabular[rows]], dim=-1)  # (M, C + H)
-        hidden = self.norm(F.gelu(self.dense(states)))  # (M, C)
+        hidden = self.norm(F.gelu(self.dense(self.read(batch, rows, positions))))  # (M, C)
         targets, embeddings = batch.mlm_labels[rows, positions], batch.token_embeddings
         if len(self.tokens):
             candidates = torch.cat([self.tokens, targets]).unique()
@@ -54,4 +56,9 @@ class MaskedLanguageModeling(Objective):
         logits = F.linear(hidden, embeddings).float()  # (M, V or candidates)
         loss_sum = F.cross_entropy(logits, targets, reduction="sum")
         accuracy = mean_over_items(logits.argmax(dim=-1) == targets)
-        return ObjectiveOutput(loss_sum, masked.sum(), {"mlm_accuracy": accuracy})
+        return ObjectiveOutput(loss_sum, masked.sum(), {self.metric: accuracy})
+
+    def read(self, batch: PretrainingBatch, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """What a masked token is told from: int64 (M,) twice, where they are -> float (M, C + H)."""
+        assert batch.masked_token_states is not None and batch.tabular is not None
+        return torch.cat([batch.masked_token_states[rows, positions], batch.tabular[rows]], dim=-1)

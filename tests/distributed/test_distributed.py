@@ -78,7 +78,7 @@ def test_accumulated_batches_are_one_batch(torchrun, click_log):
 
 
 def test_every_parameter_is_used_in_every_mode(torchrun, click_log):
-    assert torchrun("no_unused", 2, click_log=str(click_log))["runs"] == 7 + 3 + 1 + len(BACKBONES) + 1
+    assert torchrun("no_unused", 2, click_log=str(click_log))["runs"] == 15 + 3 + 1 + len(BACKBONES) + 1
 
 
 @pytest.mark.parametrize("processes", [2, FOUR])

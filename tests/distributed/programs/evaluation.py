@@ -27,11 +27,12 @@ assert np.array_equal(found["labels"], expected["labels"])
 logits = max(np.abs(found[name] - expected[name]).max() for name in expected)
 metrics = [[m["auc"], m["id_auc"], m["text_auc"], m["logloss"]] for m in map(ctr_metrics, (found, expected))]
 
-model = build(FlipForPreTraining, processor, objectives={"mlm": 1.0, "mtm": 1.0}).eval()
+model = build(FlipForPreTraining, processor, objectives={"mlm": 1.0, "mtm": 1.0, "text_mlm": 1.0}).eval()
 collator = collator_of(FlipForPreTraining, processor)
 with torch.no_grad():
     output = model(**collator(everything))
-expected = {"mlm_loss": output.mlm_loss, "mtm_loss": output.mtm_loss, "loss": output.loss, **output.metrics}
+parts = {f"{name}_loss": output[f"{name}_loss"] for name in model.objectives}
+expected = {**parts, "loss": output.loss, **output.metrics}
 losses = evaluate_pretraining(accelerator.prepare(model), rows, collator, 5, accelerator, "")
 assert set(losses) == set(expected)
 pretraining = [[losses[name], value.item()] for name, value in expected.items()]
