@@ -297,6 +297,20 @@ def num_features(fields: Sequence[FieldConfig]) -> int:
     return max((end for ranges in owned_ranges(fields) for _, end in ranges), default=NUM_SHARED_FEATURES)
 
 
+def check_text_towers(text_towers: Sequence[Sequence[str]], fields: Sequence[FieldConfig]) -> None:
+    """Raises ValueError unless the groups cut the text, in which the fields come in this order, into parts."""
+    names, grouped = [f.name for f in fields], [name for group in text_towers for name in group]
+    if len(text_towers) < 2 or not all(text_towers):
+        raise ValueError(f"text_towers={text_towers} must be two groups of fields or more, none of them empty")
+    if sorted(grouped) != sorted(names):
+        raise ValueError(f"text_towers={text_towers} must name every field exactly once: {', '.join(map(repr, names))}")
+    if grouped != names:
+        raise ValueError(
+            f"text_towers={text_towers} cut the text into parts, so order their fields as the text does, which is the "
+            f"order of the fields: {', '.join(map(repr, names))}"
+        )
+
+
 @strict
 class FlipConfig(PreTrainedConfig):
     """Configuration of the FLIP models (Wang et al., RecSys 2024, arXiv 2310.19453).
@@ -315,6 +329,9 @@ class FlipConfig(PreTrainedConfig):
             `from_text_pretrained`.
         text_layers: build only the first layers of the text encoder; all by default.
         text_pooling: `"mean"` over tokens, or `"cls"` as in the paper (Section 3.3).
+        text_towers: groups of field names, in the order of the fields, such as the user's and the item's. The text
+            encoder reads each group's part of the text by itself, and the head fuses the vectors (late fusion, as
+            CTR-BERT does: Muhamed et al., 2021). Only in mode `"text"` with mean pooling; by default the text is one.
         fusion: how a joint model's two logits become one: `"learned_weight"`, the paper's, or `"gated"`, by a gate that
             sees which fields are OOV.
         fusion_gradients: whether the loss of the fused logit reaches the towers, as in the paper. Without, each tower
@@ -344,6 +361,7 @@ class FlipConfig(PreTrainedConfig):
     text_base_model: str | None = None
     text_layers: int | None = None
     text_pooling: str = "mean"
+    text_towers: list[list[str]] | None = None
     fusion: str = "learned_weight"
     fusion_gradients: bool = True
     head_dropout: int | float = 0.1
@@ -373,6 +391,17 @@ class FlipConfig(PreTrainedConfig):
         ):
             if (value := getattr(self, setting)) not in allowed:
                 raise ValueError(f"FlipConfig: {setting}={value!r} is not one of {', '.join(allowed)}")
+
+    def validate_text_towers(self) -> None:
+        """The parts of a text that are read apart, of which only the first has a `[CLS]`."""
+        if self.text_towers is None:
+            return
+        if self.mode != "text" or self.text_pooling != "mean":
+            raise ValueError(
+                "FlipConfig: text_towers are for mode='text' and text_pooling='mean', not for "
+                f"mode={self.mode!r} and text_pooling={self.text_pooling!r}"
+            )
+        check_text_towers(self.text_towers, self.fields)
 
     def validate_ranges(self) -> None:
         """Each setting that is a number with bounds."""

@@ -34,6 +34,7 @@ from flip_hf.nn.bags import FieldPooling
 from flip_hf.nn.dropout import ByteDropout, use_byte_dropout
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.fusion import FUSION
+from flip_hf.nn.layers import MLP
 from flip_hf.nn.pooling import TEXT_POOLING
 from flip_hf.nn.ridge import ridge_predictions
 from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding, feature_embedding_class
@@ -378,9 +379,9 @@ class FlipModel(FlipPreTrainedModel):
 
     @property
     def text_size(self) -> int:
-        """Width of the text encoder."""
+        """Width of the pooled text: the text encoder's, once for each of the towers."""
         size: int = self.config.text_config.hidden_size
-        return size
+        return size if self.config.text_towers is None else size * len(self.config.text_towers)
 
     def encode_tabular(self, feature_ids: torch.Tensor) -> FlipModelOutput:
         """The tabular tower: int64 (B, P) -> its parts of FlipModelOutput."""
@@ -403,6 +404,16 @@ class FlipModel(FlipPreTrainedModel):
         output_attentions: bool | None = None,
     ) -> FlipModelOutput:
         """The textual tower: int64 (B, T) twice -> its parts of FlipModelOutput; the rest as in `forward`."""
+        towers = self.config.text_towers
+        if towers is not None:
+            if input_ids.shape[1:-1] != (len(towers),) or attention_mask.shape != input_ids.shape:
+                raise ValueError(
+                    f"text_towers read texts cut apart, input_ids and attention_mask (B, {len(towers)}, T), not "
+                    f"{tuple(input_ids.shape)} and {tuple(attention_mask.shape)}; FlipCTRCollator(processor, 'text', "
+                    "text_towers=model.config.text_towers) makes them"
+                )
+            # To the text encoder each part is a text of its own: none sees another, and each has positions from 0.
+            input_ids, attention_mask = input_ids.flatten(0, 1), attention_mask.flatten(0, 1)
         asked: dict[str, Any] = {}
         for name, value in (("output_hidden_states", output_hidden_states), ("output_attentions", output_attentions)):
             # What neither the call nor this configuration asks for is left to the text encoder's own configuration.
@@ -410,9 +421,13 @@ class FlipModel(FlipPreTrainedModel):
                 asked[name] = True if value is None else value
         output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **asked)
         states = output.last_hidden_state  # (B, T, C)
+        representation = TEXT_POOLING[self.config.text_pooling](states, attention_mask)  # (B, C)
+        if towers is not None:
+            states = states.unflatten(0, (-1, len(towers)))  # (B, towers, T, C)
+            representation = representation.unflatten(0, (-1, len(towers))).flatten(1)  # (B, towers * C)
         return FlipModelOutput(
             token_states=states,
-            text_representation=TEXT_POOLING[self.config.text_pooling](states, attention_mask),
+            text_representation=representation,
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
@@ -430,8 +445,8 @@ class FlipModel(FlipPreTrainedModel):
 
         Args:
             feature_ids: int64 (B, P); needed unless the mode is "text".
-            input_ids: int64 (B, T); needed unless the mode is "id".
-            attention_mask: int64 (B, T), 1 on tokens and 0 on padding; needed with `input_ids`.
+            input_ids: int64 (B, T), with `text_towers` (B, towers, T); needed unless the mode is "id".
+            attention_mask: int64 of the same shape, 1 on tokens and 0 on padding; needed with `input_ids`.
             output_hidden_states: whether to return the text encoder's hidden states, or the numbers of those to return;
                 by default what the configuration says.
             output_attentions: whether to return its attention weights, which need `attn_implementation="eager"`; by
@@ -637,7 +652,13 @@ class FlipForCTR(FlipPreTrainedModel):
         super().__init__(config)
         self.flip = FlipModel(config, text_model)
         if config.mode != "id":
-            self.text_head = nn.Sequential(ByteDropout(config.head_dropout), nn.Linear(self.flip.text_size, 1))
+            size = self.flip.text_size
+            head: list[nn.Module] = [ByteDropout(config.head_dropout)]
+            if config.text_towers is not None:
+                # Here the towers meet, and a linear layer would add them up.
+                fusion = MLP(size, [size // len(config.text_towers)], config.head_dropout)
+                head, size = [*head, fusion], fusion.output_size
+            self.text_head = nn.Sequential(*head, nn.Linear(size, 1))
         if config.mode == "joint":
             self.fusion = FUSION[config.fusion](len(config.tabular_fields))
             self._keep_in_fp32_modules_strict = {"fusion"}
@@ -720,8 +741,8 @@ class FlipForCTR(FlipPreTrainedModel):
 
         Args:
             feature_ids: int64 (B, P); not read in mode "text".
-            input_ids: int64 (B, T); not read in mode "id".
-            attention_mask: int64 (B, T); not read in mode "id".
+            input_ids: int64 (B, T), with `text_towers` (B, towers, T); not read in mode "id".
+            attention_mask: int64 of the same shape; not read in mode "id".
             labels: 0 or 1, any numeric type (B,).
             num_items_in_batch: the number of rows to divide the summed loss by, or `{"ctr": n}`; by default this
                 batch's.

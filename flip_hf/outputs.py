@@ -19,11 +19,12 @@ class FlipModelOutput(ModelOutput):
         field_embeddings: float (B, F, D), the feature embeddings that the ID-based model read.
         tabular_representation: float (B, H), what the ID-based model makes of the row.
         id_logits: float (B,), the ID-based model's logit.
-        token_states: float (B, T, C), the text encoder's last hidden states.
-        text_representation: float (B, C), the pooled text.
+        token_states: float (B, T, C), the text encoder's last hidden states; with `text_towers` (B, towers, T, C).
+        text_representation: float (B, C), the pooled text; with `text_towers` (B, towers * C), one after the other.
         hidden_states: with `output_hidden_states`, float (B, T, C) 1 + L times: the text encoder's embeddings and what
-            each layer makes of them.
-        attentions: with `output_attentions`, float (B, A, T, T) L times: the text encoder's attention weights.
+            each layer makes of them; with `text_towers` (B * towers, T, C).
+        attentions: with `output_attentions`, float (B, A, T, T) L times: the text encoder's attention weights; with
+            `text_towers` (B * towers, A, T, T).
     """
 
     field_embeddings: torch.Tensor | None = None

@@ -17,6 +17,7 @@ from flip_hf.configuration_flip import (
     OOV_OFFSET,
     PADDING_ID,
     FieldConfig,
+    check_text_towers,
     feature_ranges,
     tabular_fields,
 )
@@ -67,10 +68,12 @@ class FlipCTRCollator:
         seed: the run's seed; only read with `oov_dropout`.
         pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this; by default to 8, which suits
             an accelerator's matrix units, or to 2 where there is none.
+        text_towers: the model's, `model.config.text_towers`; with them texts are cut into the towers' parts. A constant
+            piece such as ` . genre is` goes with the value that it names, and what ends the text with the last one.
 
     Returns (when called with encoded rows, a list or an Arrow table of them):
         feature_ids int64 (B, P) unless the mode is "text"; input_ids and attention_mask int64 (B, T) unless it is
-        "id"; labels float32 (B,) where the rows have a label.
+        "id", and with `text_towers` (B, towers, T); labels float32 (B,) where the rows have a label.
     """
 
     def __init__(
@@ -80,9 +83,14 @@ class FlipCTRCollator:
         oov_dropout: float | Mapping[str, float] = 0.0,
         seed: int = 0,
         pad_to_multiple_of: int | None = None,
+        text_towers: Sequence[Sequence[str]] | None = None,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} is not one of {', '.join(MODES)}")
+        if text_towers is not None:
+            if mode != "text":
+                raise ValueError(f"text_towers are for mode='text', not for mode={mode!r}")
+            check_text_towers(text_towers, processor.fields)
         fields = list(_with_ranges(processor.fields))
         growing = [field.name for field, _ in fields if KINDS[field.kind].remembers(field)]
         given = oov_dropout.values() if isinstance(oov_dropout, Mapping) else [oov_dropout]
@@ -99,6 +107,7 @@ class FlipCTRCollator:
         if pad_to_multiple_of is None:
             pad_to_multiple_of = 8 if torch.accelerator.is_available() else 2
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.text_towers = text_towers
         self.epoch = 0
         # For each position its field's OOV feature, and how often to drop to it.
         self._oov_ids = np.array([r[0][0] + OOV_OFFSET for f, r in fields for _ in range(f.num_positions)])
@@ -112,6 +121,7 @@ class FlipCTRCollator:
     def columns(self) -> list[str]:
         """The columns of the encoded rows that are read."""
         views = ["input_ids"] if self.mode != "id" else []
+        views += ["token_field_ids"] if self.text_towers is not None else []
         return [*views, *(["feature_ids"] if self.mode != "text" else []), "row", "label"]
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
@@ -122,10 +132,13 @@ class FlipCTRCollator:
                 feature_ids = self._drop(feature_ids, _numbers(rows))
             batch["feature_ids"] = torch.from_numpy(feature_ids)
         if self.mode != "id":
-            input_ids = _ragged(rows, "input_ids")
-            padded = input_ids.padded(self.pad_token_id, self.pad_to_multiple_of)
-            batch["input_ids"] = torch.from_numpy(padded)
-            batch["attention_mask"] = torch.from_numpy(input_ids.mask(padded.shape[1]).astype(np.int64))
+            texts, towers = _ragged(rows, "input_ids"), self.text_towers
+            if towers is not None:
+                texts = _cut(texts, rows, towers)
+            padded = texts.padded(self.pad_token_id, self.pad_to_multiple_of)
+            for name, values in (("input_ids", padded), ("attention_mask", texts.mask(padded.shape[1]))):
+                tensor = torch.from_numpy(values.astype(np.int64, copy=False))
+                batch[name] = tensor if towers is None else tensor.unflatten(0, (-1, len(towers)))
         if _has(rows, "label"):
             batch["labels"] = torch.from_numpy(_column(rows, "label").astype(np.float32))
         return batch
@@ -246,12 +259,31 @@ def _column(rows: Rows, name: str) -> np.ndarray:
     return np.array([row[name] for row in rows])
 
 
-def _numbers(rows: Rows) -> np.ndarray:
-    if not _has(rows, "row"):
+def _cut(texts: Ragged, rows: Rows, towers: Sequence[Sequence[str]]) -> Ragged:
+    """The parts of the rows' texts that the towers read, as texts of their own: as many a row as there are towers."""
+    _check_column(rows, "token_field_ids", "by which texts are cut into those of text_towers")
+    field_ids = _ragged(rows, "token_field_ids").values
+    # Fields come in order and each has a token: a part ends behind its last value, the last one where the row does.
+    of_values = np.flatnonzero(field_ids != NO_FIELD)
+    row_of_token = np.repeat(np.arange(len(texts.lengths)), texts.lengths)
+    tower_of_field = np.repeat(np.arange(len(towers)), [len(group) for group in towers])
+    parts = row_of_token[of_values] * len(towers) + tower_of_field[field_ids[of_values]]  # ascending
+    lasts = np.searchsorted(parts, np.arange(len(texts.lengths) * len(towers)), side="right") - 1
+    ends = of_values[lasts] + 1
+    ends[len(towers) - 1 :: len(towers)] = texts.lengths.cumsum()
+    return Ragged(texts.values, np.diff(ends, prepend=0))
+
+
+def _check_column(rows: Rows, name: str, purpose: str) -> None:
+    if not _has(rows, name):
         raise ValueError(
-            "the encoded rows lack the column 'row', which masks and dropped features are a function of; keep it: "
-            "transformers.Trainer does with TrainingArguments(remove_unused_columns=False)"
+            f"the encoded rows lack the column {name!r}, {purpose}; keep it: transformers.Trainer does with "
+            "TrainingArguments(remove_unused_columns=False)"
         )
+
+
+def _numbers(rows: Rows) -> np.ndarray:
+    _check_column(rows, "row", "which masks and dropped features are a function of")
     return _column(rows, "row").astype(np.int64)
 
 

@@ -1,0 +1,232 @@
+"""Groups of fields whose texts are read apart: what a tower's vector depends on, and what it does not."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, BertConfig
+
+from flip_hf import FlipConfig, FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipProcessor
+
+USER, ITEM = ["user_id", "gender", "age"], ["title", "genre"]
+TOWERS = [USER, ITEM]
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+ENCODERS = {
+    "bert": ({}, "sdpa"),
+    "bert, eager": ({}, "eager"),
+    # Its positions begin behind the padding's id, which is 0 here.
+    "roberta": ({"pad_token_id": 0}, "sdpa"),
+    "distilbert": ({"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}, "sdpa"),
+    # These know distances and not positions, the first in windows.
+    "modernbert": (SPECIAL | {"local_attention": 6}, "sdpa"),
+    "deberta-v2": ({"relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p"]}, "eager"),
+}
+
+
+def make_model(processor, encoder="bert", **settings):
+    """Weights of a size at which errors show."""
+    torch.manual_seed(0)
+    own, attention = ENCODERS[encoder]
+    text = AutoConfig.for_model(encoder.split(",")[0], **(SIZE | {"vocab_size": 300} | own))
+    settings = {"mode": "text", "text_towers": TOWERS, "attn_implementation": attention, **settings}
+    model = FlipForCTR(FlipConfig(text_config=text, fields=processor.fields, **settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def make_rows(click_rows, **changed):
+    rows = [{name: values[i] for name, values in click_rows.items()} for i in range(12)]
+    return [row | {name: change(i, row[name]) for name, change in changed.items()} for i, row in enumerate(rows)]
+
+
+def collate(processor, rows, multiple=2, towers=TOWERS):
+    encoded = processor.encode(rows, with_label=True)
+    return FlipCTRCollator(processor, "text", text_towers=towers, pad_to_multiple_of=multiple)(encoded)
+
+
+def cut_by_hand(row, groups):
+    """The tokens of each group of fields, from what the processor says of one row."""
+    parts = [[] for _ in groups]
+    for i, token in enumerate(row["input_ids"]):
+        # What stands behind the last value goes with it.
+        field = next((f for f in row["token_field_ids"][i:] if f >= 0), max(row["token_field_ids"]))
+        parts[next(g for g, fields in enumerate(groups) if field in fields)].append(token)
+    return parts
+
+
+@pytest.mark.parametrize("tokenizer", ["wordpiece", "byte_bpe", "unigram"])
+@pytest.mark.parametrize("towers", [TOWERS, [["user_id"], ["gender", "age"], ["title", "genre"]]])
+def test_a_text_is_cut_between_fields_and_nothing_is_lost(click_rows, field_names, tokenizer, towers, request):
+    processor = FlipProcessor.fit(click_rows, field_names, request.getfixturevalue(tokenizer))
+    places = {name: i for i, name in enumerate(field_names)}
+    encoded = processor.encode(click_rows)
+    collator = FlipCTRCollator(processor, "text", text_towers=towers)
+    batch, rows = collator(encoded), encoded.to_pylist()
+    assert batch["input_ids"].shape == batch["attention_mask"].shape
+    assert batch["input_ids"].shape[:2] == (300, len(towers))
+    assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == processor.tokenizer.pad_token_id).all()
+    from_list = collator(rows)
+    for i, row in enumerate(rows):
+        parts = [
+            ids[mask == 1].tolist() for ids, mask in zip(batch["input_ids"][i], batch["attention_mask"][i], strict=True)
+        ]
+        assert parts == cut_by_hand(row, [[places[name] for name in group] for group in towers])
+        assert [token for part in parts for token in part] == row["input_ids"]
+        assert all(torch.equal(from_list[name][i], batch[name][i]) for name in batch)
+
+
+def test_a_part_is_what_a_tower_would_be_told(processor, click_rows):
+    rows = make_rows(click_rows)[:1]
+    rows[0] |= {"user_id": 24, "gender": "M", "age": 53, "title": "Heat & Fargo", "genre": "drama, comedy"}
+    user, item = processor.tokenizer.batch_decode(collate(processor, rows)["input_ids"][0])
+    assert user.split(" [PAD]")[0] == "[CLS] user id is 24. gender is m. age is 53"
+    assert item.split(" [PAD]")[0] == ". title is heat & fargo. genre is drama, comedy. [SEP]"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_each_tower_reads_its_part_as_the_plain_encoder_reads_a_text(processor, click_rows, encoder):
+    model, rows = make_model(processor, encoder), make_rows(click_rows)
+    batch = collate(processor, rows)
+    output = model.flip(None, batch["input_ids"], batch["attention_mask"])
+    places = {name: i for i, name in enumerate(f.name for f in processor.fields)}
+    expected = []
+    for row in processor.encode(rows).to_pylist():
+        vectors = []
+        for tokens in cut_by_hand(row, [[places[name] for name in group] for group in TOWERS]):
+            ids = torch.tensor([tokens])
+            states = model.flip.text_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            vectors.append(states[0].mean(dim=0))
+        expected.append(torch.cat(vectors))
+    torch.testing.assert_close(output.text_representation, torch.stack(expected), rtol=0, atol=1e-5)
+    assert output.token_states.shape == (12, 2, output.token_states.shape[2], 32)
+
+    first, last = model.text_head[1][0], model.text_head[2]
+    hidden = np.maximum(torch.stack(expected).numpy() @ first.weight.numpy().T + first.bias.numpy(), 0)
+    logits = hidden @ last.weight.numpy()[0] + last.bias.numpy()
+    assert first.weight.shape == (32, 64)
+    np.testing.assert_allclose(model(**batch).logits.numpy(), logits, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_tower_knows_nothing_of_the_others_fields(processor, click_rows, encoder):
+    model = make_model(processor, encoder)
+
+    def towers(**changed):
+        # Of one length, so that the same kernels compute the same sums.
+        batch = collate(processor, make_rows(click_rows, **changed), multiple=64)
+        return model.flip(None, batch["input_ids"], batch["attention_mask"]).text_representation
+
+    user, item = towers().split(32, dim=1)
+    for change in (lambda i, title: "Heat & Fargo", lambda i, title: None, lambda i, title: "a new film of " * i):
+        other_user, other_item = towers(title=change).split(32, dim=1)
+        assert torch.equal(other_user, user)
+        assert not torch.equal(other_item, item)
+    other_user, other_item = towers(user_id=lambda i, user: "somebody new " * (i + 1)).split(32, dim=1)
+    assert torch.equal(other_item, item)
+    assert (other_user != user).any(dim=1).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_padding_and_other_rows_change_nothing(processor, click_rows, encoder):
+    model, rows = make_model(processor, encoder), make_rows(click_rows)
+    logits = model(**collate(processor, rows)).logits
+    torch.testing.assert_close(model(**collate(processor, rows, multiple=64)).logits, logits, rtol=0, atol=1e-5)
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(model(**collate(processor, [row])).logits[0], logits[i], rtol=0, atol=1e-5)
+
+
+def test_it_learns(processor, click_rows):
+    model, batch = make_model(processor), collate(processor, make_rows(click_rows))
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        loss = model(**batch).loss
+        loss.backward()
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+@torch.no_grad()
+def test_what_was_saved_loads_again(processor, click_rows, tmp_path):
+    model, batch = make_model(processor), collate(processor, make_rows(click_rows))
+    model.save_pretrained(tmp_path)
+    loaded = FlipForCTR.from_pretrained(tmp_path).eval()
+    assert loaded.config.text_towers == TOWERS
+    assert loaded.needs_finetuning is None
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    assert FlipConfig.from_pretrained(tmp_path / "again").text_towers == TOWERS
+
+
+@pytest.mark.parametrize("first", ["mode", "text_towers"])
+def test_towers_start_from_a_pretrained_text_encoder(processor, tmp_path, first):
+    text = BertConfig(**SIZE, vocab_size=300)
+    pretrained = FlipForPreTraining(FlipConfig(text_config=text, fields=processor.fields, embedding_dim=4))
+    pretrained.save_pretrained(tmp_path)
+    settings = dict(sorted({"mode": "text", "text_towers": TOWERS}.items(), reverse=first == "text_towers"))
+    model = FlipForCTR.from_pretrained(tmp_path, **settings)
+    for name, value in model.flip.text_model.state_dict().items():
+        assert torch.equal(value, pretrained.flip.text_model.state_dict()[name]), name
+    assert {name.split(".")[0] for name in model.fresh_parameters} == {"text_head"}
+    assert len(model.fresh_parameters) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "joint"}, "text_towers are for mode='text' .* not for mode='joint'"),
+        ({"mode": "id"}, "not for mode='id'"),
+        ({"text_pooling": "cls"}, "text_pooling='mean', not for .* text_pooling='cls'"),
+        ({"text_towers": [USER + ITEM]}, "two groups of fields or more"),
+        ({"text_towers": []}, "two groups of fields or more"),
+        ({"text_towers": [USER, ITEM, []]}, "none of them empty"),
+        ({"text_towers": [USER, ["title"]]}, "must name every field exactly once: 'user_id', 'gender'"),
+        ({"text_towers": [USER, [*ITEM, "age"]]}, "must name every field exactly once"),
+        ({"text_towers": [USER, ["title", "film"]]}, "must name every field exactly once"),
+        ({"text_towers": [ITEM, USER]}, "order their fields as the text does, .*: 'user_id', 'gender', 'age', 'title'"),
+        ({"text_towers": [["user_id", "title"], ["gender", "age", "genre"]]}, "order their fields as the text does"),
+        ({"text_towers": USER}, "'text_towers'"),
+        ({"text_towers": "user_id"}, "'text_towers'"),
+    ],
+)
+def test_towers_that_can_not_be_are_refused(processor, settings, message):
+    with pytest.raises(Exception, match=message):
+        make_model(processor, **settings)
+
+
+def test_towers_are_for_clicks_alone(processor):
+    text = BertConfig(**SIZE, vocab_size=300)
+    config = FlipConfig(text_config=text, fields=processor.fields, mode="text", text_towers=TOWERS)
+    with pytest.raises(ValueError, match="mode must be 'joint', got 'text'"):
+        FlipForPreTraining(config)
+
+
+def test_a_text_that_is_not_cut_is_refused(processor, click_rows):
+    model, rows = make_model(processor), make_rows(click_rows)
+    texts = processor(rows, return_tensors="pt")
+    message = r"text_towers read texts cut apart.* \(B, 2, T\), not \(12, \d+\).*FlipCTRCollator\(processor, 'text', "
+    with pytest.raises(ValueError, match=message):
+        model(**texts)
+    three = collate(processor, rows, towers=[["user_id"], ["gender", "age"], ["title", "genre"]])
+    with pytest.raises(ValueError, match=r"\(B, 2, T\), not \(12, 3, \d+\)"):
+        model(**three)
+
+
+def test_a_collator_that_can_not_cut_says_why(processor, click_rows, wordpiece):
+    with pytest.raises(ValueError, match="text_towers are for mode='text', not for mode='joint'"):
+        FlipCTRCollator(processor, text_towers=TOWERS)
+    other = FlipProcessor.fit(click_rows, ["title", "genre", "user_id"], wordpiece)
+    with pytest.raises(ValueError, match="must name every field exactly once: 'title', 'genre', 'user_id'"):
+        FlipCTRCollator(other, "text", text_towers=TOWERS)
+    encoded = processor.encode(click_rows).drop_columns(["token_field_ids"])
+    with pytest.raises(ValueError, match=r"lack the column 'token_field_ids', .*remove_unused_columns=False"):
+        FlipCTRCollator(processor, "text", text_towers=TOWERS)(encoded)
