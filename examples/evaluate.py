@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = FlipForCTR.from_pretrained(settings.model, **({"mode": settings.mode} if settings.mode else {}))
     rows = load_click_log(settings.data).encode(processor, settings.rows)
     slices = slice_masks(rows, processor.fields, settings.slices)
-    collator = FlipCTRCollator(processor, model.config.mode)
+    collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     scores = click_logits(model, rows, collator, settings.batch_size, accelerator, settings.rows)
     if accelerator.is_main_process:

@@ -35,13 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             model = new_model(FlipForCTR, settings.model, processor, settings.mode)
     rows = {split: log.encode(processor, split) for split in log.splits}
-    collator = FlipCTRCollator(processor, settings.mode)
+    towers = model.config.text_towers
+    collator = FlipCTRCollator(processor, settings.mode, text_towers=towers)
 
     run.describe(log.facts, processor, model)
     result = train(
         model,
         rows["train"],
-        FlipCTRCollator(processor, settings.mode, training.oov_dropout, training.seed),
+        FlipCTRCollator(processor, settings.mode, training.oov_dropout, training.seed, text_towers=towers),
         training,
         run,
         Goal("auc", larger_is_better=True),

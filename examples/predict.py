@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(settings.precision)
     processor = FlipProcessor.from_pretrained(settings.model)
     model = FlipForCTR.from_pretrained(settings.model, **({"mode": settings.mode} if settings.mode else {}))
-    collator = FlipCTRCollator(processor, model.config.mode)
+    collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     summary = predict_file(model, processor, collator, settings, accelerator)
     accelerator.print(summary)

@@ -17,10 +17,9 @@ from flip_hf.modeling_flip import FlipForCTR
 
 _TABULAR, _TEXT = ("feature_ids",), ("input_ids", "attention_mask")
 _LOGITS = "logits"
-_AXES = {"feature_ids": {0: "batch"}, **{name: {0: "batch", 1: "length"} for name in _TEXT}}
 
-# Sizes that no number in a graph is taken for: export makes 0 and 1 constants.
-_EXAMPLE_ROWS, _EXAMPLE_LENGTH = 3, 8
+# Sizes of the axes that have any, which no number in a graph is taken for: export makes 0 and 1 constants.
+_EXAMPLE_SIZES = {"batch": 3, "length": 8}
 
 # An ONNX file is one protobuf message, which must stay below 2 GiB; beside weights it holds the graph.
 _MOST_INLINE_BYTES = 2**31 - 2**27
@@ -47,9 +46,10 @@ def export_program(model: FlipForCTR) -> ExportedProgram:
     """The model's forward pass, without dropout, as a program of torch operators.
 
     `program.module()` takes the model's inputs by name, those of its mode only: `feature_ids` int64 (B, P), `input_ids`
-    and `attention_mask` int64 (B, T), for any B and T from 1 that the text encoder reads. It returns the click logits,
-    float32 (B,). It computes in the model's dtype, on the model's device, and holds the model's own weights: nothing is
-    copied. Ids are not checked: make them with the processor that was saved with the model.
+    and `attention_mask` int64 (B, T), with `text_towers` (B, towers, T), for any B and T from 1 that the text encoder
+    reads. It returns the click logits, float32 (B,). It computes in the model's dtype, on the model's device, and holds
+    the model's own weights: nothing is copied. Ids are not checked: make them with the processor that was saved with
+    the model.
 
     Args:
         model: in any mode; left as it is.
@@ -58,12 +58,12 @@ def export_program(model: FlipForCTR) -> ExportedProgram:
         ValueError: the model has not learned clicks, or its feature table is sharded.
     """
     _check_servable(model)
-    names = _inputs_of(model)
-    sizes = {"feature_ids": sum(f.num_positions for f in model.config.tabular_fields)}
-    shapes = {name: (_EXAMPLE_ROWS, sizes.get(name, _EXAMPLE_LENGTH)) for name in names}
     # Which lengths the text encoder can read, export finds out by itself.
-    axes = {name: dict.fromkeys(_AXES[name], Dim.DYNAMIC) for name in names}
-    example = {name: torch.ones(shape, dtype=torch.int64, device=model.device) for name, shape in shapes.items()}
+    axes, example = {}, {}
+    for name, shape in _shapes_of(model).items():
+        axes[name] = dict.fromkeys(_named_axes(shape), Dim.DYNAMIC)
+        sizes = [_EXAMPLE_SIZES.get(axis, axis) for axis in shape]
+        example[name] = torch.ones(sizes, dtype=torch.int64, device=model.device)
     with _evaluating(model), torch.no_grad():
         return torch.export.export(_ClickLogits(model), (), example, dynamic_shapes=axes, strict=False)
 
@@ -72,7 +72,7 @@ def export_onnx(model: FlipForCTR, path: str | Path, int8: bool = False) -> Path
     """Writes the model as an ONNX file, which `OnnxScorer` reads.
 
     Inputs, in the modes that read them: `feature_ids` int64 (batch, P), `input_ids` and `attention_mask` int64 (batch,
-    length). Output: `logits` float32 (batch,), as of `export_program`.
+    length), or (batch, towers, length). Output: `logits` float32 (batch,), as of `export_program`.
 
     The file is there once it is whole. Weights of more than 2 GiB lie beside it in `<name>.data`, and the two belong
     together.
@@ -103,7 +103,9 @@ def export_onnx(model: FlipForCTR, path: str | Path, int8: bool = False) -> Path
     exported: Any = torch.onnx.export(export_program(model), dynamo=True, output_names=[_LOGITS], verbose=False)
     graph = exported.model.graph
     # Given to the exporter, the names would be warned of: it knows by itself which axes are as long.
-    exported.rename_axes({value.shape[i]: axis for value in graph.inputs for i, axis in _AXES[value.name].items()})
+    shapes = _shapes_of(model)
+    axes = {value: _named_axes(shapes[value.name]) for value in graph.inputs}
+    exported.rename_axes({value.shape[i]: name for value, named in axes.items() for i, name in named.items()})
     for node in graph:
         # The exporter notes where the code of each operator lies on this machine.
         node.metadata_props.clear()
@@ -189,8 +191,18 @@ def _import(name: str) -> Any:
         raise ImportError(f"ONNX export and scoring need {name}: pip install 'flip_hf[serve]'") from error
 
 
-def _inputs_of(model: FlipForCTR) -> tuple[str, ...]:
-    return {"id": _TABULAR, "text": _TEXT, "joint": _TABULAR + _TEXT}[model.config.mode]
+def _shapes_of(model: FlipForCTR) -> dict[str, tuple[Any, ...]]:
+    """The shape of each input that the model reads; an axis of any length has its name in place of a size."""
+    config = model.config
+    towers = () if config.text_towers is None else (len(config.text_towers),)
+    shapes: dict[str, tuple[Any, ...]] = dict.fromkeys(_TEXT, ("batch", *towers, "length"))
+    shapes["feature_ids"] = ("batch", sum(f.num_positions for f in config.tabular_fields))
+    names = {"id": _TABULAR, "text": _TEXT, "joint": _TABULAR + _TEXT}[config.mode]
+    return {name: shapes[name] for name in names}
+
+
+def _named_axes(shape: tuple[Any, ...]) -> dict[int, str]:
+    return {i: axis for i, axis in enumerate(shape) if isinstance(axis, str)}
 
 
 def _check_servable(model: FlipForCTR) -> None:

@@ -77,7 +77,7 @@ class CTRPredictionPipeline(Pipeline):
             )
         super().__init__(model=model, processor=processor, **kwargs)
         self.fallbacks: dict[str, Counter[str]] = {}
-        self._collator = FlipCTRCollator(processor, model.config.mode)
+        self._collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
         # Of a joint model, for rows whose text is not read.
         self._without_text = model.in_mode("id") if model.config.mode == "joint" else model
         self._id_collator = FlipCTRCollator(processor, "id")

@@ -110,6 +110,14 @@ def test_a_card_without_test_rows_says_so(record):
     assert "model-index" not in parts(card)[0]
 
 
+def test_a_card_names_the_towers(record):
+    assert "RecSys 2024): an ID-based model and a text encoder, whose" in render_card(record, "org/name", {})
+    record["model"] |= {"mode": "text", "text_towers": None}
+    assert "RecSys 2024): the text encoder alone \\(FLIP\\_PLM\\)." in render_card(record, "org/name", {})
+    record["model"]["text_towers"] = [["user_id"], ["title"]]
+    assert "RecSys 2024): the text encoder alone, which reads the fields in groups" in render_card(record, "o/n", {})
+
+
 def test_pretraining_is_told_beside_finetuning(record):
     pretraining = copy.deepcopy(record) | {"task": "pretraining"}
     pretraining["result"] = {"validation": {"loss": 3.25, "mlm_loss": 1.5}, "best_step": 7, "steps": 9,

@@ -1,11 +1,19 @@
 """Groups of fields whose texts are read apart: what a tower's vector depends on, and what it does not."""
 
+import json
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoConfig, BertConfig
+from example_runs import lines, script
+from transformers import AutoConfig, BertConfig, pipeline
 
 from flip_hf import FlipConfig, FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipProcessor
+from flip_hf.batch import BatchScorer
+from flip_hf.export import OnnxScorer, export_onnx, export_program
+from flip_hf.training.metrics import compute_metrics
 
 USER, ITEM = ["user_id", "gender", "age"], ["title", "genre"]
 TOWERS = [USER, ITEM]
@@ -230,3 +238,48 @@ def test_a_collator_that_can_not_cut_says_why(processor, click_rows, wordpiece):
     encoded = processor.encode(click_rows).drop_columns(["token_field_ids"])
     with pytest.raises(ValueError, match=r"lack the column 'token_field_ids', .*remove_unused_columns=False"):
         FlipCTRCollator(processor, "text", text_towers=TOWERS)(encoded)
+
+
+@torch.no_grad()
+def test_such_a_model_is_served_and_exported(processor, click_rows, tmp_path):
+    model, rows = make_model(processor), make_rows(click_rows)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    expected = model(**collate(processor, rows)).logits.sigmoid()
+    found = [result["probability"] for result in pipeline("ctr-prediction", model=str(tmp_path / "model"))(rows)]
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-5)
+    scored = BatchScorer(tmp_path / "model")(pa.Table.from_pylist(rows))["probability"].to_numpy()
+    np.testing.assert_allclose(scored, expected.numpy(), atol=1e-5)
+
+    program = export_program(model).module()
+    pytest.importorskip("onnx")
+    score = OnnxScorer(export_onnx(model, tmp_path / "model.onnx"), num_threads=1)
+    for chosen, multiple in (([0], 1), ([3, 7], 2), (range(12), 64)):
+        batch = collate(processor, [rows[i] for i in chosen], multiple)
+        batch.pop("labels")
+        torch.testing.assert_close(program(**batch).sigmoid(), expected[list(chosen)], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(score(batch), expected[list(chosen)].numpy(), atol=1e-5)
+
+
+def test_the_scripts_train_evaluate_and_predict_it(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path), "--training.epochs", "3"]
+    towers = ["--mode", "text", "--model.options.text_towers", '[["user_id"], ["title", "kind"]]']
+    script("finetune")([*arguments, *towers])
+    assert FlipForCTR.from_pretrained(tmp_path / "model").config.text_towers == [["user_id"], ["title", "kind"]]
+    losses = [line["loss"] for line in lines(tmp_path, "train")]
+    assert losses[-1] < losses[0]
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["model"]["text_towers"] == [["user_id"], ["title", "kind"]]
+
+    data = ["--data.test_file", str(workplace / "test.parquet")]
+    data += ["--data.fields", '["user_id", {"name": "title", "max_tokens": 8}, "kind"]', "--data.label", "clicked"]
+    data += [f"--data.{name}_file={workplace / name}.parquet" for name in ("train", "validation")]
+    output = tmp_path / "metrics.json"
+    script("evaluate")(["--model", str(tmp_path / "model"), "--output", str(output), *data])
+    metrics = json.loads(output.read_text())["metrics"]
+    assert metrics["auc"] == pytest.approx(record["result"]["test"]["auc"], abs=1e-6)
+    flags = ["--input", str(workplace / "test.parquet"), "--output", str(tmp_path / "scores.parquet")]
+    script("predict")(["--model", str(tmp_path / "model"), *flags])
+    scores = pq.read_table(tmp_path / "scores.parquet")["probability"].to_numpy()
+    rows = pq.read_table(workplace / "test.parquet")
+    assert compute_metrics(rows["clicked"].to_numpy(), scores)["auc"] == pytest.approx(metrics["auc"], abs=1e-6)

@@ -24,6 +24,7 @@ _TOWERS = {
     "joint": "an ID-based model and a text encoder, whose logits are weighed together",
     "id": "the ID-based model alone (FLIP_ID)",
     "text": "the text encoder alone (FLIP_PLM)",
+    "text_towers": "the text encoder alone, which reads the fields in groups, each by itself, with late fusion",
 }
 _NAMES = {"auc": "AUC", "logloss": "LogLoss", "ece": "ECE", "gauc": "GAUC"}
 # The task under which the Hub's search has it; there is none for click-through rates.
@@ -91,7 +92,7 @@ def render_card(record: Mapping[str, Any], repo_id: str, pictures: Mapping[str, 
         task=record["task"],
         title=repo_id.split("/")[-1],
         repo=repo_id,
-        what=_TOWERS[record["model"]["mode"]],
+        what=_TOWERS["text_towers" if record["model"].get("text_towers") else record["model"]["mode"]],
         metrics=metrics,
         has_test="test" in result,
         pictures=pictures,

@@ -466,7 +466,7 @@ def _model_facts(model: Any) -> dict[str, Any]:
     return {
         "class": type(model).__name__,
         **{name: getattr(config, name) for name in ("mode", "backbone", "backbone_options", "embedding_dim", "fusion")},
-        **{name: getattr(config, name) for name in ("objectives", "text_base_model", "text_pooling")},
+        **{name: getattr(config, name) for name in ("objectives", "text_base_model", "text_pooling", "text_towers")},
         "text_layers": text.num_hidden_layers,
         "text_size": text.hidden_size,
         "features": config.num_features,
