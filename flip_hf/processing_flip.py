@@ -33,6 +33,10 @@ VOCABULARY_NAME = "vocabulary.parquet"
 _LONGEST_TEXT = 512
 # Enough that a call of Arrow or NumPy costs nothing beside what it does.
 _BATCH_ROWS = 1 << 15
+# Batches wait for each other, so what they hold grows with the threads.
+_MOST_THREADS = 8
+# Part of the name of what datasets caches: to be raised when the same rows are encoded otherwise than before.
+_ENCODER = 2
 # Features whose texts teach a model what a new feature's text says.
 _MOST_KNOWN_TEXTS = 4096
 
@@ -245,7 +249,7 @@ class FlipProcessor(ProcessorMixin):
     ) -> datasets.Dataset:
         """Encodes a whole dataset in batches; cached by datasets where the dataset lies on disk.
 
-        As many threads as torch computes in share the work.
+        As many threads as torch computes in share the work, at most 8.
 
         Args:
             dataset: the rows; columns that are no field are dropped.
@@ -263,7 +267,9 @@ class FlipProcessor(ProcessorMixin):
         if len(dataset) == 0:
             raise InputError("there are no rows to encode; check the file or the filter that made them", source=source)
 
-        table = dataset.with_format("arrow")
+        # What is no field need not be read.
+        table = dataset.select_columns([*self._columns, *([self._label_name()] if with_label else [])])
+        table = table.with_format("arrow")
 
         def encode(start: int) -> pa.Table:
             batch = table[start : start + _BATCH_ROWS]
@@ -271,16 +277,25 @@ class FlipProcessor(ProcessorMixin):
 
         self.vocabulary.make_indices()
         # The next batches are encoded while datasets writes one.
-        batches = in_threads(encode, range(0, len(dataset), _BATCH_ROWS), torch.get_num_threads())
-        content = hashlib.sha256(f"{dataset._fingerprint} {self.content_hash()} {with_label}".encode()).hexdigest()
+        batches = in_threads(encode, range(0, len(dataset), _BATCH_ROWS), _num_threads())
+
+        def next_batch(indices: list[int]) -> pa.Table:
+            batch = next(batches)
+            if batch["row"][0].as_py() != indices[0]:
+                raise RuntimeError(f"datasets asks for row {indices[0]} where {batch['row'][0]} comes next")
+            return batch
+
+        parts = [_ENCODER, dataset._fingerprint, self.content_hash(), with_label]
+        content = hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
         with contextlib.closing(batches):
             encoded = table.map(
-                lambda: next(batches),
+                next_batch,
                 batched=True,
+                with_indices=True,
                 batch_size=_BATCH_ROWS,
                 writer_batch_size=_BATCH_ROWS,
                 input_columns=[],
-                remove_columns=dataset.column_names,
+                remove_columns=table.column_names,
                 new_fingerprint=content[:32],
                 desc="Encoding",
             )
@@ -458,7 +473,11 @@ def _batches(
         first_row, table = numbered
         return {f.name: KINDS[f.kind].read(table[f.name], f, first_row, source) for f in fields}
 
-    return in_threads(read, _numbered(_tables(dataset, fields, label)), torch.get_num_threads())
+    return in_threads(read, _numbered(_tables(dataset, fields, label)), _num_threads())
+
+
+def _num_threads() -> int:
+    return min(torch.get_num_threads(), _MOST_THREADS)
 
 
 def _numbered(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:

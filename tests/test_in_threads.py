@@ -46,3 +46,21 @@ def test_an_error_comes_where_its_result_would():
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ValueError, match="item 2"):
         next(results)
+
+
+def test_an_error_of_the_items_comes_behind_earlier_ones():
+    def items():
+        yield from range(4)
+        raise OSError("the file ends here")
+
+    def fail_at_three(item):
+        if item == 3:
+            raise ValueError("item 3")
+        return item
+
+    results = in_threads(lambda item: item, items(), 4)
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(OSError, match="ends here"):
+        next(results)
+    with pytest.raises(ValueError, match="item 3"):
+        list(in_threads(fail_at_three, items(), 4))

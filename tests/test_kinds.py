@@ -284,3 +284,19 @@ def test_only_fields_with_an_oov_feature_drop_to_it(fitted):
 def test_settings_that_can_not_be_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         FieldConfig("a", **settings)
+
+
+@pytest.mark.parametrize("kind", ["categorical", "multi_categorical"])
+def test_a_hashed_field_may_be_empty_in_a_whole_batch(kind):
+    field = FieldConfig("device", kind=kind, hash_buckets=5)
+    empty = [None] * 20 if kind == "categorical" else [[]] * 20
+    some = ["a"] if kind == "categorical" else [["a"]]
+    found = KINDS[kind]
+    counter = found.counter(field)
+    for values in (empty, some, empty):
+        counter.add(found.read(pa.chunked_array([pa.array(values, pa.array(some).type)]), field, 0, None))
+    counted = counter.result()
+    assert (counted.num_missing, counted.counts.sum()) == (40, 1)
+    index = found.index(field, counted.values)
+    places = index.places(found.read(pa.chunked_array([pa.array(empty, pa.array(some).type)]), field, 0, None))
+    assert places.dtype == np.int64

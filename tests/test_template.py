@@ -1,5 +1,6 @@
 """Assembled texts against tokenising the whole sentence, spans, truncation."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -102,6 +103,16 @@ def test_truncation_is_fair(wordpiece, lengths, room):
         assert text.truncated[i].tolist() == [k < n for k, n in zip(kept, full, strict=True)]
 
 
+def test_an_added_token_may_hold_white_space(wordpiece):
+    tokenizer = copy.deepcopy(wordpiece)
+    tokenizer.add_tokens(["science fiction"])
+    template = TextTemplate(tokenizer, FIELDS, max_length=128)
+    row = ["1", "a science  fiction film", "science fiction"]
+    text = template.assemble(columns([row]))
+    assert text.input_ids.tolist() == whole_sentence(tokenizer, template, row)
+    assert text.input_ids.tolist().count(tokenizer.convert_tokens_to_ids("science fiction")) == 2
+
+
 def test_a_length_without_room_for_every_field_is_refused(wordpiece):
     constant = TextTemplate(wordpiece, FIELDS, max_length=500)._num_constant_tokens
     TextTemplate(wordpiece, FIELDS, max_length=constant + 3)
@@ -124,6 +135,6 @@ def test_workers_get_a_template_without_its_cache(wordpiece):
     template = TextTemplate(wordpiece, FIELDS, 128)
     expected = template.assemble(columns([["1", "film", "drama"]]))
     # What a worker process is sent; nothing is written to a file.
-    copy = pickle.loads(pickle.dumps(template))
-    assert len(copy._segments) == len(FIELDS) + 3, "the constant pieces, the comma and what is missing"
-    assert np.array_equal(copy.assemble(columns([["1", "film", "drama"]])).input_ids, expected.input_ids)
+    other = pickle.loads(pickle.dumps(template))
+    assert len(other._segments) == len(FIELDS) + 3, "the constant pieces, the comma and what is missing"
+    assert np.array_equal(other.assemble(columns([["1", "film", "drama"]])).input_ids, expected.input_ids)

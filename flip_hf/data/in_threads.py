@@ -14,19 +14,26 @@ def in_threads(
 ) -> Generator[Result, None, None]:
     """The function's result for each item, in the items' order.
 
-    Threads stay at most twice their number ahead of what was taken. An error is raised where its result would come;
-    later items are then given up.
+    Threads stay at most twice their number ahead of what was taken. An error, of the function or of the items, is
+    raised where its result would come; later items are then given up.
 
     Args:
         function: threads call it at the same time.
         items: taken by the caller's thread.
         num_threads: how many there are.
     """
+    left = iter(items)
+    error: Exception | None = None
     with ThreadPoolExecutor(num_threads) as threads:
         ahead: deque[Future[Result]] = deque()
         try:
-            for item in items:
-                ahead.append(threads.submit(function, item))
+            while error is None:
+                try:
+                    ahead.append(threads.submit(function, next(left)))
+                except StopIteration:
+                    break
+                except Exception as raised:
+                    error = raised
                 if len(ahead) > 2 * num_threads:
                     yield ahead.popleft().result()
             while ahead:
@@ -34,3 +41,5 @@ def in_threads(
         finally:
             for future in ahead:
                 future.cancel()
+    if error is not None:
+        raise error

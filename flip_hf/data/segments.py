@@ -23,7 +23,7 @@ _WHITE_SPACE = re.compile(r"\s")
 
 
 class ValueTokenizer:
-    """Tokenises values as they stand within a sentence: word by word, as no tokenizer merges across a space.
+    """Tokenises values as they stand within a sentence: word by word, as tokenizers do not merge across a space.
 
     Threads may share it.
 
@@ -41,6 +41,8 @@ class ValueTokenizer:
         # The unknown token is special too, but a value may well be unknown.
         self._control_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         self._control_spellings = sorted(set(tokenizer.all_special_tokens) - {tokenizer.unk_token}, key=len)
+        # Tokens that somebody added may hold white space, as no others do.
+        self._reads_words = not any(map(_WHITE_SPACE.search, tokenizer.get_added_vocab()))
         self._missing = self.tokenize([f" {MISSING_TEXT}"])[0]
         self._known: dict[str, list[int]] = {}
 
@@ -51,6 +53,7 @@ class ValueTokenizer:
     def text(self, value: str | None) -> str:
         """How the text shows a value, with its space in front."""
         words = (value or "").split()
+        words = words if self._reads_words else [" ".join(words)] * bool(words)
         spelled = [
             f" {word}" if self._control_ids.isdisjoint(tokens) else self._spelled_out(word)
             for word, tokens in zip(words, self.tokenize([f" {word}" for word in words]), strict=True)
@@ -66,7 +69,9 @@ class ValueTokenizer:
             self._known = {}
         known = self._known
         # Ids stand alone and come once; the words that texts are made of come again.
-        is_alone = [bool(value and not _WHITE_SPACE.search(value)) for value in values]
+        if not self._reads_words:
+            values = [value and " ".join(value.split()) for value in values]
+        is_alone = [bool(value and not (self._reads_words and _WHITE_SPACE.search(value))) for value in values]
         several = (value.split() for value, alone in zip(values, is_alone, strict=True) if value and not alone)
         new = list({word for words in several for word in words if word not in known})
         known.update(zip(new, self._read(new), strict=True))

@@ -157,7 +157,7 @@ class HashIndex(FeatureIndex):
         self._num_buckets = num_buckets
 
     def places(self, values: FieldValues) -> np.ndarray:
-        return of_distinct(values.strings, lambda texts: np.array([self._bucket(text) for text in texts]))
+        return of_distinct(values.strings, lambda texts: np.array(list(map(self._bucket, texts)), dtype=np.int64))
 
     def _bucket(self, text: str) -> int:
         digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
