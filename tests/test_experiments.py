@@ -174,7 +174,29 @@ def test_recorded_runs_are_repeated(workplace, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(folder / "runs"), "--again", "3"])
     run.main()
     assert capsys.readouterr().out.count("again") == 3
-    assert all(line["again"] == pytest.approx(line["auc"]) for line in lines(run.AGAIN_FILE))
+    again = lines(run.AGAIN_FILE)
+    assert all(line["again"] == pytest.approx(line["auc"]) for line in again)
+    run.main()
+    keys = [line["key"] for line in lines(run.AGAIN_FILE)]
+    assert len(keys) == len(set(keys)) == 6, "others, the second time"
+
+
+def test_what_a_killed_program_left_of_a_line_is_passed_over(workplace):
+    experiments, *_, folder = workplace
+    path = folder / "records.jsonl"
+    experiments.add_line(path, {"a": 1})
+    path.write_text(path.read_text() + '{"b": ')
+    assert experiments.read_lines(path) == [{"a": 1}]
+    experiments.add_line(path, {"c": 3})
+    assert experiments.read_lines(path) == [{"a": 1}, {"c": 3}]
+
+
+def test_rows_that_were_not_trained_on_are_unseen(workplace):
+    _, run, *_ = workplace
+    all_rows, few = (run.slices(rows_of("random", 0), most) for most in (None, 3))
+    assert few["unseen user"].sum() > all_rows["unseen user"].sum()
+    with pytest.raises(ValueError, match="there is no table 'two': one"):
+        workplace[0].load_tables(["two"])
 
 
 def test_the_report_says_what_the_records_say(workplace, monkeypatch):
@@ -213,4 +235,8 @@ def test_every_table_names_models_that_there_are(monkeypatch):
         assert {*table.compare, *(row for rows in table.compare.values() for row in rows)} <= set(table.rows)
         for row in table.rows:
             for model in table.models(row):
-                assert experiments.find_run(model, table.splits[0], 0).job(Path("runs")).command
+                run = experiments.find_run(model, table.splits[0], 0)
+                assert run.job(Path("runs")).command
+                # finetune.yaml names a backbone too, which a pretrained model of another one can't take.
+                backbones = {stage.settings.get("model.options.backbone") for stage in run.stages}
+                assert len(backbones) == 1, row

@@ -29,6 +29,9 @@ def main() -> None:
     if run.key in {line["key"] for line in read_lines(RESULTS / "alignment.jsonl")}:
         return
     folder = run.folder(arguments.runs) / "model"
+    if not folder.exists():
+        print(f"no alignment: {folder} is not there; run.py makes it")
+        return
     settings = yaml.safe_load((CONFIGS / "pretrain.yaml").read_text(encoding="utf-8"))
     log = load_click_log(DataConfig(source=settings["data"]["source"], split=run.split, split_seed=run.seed))
     processor = FlipProcessor.from_pretrained(folder)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,7 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """Names the run and all that its figures depend on."""
+        """Names the run, its settings and those of the runs before it; not the code, which its record names."""
         base = (CONFIGS / f"{self.script}.yaml").read_text(encoding="utf-8")
         depends = [yaml.safe_load(base), self.settings, self.after.key if self.after else None]
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
@@ -96,9 +96,16 @@ class Table:
         return [shown] if isinstance(shown, str | Mapping) else list(shown)
 
 
-def load_tables(names: Iterable[str] = ()) -> list[Table]:
-    """The tables of these names, or all."""
-    paths = [HERE / "tables" / f"{name}.yaml" for name in names] or sorted((HERE / "tables").glob("*.yaml"))
+def load_tables(names: Sequence[str] = ()) -> list[Table]:
+    """The tables of these names, or all.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    there = {path.stem: path for path in sorted((HERE / "tables").glob("*.yaml"))}
+    if unknown := [name for name in names if name not in there]:
+        raise ValueError(f"there is no table {unknown[0]!r}: {', '.join(there)}")
+    paths = [there[name] for name in names] or list(there.values())
     return [Table(path.stem, **yaml.safe_load(path.read_text(encoding="utf-8"))) for path in paths]
 
 
@@ -130,11 +137,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a file of JSON lines; none where it is not there."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Of a program that was killed while it wrote, the last line has no end.
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def add_line(path: Path, record: Mapping[str, Any]) -> None:
     """Adds a record."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    with path.open("a+b") as file:
+        file.seek(0)
+        # What a program that was killed while it wrote has left of a line goes.
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(f"{json.dumps(record)}\n".encode())

@@ -1,4 +1,4 @@
-"""Renders docs/results.md from the records under results/, and from nothing else.
+"""Renders docs/results.md: the tables of tables/, their figures from the records under results/ and from nothing else.
 
 python examples/experiments/report.py
 """
@@ -73,10 +73,15 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
             parts.append(markdown(header, tests))
         parts.append(slices_table(found))
         picture = Path("results") / f"calibration-{table.name}-{split}.png"
-        bins = {row: records[0]["result"]["test_calibration"] for row, records in found.items() if records}
+        bins = {
+            row: record["result"]["test_calibration"]
+            for row, records in found.items()
+            for record in records
+            if record["seed"] == 0
+        }
         (folder / picture).parent.mkdir(parents=True, exist_ok=True)
-        if draw_calibration(bins, folder / picture):
-            parts.append(f"![Click rates against predicted probabilities, the first seed]({picture})\n")
+        if bins and draw_calibration(bins, folder / picture):
+            parts.append(f"![Click rates against predicted probabilities, seed 0]({picture})\n")
     return parts
 
 
@@ -122,8 +127,9 @@ def slices_table(found: Mapping[str, Sequence[Any]]) -> str:
             values = [value for value in values if value == value]
             cells.append(f"{statistics.fmean(values):.4f}" if values else "")
         rows.append([row, *cells])
-    numbers = next(record["result"]["slices"] for records in found.values() for record in records)
-    header = ["AUC on rows of", *(f"{name} ({numbers[name]['rows']:,})" for name in SLICES)]
+    first = min((record for records in found.values() for record in records), key=lambda record: record["seed"])
+    numbers = first["result"]["slices"]
+    header = ["AUC on rows of", *(f"{name} ({numbers[name]['rows']:,} of seed {first['seed']})" for name in SLICES)]
     return markdown(header, rows)
 
 

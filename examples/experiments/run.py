@@ -1,7 +1,7 @@
 """Runs the experiments of tables/ and records them under results/: what is recorded is not run again.
 
 python examples/experiments/run.py                        # all of them: many hours on a CPU
-python examples/experiments/run.py main --seeds 0 1       # some
+python examples/experiments/run.py 1-main --seeds 0 1     # some
 python examples/experiments/run.py --again 3              # three recorded runs once more, beside what they had
 
 A run that was stopped goes on where it was. `runs.jsonl` holds a line for each run, `comparisons.jsonl` one for each
@@ -78,7 +78,7 @@ def run_block(table: Table, split: str, seed: int, folder: Path, processes: int)
         if len(runs) > 1 and key_of(runs) not in recorded:
             scores = scores_of(runs, folder)
             shown = {"key": key_of(runs), "model": [run.model for run in runs], "split": split, "seed": seed}
-            add_line(RUNS_FILE, {**shown, "result": measure(scores, split, seed)})
+            add_line(RUNS_FILE, {**shown, "result": measure(scores, runs[0])})
             recorded.add(key_of(runs))
     for first, second in open_pairs:
         one, other = (scores_of(parts[row], folder) for row in (first, second))
@@ -116,7 +116,7 @@ def record(run: Run, folder: Path) -> dict[str, Any]:
     kept["settings"] = {k: v for k, v in kept["settings"].items() if k not in ("output_dir", "pretrained")}
     seconds = sum(stage.job(folder).read()["wall_seconds"] for stage in run.stages)
     result = {"validation": found["result"]["validation"], "best_step": found["result"]["best_step"]}
-    result |= measure(scores_of([run], folder), run.split, run.seed)
+    result |= measure(scores_of([run], folder), run)
     shown = {"key": run.key, "model": run.model, "split": run.split, "seed": run.seed, "revision": revision()}
     return {
         **shown,
@@ -138,23 +138,23 @@ def scores_of(runs: Sequence[Run], folder: Path) -> dict[str, np.ndarray]:
     return {"labels": labels, "logits": np.log(mean) - np.log1p(-mean)}
 
 
-def measure(scores: Mapping[str, np.ndarray], split: str, seed: int) -> dict[str, Any]:
+def measure(scores: Mapping[str, np.ndarray], run: Run) -> dict[str, Any]:
     """Metrics of test rows, their intervals, calibration, GAUC and slices."""
-    rows = rows_of(split, seed)
+    rows = rows_of(run.split, run.seed)
     labels, clicks = scores["labels"], probabilities(scores["logits"])
     found = evidence(scores, rows["test"].with_format("numpy")[USER][:])
     found["slices"] = {
         name: {"rows": int(mask.sum()), **(compute_metrics(labels[mask], clicks[mask]) if mask.any() else {})}
-        for name, mask in slices(rows).items()
+        for name, mask in slices(rows, run.settings.get("data.max_train_rows")).items()
     }
     return found
 
 
-def slices(rows: DatasetDict) -> dict[str, np.ndarray]:
-    """Test rows by how many training rows their user and item have, bool (rows,) each."""
+def slices(rows: DatasetDict, max_train_rows: int | None) -> dict[str, np.ndarray]:
+    """Test rows by how many of the rows that were trained on have their user and item, bool (rows,) each."""
     masks: dict[str, np.ndarray] = {}
     for field, word in ((USER, "user"), (ITEM, "item")):
-        known, counts = np.unique(rows["train"].with_format("numpy")[field][:], return_counts=True)
+        known, counts = np.unique(rows["train"].with_format("numpy")[field][:max_train_rows], return_counts=True)
         values = rows["test"].with_format("numpy")[field][:]
         places = np.minimum(np.searchsorted(known, values), len(known) - 1)
         number = np.where(known[places] == values, counts[places], 0)
@@ -170,10 +170,11 @@ def rows_of(split: str, seed: int) -> DatasetDict:
 
 
 def repeat(number: int, folder: Path, processes: int) -> None:
-    """Runs recorded runs again and records both figures."""
+    """Runs recorded runs again, those that were not yet, and records both figures."""
+    repeated = {line["key"] for line in read_lines(AGAIN_FILE)}
     known = [line for line in read_lines(RUNS_FILE) if not isinstance(line["model"], list)]
-    current = [line for line in known if find_run(line["model"], line["split"], line["seed"]).key == line["key"]]
-    chosen = random.Random(len(known)).sample(current, min(number, len(current)))
+    current = [line for line in known if line["key"] not in repeated and is_current(line)]
+    chosen = random.Random(len(current)).sample(current, min(number, len(current)))
     runs = [find_run(line["model"], line["split"], line["seed"]) for line in chosen]
     run_stages(runs, folder, processes)
     for line, run in zip(chosen, runs, strict=True):
@@ -184,9 +185,16 @@ def repeat(number: int, folder: Path, processes: int) -> None:
         print(f"{run.key}: AUC {before:.4f}, again {again['auc']:.4f}, interval {low:.4f} to {high:.4f}")
 
 
-@cache
+def is_current(line: Mapping[str, Any]) -> bool:
+    """Whether models.yaml still holds the model of a recorded run, with the settings that it had."""
+    try:
+        return find_run(line["model"], line["split"], line["seed"]).key == line["key"]
+    except ValueError:
+        return False
+
+
 def revision() -> str:
-    """The revision of the code, marked where files differ from it."""
+    """The revision of the code when a run is recorded, marked where files differ from it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(RESULTS.parent), *arguments]

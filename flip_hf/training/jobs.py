@@ -8,7 +8,8 @@ import runpy
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,11 @@ def _flag(value: Any) -> str:
 def run_jobs(jobs: Iterable[Job], processes: int) -> None:
     """Runs what is not done yet, `processes` at a time, each with its share of the cores; output goes to `.log` files.
 
+    Environment variables that say how many threads a run has stay set: one number of `processes` a program.
+
     Raises:
-        RuntimeError: a job failed; names its log. The others go on first.
+        RuntimeError: a job failed; names its log. The others go on first, but where one was killed from outside: that
+            ends all that have not ended.
     """
     waiting = [job for job in jobs if not job.result.exists()]
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
@@ -54,9 +58,17 @@ def run_jobs(jobs: Iterable[Job], processes: int) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["flip_hf.modeling_flip", "flip_hf.training.loop", "flip_hf.training.data"])
     with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
-        failed = [log for log in pool.map(_run, waiting) if log is not None]
+        ends = [(job, pool.submit(_run, job)) for job in waiting]
+        failed = [log for job, end in ends if (log := _log_of_failed(job, end)) is not None]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(waiting)} jobs failed; see {', '.join(map(str, failed))}")
+
+
+def _log_of_failed(job: Job, end: Future[Path | None]) -> Path | None:
+    try:
+        return end.result()
+    except BrokenProcessPool:
+        return job.result.with_suffix(".log")
 
 
 def _run(job: Job) -> Path | None:
@@ -71,6 +83,8 @@ def _run(job: Job) -> Path | None:
         try:
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
                 runpy.run_path(job.command[0], run_name="__main__")
+        except SystemExit as ended:
+            error = f", failed: exit code {ended.code}" if ended.code else ""
         except BaseException as raised:
             error = f", failed: {type(raised).__name__}: {raised}"[:200]
     os.write(shown, f"{job.result.parent.name}: {time.monotonic() - started:.0f} s{error}\n".encode())
