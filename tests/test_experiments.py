@@ -70,10 +70,14 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "rows_of", rows_of)
     asked = []
 
-    def run_jobs(jobs, processes):
+    def run_jobs(jobs, processes, when_done):
         for job in jobs:
-            if job.result.exists():
-                continue
+            run_job(job)
+            if when_done is not None:
+                when_done(job)
+
+    def run_job(job):
+        if not job.result.exists():
             asked.append(job.result.parent.name)
             arguments = dict(zip(job.command[1::2], job.command[2::2], strict=True))
             model, seed = job.result.parent.name.split("-")[0], int(arguments["--training.seed"])
@@ -140,6 +144,28 @@ def test_a_row_may_have_settings_of_its_own(workplace):
     assert (both.key, both.after.key) != (wide.key, wide.after.key)
     command = wide.job(Path("runs")).command
     assert command[command.index("--pretrained") + 1] == f"runs/{wide.after.key}/model"
+
+
+def test_what_was_run_before_a_failure_is_recorded(workplace, monkeypatch):
+    _, run, *_ = workplace
+    whole = run.run_jobs
+
+    def fail_at_words(jobs, processes, when_done):
+        for job in jobs:
+            if "words" in job.result.parent.name:
+                raise RuntimeError("1 of 3 jobs failed")
+            whole([job], processes, when_done)
+
+    monkeypatch.setattr(run, "run_jobs", fail_at_words)
+    with pytest.raises(RuntimeError, match="jobs failed"):
+        run.main()
+    before = lines(run.RUNS_FILE)
+    assert [line["model"] for line in before] == ["plain"]
+    monkeypatch.setattr(run, "run_jobs", whole)
+    run.main()
+    keys = [line["key"] for line in lines(run.RUNS_FILE)]
+    assert lines(run.RUNS_FILE)[0] == before[0]
+    assert len(keys) == len(set(keys))
 
 
 def test_other_settings_make_another_run(workplace):

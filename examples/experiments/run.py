@@ -12,7 +12,7 @@ them.
 import argparse
 import random
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from experiments import RESULTS, Run, Table, add_line, find_run, load_tables, re
 
 from flip_hf.data.splits import load_splits
 from flip_hf.training.evaluation import evidence, probabilities
-from flip_hf.training.jobs import run_jobs
+from flip_hf.training.jobs import Job, run_jobs
 from flip_hf.training.metrics import compute_metrics, logloss
 from flip_hf.training.significance import delong, paired_bootstrap
 
@@ -67,12 +67,14 @@ def run_block(table: Table, split: str, seed: int, folder: Path, processes: int)
     open_rows |= {row for pair in open_pairs for row in pair}
     # What was recorded elsewhere has left no scores here, and is run again where they are asked for.
     wanted = {run.key: run for row in parts if row in open_rows for run in parts[row]}
-    run_stages(wanted.values(), folder, processes)
 
-    for run in wanted.values():
-        if run.key not in recorded:
-            add_line(RUNS_FILE, record(run, folder))
-            recorded.add(run.key)
+    def record_once(job: Job) -> None:
+        key = job.result.parent.name
+        if key in wanted and key not in recorded:
+            add_line(RUNS_FILE, record(wanted[key], folder))
+            recorded.add(key)
+
+    run_stages(wanted.values(), folder, processes, record_once)
     for row in open_rows:
         runs = parts[row]
         if len(runs) > 1 and key_of(runs) not in recorded:
@@ -96,12 +98,14 @@ def run_block(table: Table, split: str, seed: int, folder: Path, processes: int)
         )
 
 
-def run_stages(runs: Iterable[Run], folder: Path, processes: int) -> None:
+def run_stages(
+    runs: Iterable[Run], folder: Path, processes: int, when_done: Callable[[Job], object] | None = None
+) -> None:
     """Runs what has not run yet, a stage after the one that it starts from."""
     wanted = list(runs)
     for depth in range(max((len(run.stages) for run in wanted), default=0)):
         stages = {run.stages[depth].key: run.stages[depth] for run in wanted if len(run.stages) > depth}
-        run_jobs([stage.job(folder) for stage in stages.values()], processes)
+        run_jobs([stage.job(folder) for stage in stages.values()], processes, when_done)
 
 
 def key_of(runs: Sequence[Run]) -> str:

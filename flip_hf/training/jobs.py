@@ -7,8 +7,8 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,24 +42,36 @@ def _flag(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def run_jobs(jobs: Iterable[Job], processes: int) -> None:
+def run_jobs(jobs: Iterable[Job], processes: int, when_done: Callable[[Job], object] | None = None) -> None:
     """Runs what is not done yet, `processes` at a time, each with its share of the cores; output goes to `.log` files.
 
+    `when_done` is called with each job as soon as it is done, in this process; with those that were done before, first.
     Environment variables that say how many threads a run has stay set: one number of `processes` a program.
 
     Raises:
         RuntimeError: a job failed; names its log. The others go on first, but where one was killed from outside: that
             ends all that have not ended.
     """
-    waiting = [job for job in jobs if not job.result.exists()]
+    when_done = when_done or (lambda job: None)
+    waiting = []
+    for job in jobs:
+        if job.result.exists():
+            when_done(job)
+        else:
+            waiting.append(job)
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     # Read when the server of new processes starts; it imports once what every run would import.
     os.environ |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["flip_hf.modeling_flip", "flip_hf.training.loop", "flip_hf.training.data"])
     with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
-        ends = [(job, pool.submit(_run, job)) for job in waiting]
-        failed = [log for job, end in ends if (log := _log_of_failed(job, end)) is not None]
+        ends = {pool.submit(_run, job): job for job in waiting}
+        failed = []
+        for end in as_completed(ends):
+            if (log := _log_of_failed(ends[end], end)) is None:
+                when_done(ends[end])
+            else:
+                failed.append(log)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(waiting)} jobs failed; see {', '.join(map(str, failed))}")
 
