@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +79,7 @@ class AsPaper:
         self.collator = FlipPretrainingCollator(processor)
         # MLM and MTM take the masked and one complete text; ICL encodes the complete text once more.
         options = settings.options | {"objectives": {"mlm": 1.0, "mtm": 1.0}}
-        settings = ModelConfig(settings.text_encoder, settings.text_layers, settings.max_length, options)
+        settings = replace(settings, options=options)
         self.masked = new_model(FlipForPreTraining, settings, processor)
         self.masked.set_feature_counts(processor.feature_counts)
         settings.options = settings.options | {"objectives": {"icl": 1.0}}

@@ -16,7 +16,7 @@ import torch
 from example_runs import EXAMPLES, lines, script
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import pipeline
+from transformers import AutoModel, pipeline
 
 from flip_hf import FieldConfig, FlipForCTR, FlipProcessor
 from flip_hf.training.checkpoints import replace_folder
@@ -114,6 +114,20 @@ def test_one_tower_is_finetuned_alone(workplace, pretrained, mode, tmp_path):
     model = FlipForCTR.from_pretrained(tmp_path / mode / "model")
     assert model.config.mode == mode
     assert json.loads((tmp_path / mode / "run.json").read_text())["result"]["steps"] == 7
+
+
+def test_the_text_encoder_may_start_afresh(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--mode", "text", "--training.max_steps", "1"]
+    still = ["--training.learning_rate", "1e-12", "--training.text_learning_rate", "1e-12"]
+    tables = []
+    for pretrained in ("true", "false"):
+        folder = tmp_path / pretrained
+        script("finetune")([*arguments, *still, "--model.text_pretrained", pretrained, "--output_dir", str(folder)])
+        loaded = FlipForCTR.from_pretrained(folder / "model")
+        tables.append(loaded.flip.text_model.embeddings.word_embeddings.weight)
+    encoder = AutoModel.from_pretrained(workplace / "encoder").embeddings.word_embeddings.weight
+    assert torch.allclose(tables[0], encoder, atol=1e-6)
+    assert not torch.allclose(tables[1], encoder, atol=1e-2)
 
 
 def test_finetuning_needs_no_pretraining(workplace, tmp_path):

@@ -26,7 +26,7 @@ def fit_processor(log: ClickLog, settings: ModelConfig) -> FlipProcessor:
 
 
 def new_model(cls: type[Model], settings: ModelConfig, processor: FlipProcessor, mode: str = "joint") -> Model:
-    """A model with fresh heads and ID-based model, and a pretrained text encoder where the mode has one.
+    """A model with fresh heads and ID-based model, and where the mode has one the text encoder.
 
     Args:
         cls: `FlipForPreTraining` or `FlipForCTR`.
@@ -45,5 +45,8 @@ def new_model(cls: type[Model], settings: ModelConfig, processor: FlipProcessor,
         **settings.options,
     )
     build: Any = cls
-    model: Model = build(config) if mode == "id" else build.from_text_pretrained(settings.text_encoder, config)
-    return model
+    if mode == "id" or not settings.text_pretrained:
+        model: Model = build(config)
+        return model
+    pretrained: Model = build.from_text_pretrained(settings.text_encoder, config)
+    return pretrained

@@ -47,12 +47,14 @@ class ModelConfig:
     Args:
         text_encoder: name or folder of the pretrained text encoder.
         text_layers: build only its first layers.
+        text_pretrained: start from its weights, not afresh from its configuration, which shows what they give.
         max_length: most tokens of a row's text.
         options: further settings of `FlipConfig`, such as `backbone` or `contrastive_temperature`.
     """
 
     text_encoder: str = MINILM
     text_layers: int | None = None
+    text_pretrained: bool = True
     max_length: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
