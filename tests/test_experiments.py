@@ -27,6 +27,7 @@ TABLE = {
     "caption": "What it says.",
     "splits": ["random"],
     "seeds": 2,
+    "calibration": True,
     "rows": {
         "Plain": "plain",
         "Mean": ["plain", "words"],
@@ -249,6 +250,7 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     )
     assert (folder / "results" / "calibration-one-random.png").stat().st_size > 5_000
     assert "(results/calibration-one-random.png)" in text
+    assert "Fewer than" not in text
     assert "## Machines\n\n- cpu, 1 threads a run; torch 2, transformers 5" in text
 
 

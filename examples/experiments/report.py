@@ -57,8 +57,8 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
             ]
             for row in table.rows
         }
-        found = {row: [runs[key] for key in own if key in runs] for row, own in keys.items()}
-        if not any(found.values()):
+        found = {row: records for row, own in keys.items() if (records := [runs[key] for key in own if key in runs])}
+        if not found:
             parts.append(f"### Split: {split}\n\nNo run of this split is recorded yet.\n")
             continue
         parts.append(f"### Split: {split}\n")
@@ -70,8 +70,12 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
         ]
         if tests := [cells for cells in tests if cells]:
             header = ["comparison", "seeds", "AUC", "95% interval", "p, seeds", "p, rows", "LogLoss", "p, seeds"]
-            parts.append(markdown(header, tests))
+            parts.append(markdown(header, tests) + "\n")
         parts.append(slices_table(found))
+        if open_rows := [row for row, own in keys.items() if len(found.get(row, [])) < len(own)]:
+            parts.append(f"Fewer than {table.seeds} seeds are recorded of: {'; '.join(open_rows)}.\n")
+        if not table.calibration:
+            continue
         picture = Path("results") / f"calibration-{table.name}-{split}.png"
         bins = {
             row: record["result"]["test_calibration"]
@@ -92,8 +96,9 @@ def models_table(found: Mapping[str, Sequence[Any]]) -> str:
         tests = [record["result"]["test"] for record in records]
         cells = [spread([test[name] for test in tests]) for name in METRICS]
         minutes = [record["seconds_with_stages"] / 60 for record in records if "seconds_with_stages" in record]
+        # An average takes the time of its parts.
         rows.append([row, *cells, len(tests), f"{statistics.fmean(minutes):.1f}" if minutes else ""])
-    return markdown(["model", *METRICS.values(), "seeds", "minutes"], rows)
+    return markdown(["model", *METRICS.values(), "seeds", "minutes"], rows) + "\n"
 
 
 def comparison(
@@ -130,7 +135,7 @@ def slices_table(found: Mapping[str, Sequence[Any]]) -> str:
     first = min((record for records in found.values() for record in records), key=lambda record: record["seed"])
     numbers = first["result"]["slices"]
     header = ["AUC on rows of", *(f"{name} ({numbers[name]['rows']:,} of seed {first['seed']})" for name in SLICES)]
-    return markdown(header, rows)
+    return markdown(header, rows) + "\n"
 
 
 def aligned(line: Mapping[str, Any], folder: Path) -> str:
@@ -150,7 +155,7 @@ def aligned(line: Mapping[str, Any], folder: Path) -> str:
         f"{line['rows']:,} test rows: 1 where one tells the other up to a turn and a scale."
     )
     table = markdown(["", "own field", "other fields"], rows)
-    return f"## Alignment of fields\n\n{explained}\n\n{table}\n![Alignment of fields]({picture})\n"
+    return f"## Alignment of fields\n\n{explained}\n\n{table}\n\n![Alignment of fields]({picture})\n"
 
 
 def machines(records: Any) -> str:
@@ -175,7 +180,7 @@ def repeated(lines: Sequence[Any]) -> str:
         ]
         for line in lines
     ]
-    return "## Run again\n\n" + markdown(["run", "test AUC", "again", "its 95% interval"], rows)
+    return "## Run again\n\n" + markdown(["run", "test AUC", "again", "its 95% interval"], rows) + "\n"
 
 
 def spread(values: Sequence[float]) -> str:
