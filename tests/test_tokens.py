@@ -65,7 +65,8 @@ def test_a_run_leaves_and_prints_no_secret(workplace, tmp_path, environment, tok
     assert done.returncode == 0, done.stderr.decode()
 
     written = {path.relative_to(output).parts[0] for path in output.rglob("*") if path.is_file()}
-    assert written == {"model", "checkpoints", "tensorboard", "log.jsonl", "run.json", "curves.png", "calibration.png"}
+    files = {"log.jsonl", "run.json", "test_scores.parquet", "curves.png", "calibration.png"}
+    assert written == {"model", "checkpoints", "tensorboard", *files}
     # The search finds what is there: a field's name is in these.
     assert {"run.json", "model/config.json", "model/vocabulary.parquet"} <= set(holding(output, "user_id"))
     for secret in (*SECRETS.values(), STORED):
