@@ -96,8 +96,8 @@ class TrainingConfig:
         feature_l2: L2 penalty on the feature embeddings that a batch reads.
         feature_updates: what an optimiser step changes of the feature table: its "dense" whole, or the "rows" that the
             batch read, which costs the same however large the table is. Rows that were not read then wait, where Adam
-            would move them on by its moments, so it wants a learning rate of its own (benchmarks/README.md). Several
-            processes need `shard_features` for it.
+            would move them on by its moments, which costs some AUC (benchmarks/README.md). Several processes need
+            `shard_features` for it.
         warmup_ratio: share of the steps in which the learning rate rises, before it falls as a cosine.
         max_gradient_norm: gradients are scaled down to this norm.
         precision: "bf16" autocast, "fp32", or "auto": bf16 where the device computes in it.
