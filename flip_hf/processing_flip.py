@@ -275,9 +275,13 @@ class FlipProcessor(ProcessorMixin):
             batch = table[start : start + _BATCH_ROWS]
             return self.encode(batch, first_row=start, with_label=with_label, source=source)
 
-        self.vocabulary.make_indices()
+        def starts() -> Iterator[int]:
+            # Before any thread needs them, and not at all where datasets has the rows encoded.
+            self.vocabulary.make_indices()
+            yield from range(0, len(dataset), _BATCH_ROWS)
+
         # The next batches are encoded while datasets writes one.
-        batches = in_threads(encode, range(0, len(dataset), _BATCH_ROWS), _num_threads())
+        batches = in_threads(encode, starts(), _num_threads())
 
         def next_batch(indices: list[int]) -> pa.Table:
             batch = next(batches)

@@ -96,7 +96,6 @@ def models_table(found: Mapping[str, Sequence[Any]]) -> str:
         tests = [record["result"]["test"] for record in records]
         cells = [spread([test[name] for test in tests]) for name in METRICS]
         minutes = [record["seconds_with_stages"] / 60 for record in records if "seconds_with_stages" in record]
-        # An average takes the time of its parts.
         rows.append([row, *cells, len(tests), f"{statistics.fmean(minutes):.1f}" if minutes else ""])
     return markdown(["model", *METRICS.values(), "seeds", "minutes"], rows) + "\n"
 
