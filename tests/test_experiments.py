@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict
+from records import make_record
 
 from flip_hf.training.metrics import auc
 from flip_hf.training.significance import delong, paired_t
@@ -27,7 +30,7 @@ TABLE = {
     "caption": "What it says.",
     "splits": ["random"],
     "seeds": 2,
-    "calibration": True,
+    "pictures": True,
     "rows": {
         "Plain": "plain",
         "Mean": ["plain", "words"],
@@ -66,6 +69,8 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "models.yaml").write_text(yaml.safe_dump(MODELS))
     monkeypatch.setattr(experiments, "HERE", tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(report, "CARD_MODELS", {"a-card": "both", "another": "before"})
+    monkeypatch.setattr(run, "SCORES", tmp_path / "results" / "scores")
     for name in ("runs", "comparisons", "again"):
         monkeypatch.setattr(run, f"{name.upper()}_FILE", tmp_path / "results" / f"{name}.jsonl")
     monkeypatch.setattr(run, "rows_of", rows_of)
@@ -88,16 +93,17 @@ def workplace(tmp_path, monkeypatch):
             if model != "before":
                 scores = pa.table({"labels": LABELS, "logits": logits(model, seed)})
                 pq.write_table(scores, job.result.parent / "test_scores.parquet")
-            facts = {
-                "settings": {"output_dir": "somewhere", "pretrained": "elsewhere", "mode": "id"},
-                "versions": {"torch": "2", "transformers": "5"},
-                "device": {"kind": "cpu", "threads": 1},
-                "started": "2026-01-01",
-                "wall_seconds": 30.0,
-                "data": {"source": "movielens-100k"},
-                "model": {"parameters": {"all": 12}},
-                "result": {"validation": {"auc": 0.5}, "best_step": 3},
-            }
+            facts = make_record()
+            facts["task"] = "pretraining" if model == "before" else "finetuning"
+            facts["settings"]["output_dir"] = str(job.result.parent)
+            facts["model"]["mode"] = {"plain": "id", "words": "text"}.get(model, "joint")
+            facts["pretraining"] = make_record()
+            if model == "before":
+                facts["result"] = {name: value for name, value in facts["result"].items() if "test" not in name}
+            losses = {"loss": 1.5, "id_loss": 0.5, "text_loss": 0.61234, "rows_per_second": 80.0}
+            steps = [{"event": "train", "step": step, "epoch": 0, **losses} for step in (10, 20)]
+            log = [*steps, {"event": "validation", "step": 20, "epoch": 0, "auc": 0.75}]
+            (job.result.parent / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
             job.result.write_text(json.dumps(facts))
 
     monkeypatch.setattr(run, "run_jobs", run_jobs)
@@ -110,7 +116,7 @@ def lines(path):
 
 
 def test_what_is_recorded_is_not_run_again(workplace):
-    experiments, run, _, asked, _ = workplace
+    experiments, run, _, asked, folder = workplace
     run.main()
     # The last row's two stages have settings of their own.
     assert sorted(name.rsplit("-", 1)[0] for name in asked) == sorted(
@@ -119,12 +125,18 @@ def test_what_is_recorded_is_not_run_again(workplace):
     records = {line["key"]: line for line in lines(run.RUNS_FILE)}
     both = records[experiments.find_run("both", "random", 1).key]
     assert both["result"]["test"]["auc"] == pytest.approx(auc(LABELS, logits("both", 1)))
-    assert both["seconds_with_stages"] == 60
-    assert both["settings"] == {"mode": "id"}, "no path of a machine"
+    before = records[experiments.find_run("before", "random", 1).key]
+    assert both["stages"] == [before["key"], both["key"]]
+    assert (before["result"]["validation"]["auc"], "test" in before["result"]) == (0.75, False)
+    assert "pretraining" not in both["run"], "it has a line of its own"
+    assert str(folder) not in run.RUNS_FILE.read_text(), "no path of a machine"
+    assert both["curves"]["train"]["text_loss"] == [[10, 20], [0.6123, 0.6123]]
+    assert "rows_per_second" not in both["curves"]["train"]
     slices = both["result"]["slices"]
     assert slices["unseen user"]["rows"] == sum(i % 7 == 6 for i in range(NUM_ROWS))
     compared = lines(run.COMPARISONS_FILE)
-    clicks = [1 / (1 + np.exp(-logits(model, 0).astype(float))) for model in ("plain", "words", "both")]
+    kept = [logits(model, 0).astype(np.float16).astype(float) for model in ("plain", "words", "both")]
+    clicks = [1 / (1 + np.exp(-values)) for values in kept]
     mean = (clicks[0] + clicks[1]) / 2
     found = next(line for line in compared if line["seed"] == 0 and " + " in line["second"])
     assert found["auc"]["p"] == pytest.approx(delong(LABELS, clicks[2], mean).p, rel=1e-4)
@@ -161,7 +173,7 @@ def test_what_was_run_before_a_failure_is_recorded(workplace, monkeypatch):
     with pytest.raises(RuntimeError, match="jobs failed"):
         run.main()
     before = lines(run.RUNS_FILE)
-    assert [line["model"] for line in before] == ["plain"]
+    assert [line["model"] for line in before] == ["before", "plain"]
     monkeypatch.setattr(run, "run_jobs", whole)
     run.main()
     keys = [line["key"] for line in lines(run.RUNS_FILE)]
@@ -179,18 +191,16 @@ def test_other_settings_make_another_run(workplace):
     assert {name.split("-")[0] for name in asked} == {"before", "both"}, "and those that start from it"
 
 
-def test_a_comparison_whose_scores_are_gone_has_its_runs_run_again(workplace):
+def test_scores_are_kept_for_other_comparisons(workplace):
     _, run, _, asked, folder = workplace
     run.main()
     kept, lost = lines(run.COMPARISONS_FILE)[1:], lines(run.COMPARISONS_FILE)[0]
     run.COMPARISONS_FILE.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    for path in (folder / "runs").rglob("*"):
-        if path.is_file():
-            path.unlink()
+    shutil.rmtree(folder / "runs")
     asked.clear()
     before = run.RUNS_FILE.read_text()
     run.main()
-    assert {name.split("-")[0] for name in asked} == {"before", "both", "plain"}
+    assert asked == []
     assert lines(run.COMPARISONS_FILE)[-1] == lost
     assert run.RUNS_FILE.read_text() == before
 
@@ -229,7 +239,7 @@ def test_rows_that_were_not_trained_on_are_unseen(workplace):
 def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     _, run, report, _, folder = workplace
     output = folder / "results.md"
-    monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(output)])
+    monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(output), "--cards", str(folder / "cards")])
     report.main()
     assert "No run of this split is recorded yet" in output.read_text()
     monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(folder / "runs")])
@@ -237,7 +247,7 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     matrices = {"before": [[0.25, 0.5], [0.5, 0.75]], "after": [[1.0, 0.1], [0.3, 0.5]]}
     alignment = {"key": "before", "rows": 4096, "fields": ["user", "item"], **matrices}
     (folder / "results" / "alignment.jsonl").write_text(json.dumps(alignment) + "\n")
-    monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(output)])
+    monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(output), "--cards", str(folder / "cards")])
     report.main()
     text = output.read_text()
     assert "| before pretraining | 0.500 | 0.500 |\n| after pretraining | 0.750 | 0.200 |" in text
@@ -251,7 +261,36 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     assert (folder / "results" / "calibration-one-random.png").stat().st_size > 5_000
     assert "(results/calibration-one-random.png)" in text
     assert "Fewer than" not in text
-    assert "## Machines\n\n- cpu, 1 threads a run; torch 2, transformers 5" in text
+    # Two minutes and five seconds for each of two stages.
+    assert re.search(r"^\| Both \|.* \| 2 \| 4.2 \|$", text, re.MULTILINE)
+    assert "## Machines\n\n- A CPU, 1 threads a run; torch 2.13.0, transformers 5.23.0" in text
+
+
+def test_cards_are_of_the_records(workplace, monkeypatch):
+    _, run, report, _, folder = workplace
+    run.main()
+    monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(folder / "a.md"), "--cards", str(folder / "cards")])
+    report.main()
+    text = (folder / "cards" / "a-card" / "README.md").read_text()
+    assert f"| AUC | {auc(LABELS, logits('both', 0)):.4f} | " in text
+    assert "Settings of pretraining" in text
+    files = {"README.md", "run.json", "curves.png"}
+    assert {path.name for path in (folder / "cards" / "a-card").iterdir()} == files | {"calibration.png"}
+    assert {path.name for path in (folder / "cards" / "another").iterdir()} == files
+
+
+def test_learning_curves_are_those_of_the_towers(workplace):
+    _, run, report, *_ = workplace
+    run.main()
+    records = {line["model"]: line for line in lines(run.RUNS_FILE) if line["seed"] == 0 and type(line["model"]) is str}
+    panels = report.learning({name: records[name] for name in ("plain", "words", "both")})
+    assert {title: set(found) for title, found in panels.items()} == {
+        "training LogLoss, ID-based models": {"plain", "both"},
+        "training LogLoss, text encoders": {"words", "both"},
+        "validation AUC": {"plain", "words", "both"},
+    }
+    losses = panels["training LogLoss, ID-based models"]
+    assert (losses["plain"], losses["both"]) == ([[10, 20], [1.5, 1.5]], [[10, 20], [0.5, 0.5]])
 
 
 def test_every_table_names_models_that_there_are(monkeypatch):

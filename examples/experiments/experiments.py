@@ -80,7 +80,7 @@ class Table:
         seeds: how many.
         rows: what each row shows: a model, or several, whose probabilities are averaged.
         compare: row -> the rows that it is tested against.
-        calibration: whether a picture shows how well its rows are calibrated.
+        pictures: whether pictures show how its rows learn and how well they are calibrated.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Table:
     seeds: int
     rows: Mapping[str, Model | Sequence[Model]]
     compare: Mapping[str, Sequence[str]]
-    calibration: bool = False
+    pictures: bool = False
 
     def models(self, row: str) -> list[Model]:
         """The models that the row shows: one, or those whose average it is."""

@@ -1,21 +1,32 @@
-"""Renders docs/results.md: the tables of tables/, their figures from the records under results/ and from nothing else.
+"""Renders docs/results.md and model_cards/ from the records under results/ and from nothing else.
 
 python examples/experiments/report.py
 """
 
 import argparse
 import statistics
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import RESULTS, Table, find_run, load_tables, read_lines
 
-from flip_hf.training.curves import draw_calibration, draw_matrices
+from flip_hf.hub.push import write_card
+from flip_hf.training.curves import Line, draw_calibration, draw_curves, draw_learning, draw_matrices
 from flip_hf.training.jobs import markdown
+from flip_hf.training.run import pictures
 from flip_hf.training.significance import paired_t
 
-DOCS = RESULTS.parent / "docs"
+DOCS, CARDS = RESULTS.parent / "docs", RESULTS.parent / "model_cards"
+# The models that model_cards/ shows, of the random split and its first seed.
+CARD_MODELS = {
+    "ml-100k-id-only": "dcnv2",
+    "ml-100k-pretrained": "pretraining",
+    "ml-100k-flip-id": "flip-id",
+    "ml-100k-flip-plm": "flip-plm",
+    "ml-100k-flip": "flip",
+}
 METRICS = {"auc": "AUC", "logloss": "LogLoss", "gauc": "GAUC", "ece": "ECE"}
 SLICES = ("unseen user", "rare user", "unseen item", "rare item", "frequent")
 INTRODUCTION = """# Results
@@ -34,6 +45,7 @@ those of `examples/configs/ml-100k` and `examples/experiments/models.yaml`.
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=DOCS / "results.md")
+    parser.add_argument("--cards", type=Path, default=CARDS, help="folder of the model cards")
     arguments = parser.parse_args()
     runs = {line["key"]: line for line in read_lines(RESULTS / "runs.jsonl")}
     comparisons = {(line["first"], line["second"]): line for line in read_lines(RESULTS / "comparisons.jsonl")}
@@ -44,6 +56,9 @@ def main() -> None:
     if again := read_lines(RESULTS / "again.jsonl"):
         parts.append(repeated(again))
     arguments.output.write_text("\n".join(parts), encoding="utf-8")
+    for name, model in CARD_MODELS.items():
+        if (key := find_run(model, "random", 0).key) in runs:
+            card(runs[key], runs, arguments.cards / name)
 
 
 def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any], folder: Path) -> list[str]:
@@ -62,7 +77,7 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
             parts.append(f"### Split: {split}\n\nNo run of this split is recorded yet.\n")
             continue
         parts.append(f"### Split: {split}\n")
-        parts.append(models_table(found))
+        parts.append(models_table(found, runs))
         pairs = [(first, second) for first, others in table.compare.items() for second in others]
         tests = [
             comparison(first, second, zip(keys[first], keys[second], strict=True), runs, comparisons)
@@ -74,28 +89,74 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
         parts.append(slices_table(found))
         if open_rows := [row for row, own in keys.items() if len(found.get(row, [])) < len(own)]:
             parts.append(f"Fewer than {table.seeds} seeds are recorded of: {'; '.join(open_rows)}.\n")
-        if not table.calibration:
-            continue
-        picture = Path("results") / f"calibration-{table.name}-{split}.png"
-        bins = {
-            row: record["result"]["test_calibration"]
-            for row, records in found.items()
-            for record in records
-            if record["seed"] == 0
-        }
-        (folder / picture).parent.mkdir(parents=True, exist_ok=True)
-        if bins and draw_calibration(bins, folder / picture):
-            parts.append(f"![Click rates against predicted probabilities, seed 0]({picture})\n")
+        if table.pictures:
+            first_seed = {row: record for row, records in found.items() for record in records if record["seed"] == 0}
+            parts += pictures_of(first_seed, f"{table.name}-{split}", folder)
     return parts
 
 
-def models_table(found: Mapping[str, Sequence[Any]]) -> str:
+def pictures_of(records: Mapping[str, Any], name: str, folder: Path) -> list[str]:
+    """Draws how the models of a table's rows learn and how well they are calibrated; the Markdown that shows it."""
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    bins = {row: record["result"]["test_calibration"] for row, record in records.items()}
+    shown = []
+    if bins and draw_calibration(bins, folder / "results" / f"calibration-{name}.png"):
+        caption = "Click rates against predicted probabilities, seed 0"
+        shown.append(f"![{caption}](results/calibration-{name}.png)\n")
+    if (panels := learning(records)) and draw_learning(panels, folder / "results" / f"learning-{name}.png"):
+        caption = "How the models learn, seed 0; of the training LogLoss, moving means"
+        shown.append(f"![{caption}](results/learning-{name}.png)\n")
+    return shown
+
+
+def learning(records: Mapping[str, Any]) -> dict[str, dict[str, Line]]:
+    """The lines of the learning curves, by panel and row."""
+    losses: dict[str, dict[str, Line]] = {"id": {}, "text": {}}
+    aucs: dict[str, Line] = {}
+    for row, record in records.items():
+        if "curves" not in record:
+            continue
+        train, mode = record["curves"]["train"], record["run"]["model"]["mode"]
+        # A joint model's own loss is a sum of three.
+        own = {"id": "id_loss", "text": "text_loss"} if mode == "joint" else {mode: "loss"}
+        for tower, name in own.items():
+            losses[tower][row] = train[name]
+        aucs[row] = record["curves"]["validation"]["auc"]
+    panels = {
+        "training LogLoss, ID-based models": losses["id"],
+        "training LogLoss, text encoders": losses["text"],
+        "validation AUC": aucs,
+    }
+    return {title: lines for title, lines in panels.items() if lines}
+
+
+def card(record: Mapping[str, Any], runs: Mapping[str, Any], folder: Path) -> None:
+    """Writes the model card of a recorded run, with its pictures."""
+    before = runs[record["stages"][0]] if len(record["stages"]) > 1 else None
+    whole = {**record["run"], "result": record["result"]}
+    if before is not None:
+        whole["pretraining"] = {**before["run"], "result": before["result"]}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as drawn:
+        shown = pictures(Path(drawn))
+        curves, calibration = shown
+        draw_curves(record["curves"], folder.name, curves)
+        if "test_calibration" in record["result"]:
+            draw_calibration({"model": record["result"]["test_calibration"]}, calibration)
+        write_card(folder, f"your-name/{folder.name}", whole, shown)
+
+
+def models_table(found: Mapping[str, Sequence[Any]], runs: Mapping[str, Any]) -> str:
     """What each row of a table is worth."""
     rows = []
     for row, records in found.items():
         tests = [record["result"]["test"] for record in records]
         cells = [spread([test[name] for test in tests]) for name in METRICS]
-        minutes = [record["seconds_with_stages"] / 60 for record in records if "seconds_with_stages" in record]
+        minutes = [
+            sum(runs[stage]["run"]["wall_seconds"] for stage in record["stages"]) / 60
+            for record in records
+            if "stages" in record
+        ]
         rows.append([row, *cells, len(tests), f"{statistics.fmean(minutes):.1f}" if minutes else ""])
     return markdown(["model", *METRICS.values(), "seeds", "minutes"], rows) + "\n"
 
@@ -161,8 +222,8 @@ def machines(records: Any) -> str:
     """What the runs ran on."""
     found: dict[str, None] = {}
     for record in records:
-        if "device" in record:
-            device, versions = record["device"], record["versions"]
+        if "run" in record:
+            device, versions = record["run"]["device"], record["run"]["versions"]
             where = f"{device.get('processor', device['kind'])}, {device['threads']} threads a run"
             found[f"- {where}; torch {versions['torch']}, transformers {versions['transformers']}"] = None
     return "## Machines\n\n" + "\n".join(found) + "\n"

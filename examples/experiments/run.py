@@ -4,13 +4,14 @@ python examples/experiments/run.py                        # all of them: many ho
 python examples/experiments/run.py 1-main --seeds 0 1     # some
 python examples/experiments/run.py --again 3              # three recorded runs once more, beside what they had
 
-A run that was stopped goes on where it was. `runs.jsonl` holds a line for each run, `comparisons.jsonl` one for each
-two models of a table that were tested against each other on one seed's test rows; `report.py` makes docs/results.md of
-them.
+A run that was stopped goes on where it was. `runs.jsonl` holds a line for each run, `scores/` its logits of the test
+rows, `comparisons.jsonl` a line for each two models of a table that were tested against each other on one seed's test
+rows; `report.py` makes docs/results.md of them.
 """
 
 import argparse
 import random
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -24,15 +25,18 @@ from datasets import DatasetDict
 from experiments import RESULTS, Run, Table, add_line, find_run, load_tables, read_lines
 
 from flip_hf.data.splits import load_splits
+from flip_hf.hub.card import public_record
+from flip_hf.training.curves import PANELS, read_curves
 from flip_hf.training.evaluation import evidence, probabilities
 from flip_hf.training.jobs import Job, run_jobs
 from flip_hf.training.metrics import compute_metrics, logloss
 from flip_hf.training.significance import delong, paired_bootstrap
 
-DATASET, USER, ITEM = "movielens-100k", "user_id", "movie_id"
+DATASET, USER, ITEM, LABEL = "movielens-100k", "user_id", "movie_id", "label"
 # Users and items with so few training rows are rare.
 RARE = 10
 RUNS_FILE, COMPARISONS_FILE, AGAIN_FILE = (RESULTS / f"{name}.jsonl" for name in ("runs", "comparisons", "again"))
+SCORES = RESULTS / "scores"
 
 
 def main() -> None:
@@ -63,27 +67,23 @@ def run_block(table: Table, split: str, seed: int, folder: Path, processes: int)
     compared = {(line["first"], line["second"]) for line in read_lines(COMPARISONS_FILE)}
     pairs = [(first, second) for first, others in table.compare.items() for second in others]
     open_pairs = [pair for pair in pairs if tuple(key_of(parts[row]) for row in pair) not in compared]
-    open_rows = {row for row, runs in parts.items() if key_of(runs) not in recorded}
-    open_rows |= {row for pair in open_pairs for row in pair}
-    # What was recorded elsewhere has left no scores here, and is run again where they are asked for.
-    wanted = {run.key: run for row in parts if row in open_rows for run in parts[row]}
+    open_rows = [row for row, runs in parts.items() if key_of(runs) not in recorded]
+    runs = {run.key: run for row in open_rows for run in parts[row] if run.key not in recorded}
+    wanted = {stage.key: stage for run in runs.values() for stage in run.stages}
 
     def record_once(job: Job) -> None:
         key = job.result.parent.name
-        if key in wanted and key not in recorded:
+        if key not in recorded:
             add_line(RUNS_FILE, record(wanted[key], folder))
             recorded.add(key)
 
-    run_stages(wanted.values(), folder, processes, record_once)
+    run_stages(runs.values(), folder, processes, record_once)
     for row in open_rows:
-        runs = parts[row]
-        if len(runs) > 1 and key_of(runs) not in recorded:
-            scores = scores_of(runs, folder)
-            shown = {"key": key_of(runs), "model": [run.model for run in runs], "split": split, "seed": seed}
-            add_line(RUNS_FILE, {**shown, "result": measure(scores, runs[0])})
-            recorded.add(key_of(runs))
+        if len(parts[row]) > 1:
+            shown = {"key": key_of(parts[row]), "model": table.models(row), "split": split, "seed": seed}
+            add_line(RUNS_FILE, {**shown, "result": measure(kept_scores(parts[row]), parts[row][0])})
     for first, second in open_pairs:
-        one, other = (scores_of(parts[row], folder) for row in (first, second))
+        one, other = (kept_scores(parts[row]) for row in (first, second))
         labels, clicks, others = one["labels"], probabilities(one["logits"]), probabilities(other["logits"])
         add_line(
             COMPARISONS_FILE,
@@ -114,31 +114,55 @@ def key_of(runs: Sequence[Run]) -> str:
 
 
 def record(run: Run, folder: Path) -> dict[str, Any]:
-    """What results/ keeps of a run that has ended."""
-    found = run.job(folder).read()
-    kept = {name: found[name] for name in ("settings", "versions", "device", "started", "wall_seconds", "data")}
-    kept["settings"] = {k: v for k, v in kept["settings"].items() if k not in ("output_dir", "pretrained")}
-    seconds = sum(stage.job(folder).read()["wall_seconds"] for stage in run.stages)
-    result = {"validation": found["result"]["validation"], "best_step": found["result"]["best_step"]}
-    result |= measure(scores_of([run], folder), run)
-    shown = {"key": run.key, "model": run.model, "split": run.split, "seed": run.seed, "revision": revision()}
+    """What results/ keeps of a run that has ended: its own record, what it logged of learning, and its test rows'."""
+    found = public_record(run.job(folder).read())
+    result = found.pop("result")
+    # Of the run that it starts from results/ holds a line of its own.
+    found.pop("pretraining", None)
+    if run.script == "finetune":
+        scores = read_scores(run, folder)
+        result |= measure(scores, run)
+        SCORES.mkdir(parents=True, exist_ok=True)
+        np.save(SCORES / f"{run.key}.npy", scores["logits"].astype(np.float16), allow_pickle=False)
     return {
-        **shown,
+        "key": run.key,
+        "model": run.model,
+        "split": run.split,
+        "seed": run.seed,
+        "revision": revision(),
         "stages": [stage.key for stage in run.stages],
-        "seconds_with_stages": seconds,
-        "parameters": found["model"]["parameters"]["all"],
-        **kept,
+        "run": found,
         "result": result,
+        "curves": learning(run.folder(folder) / "log.jsonl"),
     }
 
 
-def scores_of(runs: Sequence[Run], folder: Path) -> dict[str, np.ndarray]:
-    """Labels and logits of the test rows, float32 (rows,); of several runs those of their mean probability."""
-    tables = [pq.read_table(run.folder(folder) / "test_scores.parquet") for run in runs]
-    labels = tables[0]["labels"].to_numpy()
-    if len(tables) == 1:
-        return {"labels": labels, "logits": tables[0]["logits"].to_numpy()}
-    mean = np.mean([probabilities(table["logits"].to_numpy()) for table in tables], axis=0)
+def learning(log: Path) -> dict[str, dict[str, Any]]:
+    """Losses and metrics of a run's log, by steps."""
+    pattern = "|".join(PANELS[panel] for panel in ("loss", "accuracy", "AUC", "LogLoss"))
+    return {
+        event: {
+            name: [steps, [round(value, 4) for value in values]]
+            for name, (steps, values) in lines.items()
+            if re.fullmatch(pattern, name)
+        }
+        for event, lines in read_curves(log).items()
+    }
+
+
+def read_scores(run: Run, folder: Path) -> dict[str, np.ndarray]:
+    """Labels and logits, the towers' too, of the test rows that a run has left, float32 (rows,) each."""
+    table = pq.read_table(run.folder(folder) / "test_scores.parquet")
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def kept_scores(runs: Sequence[Run]) -> dict[str, np.ndarray]:
+    """Labels and logits of the test rows of a recorded run, float (rows,) each; of several runs of their mean click."""
+    labels = rows_of(runs[0].split, runs[0].seed)["test"].with_format("numpy")[LABEL][:]
+    logits = [np.load(SCORES / f"{run.key}.npy", allow_pickle=False).astype(np.float32) for run in runs]
+    if len(logits) == 1:
+        return {"labels": labels, "logits": logits[0]}
+    mean = np.mean([probabilities(values) for values in logits], axis=0)
     return {"labels": labels, "logits": np.log(mean) - np.log1p(-mean)}
 
 
@@ -176,13 +200,13 @@ def rows_of(split: str, seed: int) -> DatasetDict:
 def repeat(number: int, folder: Path, processes: int) -> None:
     """Runs recorded runs again, those that were not yet, and records both figures."""
     repeated = {line["key"] for line in read_lines(AGAIN_FILE)}
-    known = [line for line in read_lines(RUNS_FILE) if not isinstance(line["model"], list)]
+    known = [line for line in read_lines(RUNS_FILE) if "test" in line["result"] and "stages" in line]
     current = [line for line in known if line["key"] not in repeated and is_current(line)]
     chosen = random.Random(len(current)).sample(current, min(number, len(current)))
     runs = [find_run(line["model"], line["split"], line["seed"]) for line in chosen]
     run_stages(runs, folder, processes)
     for line, run in zip(chosen, runs, strict=True):
-        again = evidence(scores_of([run], folder))["test"]
+        again = evidence(read_scores(run, folder))["test"]
         low, high = line["result"]["test_intervals"]["auc"]
         before = line["result"]["test"]["auc"]
         add_line(AGAIN_FILE, {"key": run.key, "auc": before, "again": again["auc"], "interval": [low, high]})

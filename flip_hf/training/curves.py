@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 PANELS = {
     "loss": r"(.+_)?loss",
@@ -19,17 +19,29 @@ PANELS = {
 }
 """What is drawn together: a panel's title, and what the names of its values match."""
 
+_MEANS_OF = 10
 _FROM_ZERO = ("accuracy", "gradient norm", "learning rate", "rows a second", "memory (GiB)")
 
-Series = dict[str, tuple[list[int], list[float]]]
-"""Steps and values by name."""
+Line: TypeAlias = tuple[Sequence[int], Sequence[float]]
+"""Steps and the values there."""
+
+Series: TypeAlias = dict[str, Line]
+"""Lines by the names of their values."""
 
 
-def draw_curves(log: Path, target: Path) -> bool:
+def read_curves(log: Path) -> dict[str, Series]:
+    """What a run's `log.jsonl` says of training and of validation, under "train" and "validation"."""
+    with log.open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    return {event: _series([line for line in lines if line["event"] == event]) for event in ("train", "validation")}
+
+
+def draw_curves(curves: Mapping[str, Series], title: str, target: Path) -> bool:
     """Draws what a run logged of training (lines) and validation (dashed, with a mark at each evaluation).
 
     Args:
-        log: the run's `log.jsonl`.
+        curves: as of `read_curves`.
+        title: of the picture.
         target: the PNG to write.
 
     Returns:
@@ -40,22 +52,52 @@ def draw_curves(log: Path, target: Path) -> bool:
     # No window and no global state, unlike pyplot.
     from matplotlib.figure import Figure
 
-    with log.open(encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    events = {event: _series([line for line in lines if line["event"] == event]) for event in ("train", "validation")}
     panels = {
-        title: names
-        for title, pattern in PANELS.items()
-        if (names := {name for found in events.values() for name in found if re.fullmatch(pattern, name)})
+        panel: names
+        for panel, pattern in PANELS.items()
+        if (names := {name for found in curves.values() for name in found if re.fullmatch(pattern, name)})
     }
     columns = 3 if len(panels) <= 6 else 4
     rows = max(-(-len(panels) // columns), 1)
     figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
-    for place, (title, names) in enumerate(panels.items(), start=1):
+    for place, (panel, names) in enumerate(panels.items(), start=1):
         # The total before its parts.
         ordered = sorted(names, key=lambda name: (name.count("_"), name))
-        _draw(figure.add_subplot(rows, columns, place), title, ordered, events)
-    figure.suptitle(f"{log.parent.name}: training as lines, validation dashed", fontsize=12)
+        _draw(figure.add_subplot(rows, columns, place), panel, ordered, curves)
+    figure.suptitle(f"{title}: training as lines, validation dashed", fontsize=12)
+    figure.savefig(target, dpi=110)
+    return True
+
+
+def draw_learning(panels: Mapping[str, Mapping[str, Line]], target: Path) -> bool:
+    """Draws how several models learn, beside each other.
+
+    Args:
+        panels: by title the lines of models, by their names; lines of many points are drawn as moving means.
+        target: the PNG to write.
+
+    Returns:
+        Whether matplotlib is there to draw it with.
+    """
+    if find_spec("matplotlib") is None:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
+    names = dict.fromkeys(name for lines in panels.values() for name in lines)
+    colors = {name: f"C{i}" for i, name in enumerate(names)}
+    for place, (title, lines) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), place)
+        for name, (steps, values) in lines.items():
+            width = max(1, len(values) // _MEANS_OF)
+            means = [sum(values[i - width : i]) / width for i in range(width, len(values) + 1)]
+            style = "o-" if len(values) <= _MEANS_OF else "-"
+            axes.plot(steps[width - 1 :], means, style, color=colors[name], linewidth=1.3, markersize=4, label=name)
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("step", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     figure.savefig(target, dpi=110)
     return True
 
@@ -132,25 +174,25 @@ def draw_matrices(
 
 
 def _series(lines: Sequence[Mapping[str, Any]]) -> Series:
-    found: Series = {}
+    lists: dict[str, tuple[list[int], list[float]]] = {}
     for line in lines:
         for name, value in line.items():
             if isinstance(value, int | float):
-                steps, values = found.setdefault(name, ([], []))
+                steps, values = lists.setdefault(name, ([], []))
                 steps.append(line["step"])
                 values.append(value)
-    return found
+    return {**lists}
 
 
-def _draw(axes: Any, title: str, names: Sequence[str], events: Mapping[str, Series]) -> None:
+def _draw(axes: Any, title: str, names: Sequence[str], curves: Mapping[str, Series]) -> None:
     for i, name in enumerate(names):
         color = f"C{i}"
-        if name in events["train"]:
-            axes.plot(*events["train"][name], color=color, linewidth=1.3, label=name)
-        if name in events["validation"]:
+        if name in curves["train"]:
+            axes.plot(*curves["train"][name], color=color, linewidth=1.3, label=name)
+        if name in curves["validation"]:
             # In the legend once.
-            label = f"_{name}" if name in events["train"] else name
-            axes.plot(*events["validation"][name], "o--", color=color, linewidth=1, markersize=4, label=label)
+            label = f"_{name}" if name in curves["train"] else name
+            axes.plot(*curves["validation"][name], "o--", color=color, linewidth=1, markersize=4, label=label)
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("step", fontsize=9)
     axes.tick_params(labelsize=8)

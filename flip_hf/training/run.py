@@ -30,7 +30,7 @@ from flip_hf import __version__
 from flip_hf.hub.card import flat
 from flip_hf.hub.push import HubRepo, stage
 from flip_hf.training.checkpoints import Checkpoints, read_facts, recover_folder, replace_file, replace_folder
-from flip_hf.training.curves import draw_calibration, draw_curves
+from flip_hf.training.curves import draw_calibration, draw_curves, read_curves
 from flip_hf.training.hardware import describe_hardware
 from flip_hf.training.run_config import FinetuneRun, PretrainRun, TrainingRun, as_plain
 from flip_hf.training.state import TrainingState, seed_everything
@@ -382,7 +382,7 @@ class Run:
             text = json.dumps(self.record, indent=2, ensure_ascii=False, default=str)
             replace_file(self._record_file, text + "\n")
             self._checkpoints.clear()
-            drawn = draw_curves(self._log_file, self.folder / _CURVES)
+            drawn = draw_curves(read_curves(self._log_file), self.folder.name, self.folder / _CURVES)
             if bins := results.get("result", {}).get("test_calibration"):
                 draw_calibration({"model": bins}, self.folder / _CALIBRATION)
             if not drawn:
