@@ -60,7 +60,7 @@ class FieldKindTraits:
     is_bag: bool = False
 
 
-_VALUES = frozenset({"min_count", "hash_buckets", "share_embedding"})
+_VALUES = frozenset({"min_count", "hash_buckets", "share_embedding", "show_oov"})
 _SEVERAL = _VALUES | {"separator", "max_values"}
 
 FIELD_KINDS: dict[str, FieldKindTraits] = {
@@ -89,6 +89,9 @@ class FieldConfig:
             many values to keep.
         share_embedding: name of the field whose features (vocabulary and rows of the feature table) this field uses
             too.
+        show_oov: whether the text shows values that fitting did not keep. Of a title they tell something; of an id that
+            names and does not describe they mislead the text encoder: without, such a value is shown as missing, and
+            left out where a field shows several.
         separator: what stands between the values of a multi-valued column of strings; a column of lists needs none.
         max_values: most values of a row that the tabular view shows; of a sequence the last ones.
         target: name of the single-valued field whose embedding attends to the sequence's, as in DIN (Zhou et al., KDD
@@ -108,6 +111,7 @@ class FieldConfig:
     min_count: int = 1
     hash_buckets: int | None = None
     share_embedding: str | None = None
+    show_oov: bool = True
     separator: str | None = None
     max_values: int = 20
     target: str | None = None
@@ -157,8 +161,11 @@ class FieldConfig:
             raise ValueError(
                 f"field {self.name!r}: {own[0]} belongs to {self.share_embedding!r}, whose features it uses"
             )
-        if len(own) == 2:
-            raise ValueError(f"field {self.name!r}: min_count has no meaning with hash_buckets; set one of the two")
+        if not isinstance(self.show_oov, bool):
+            raise ValueError(f"field {self.name!r}: show_oov={self.show_oov!r} must be true or false")
+        others = [setting for setting in ("min_count", "show_oov") if getattr(self, setting) != _DEFAULTS[setting]]
+        if self.hash_buckets is not None and others:
+            raise ValueError(f"field {self.name!r}: {others[0]} has no meaning with hash_buckets; set one of the two")
 
     @property
     def traits(self) -> FieldKindTraits:

@@ -295,3 +295,37 @@ def test_a_configuration_survives_saving(processor, tmp_path):
     assert loaded.to_dict() == config.to_dict()
     assert loaded.fields == processor.fields
     assert FlipConfig.from_pretrained(tmp_path, mode="id").mode == "id"
+
+
+def test_ids_that_are_not_known_are_not_shown(wordpiece):
+    fields = [
+        FieldConfig("user", show_oov=False, min_count=2),
+        FieldConfig("rated", kind="sequence", separator="|", show_oov=False),
+        FieldConfig("title"),
+    ]
+    rows = {"user": [7, 7, 8], "rated": ["a|b", "b|c", ""], "title": ["One", "Two", "Two"]}
+    processor = FlipProcessor.fit(rows, fields, wordpiece)
+
+    def texts(processor, rows):
+        encoded = processor.encode(rows)
+        return [wordpiece.decode(ids, skip_special_tokens=True) for ids in encoded["input_ids"].to_pylist()]
+
+    new = {"user": [7, 8, 9, None], "rated": ["a|b", "x|c", "x|y", None], "title": ["One", "Three", "Two", "Two"]}
+    assert texts(processor, new) == [
+        "user is 7. rated is b, a. title is one.",
+        # Seen once, so its feature is OOV too.
+        "user is missing. rated is c. title is three.",
+        "user is missing. rated is missing. title is two.",
+        "user is missing. rated is missing. title is two.",
+    ]
+    flags = np.array(processor.encode(new)["fallbacks"].to_pylist())
+    assert (flags[:, 0] & Fallback.OOV > 0).tolist() == [False, True, True, False]
+    assert (flags[:, 1] & Fallback.OOV > 0).tolist() == [False, True, True, False]
+    shown = FlipProcessor.fit(rows, [FieldConfig("user", min_count=2), *fields[1:]], wordpiece)
+    assert texts(shown, new)[1:3] == [
+        "user is 8. rated is c. title is three.",
+        "user is 9. rated is missing. title is two.",
+    ]
+    assert shown.content_hash() != processor.content_hash()
+    processor.extend({"user": [9, 9], "rated": ["x", "x"], "title": ["One", "One"]})
+    assert texts(processor, new)[2] == "user is 9. rated is x. title is two."

@@ -45,8 +45,8 @@ class TextTemplate:
     stop stands apart because a byte-level BPE would merge it with the value's last punctuation mark, and so do the
     commas between the values of a field that shows several.
 
-    The text shows the value as it is, also where its feature is OOV. Special tokens that a value spells out are
-    tokenised as plain characters. Runs of white space in a value become one space.
+    The text shows each value as it is. Special tokens that a value spells out are tokenised as plain characters. Runs
+    of white space in a value become one space.
 
     Args:
         tokenizer: a fast transformers tokenizer.

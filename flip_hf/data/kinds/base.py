@@ -1,11 +1,12 @@
 """The contract that kinds of field share: from raw columns to features and text."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.tables import Contents
@@ -31,6 +32,16 @@ class FieldValues:
 
     def __len__(self) -> int:
         return len(self.flags)
+
+    def without_oov(self) -> "FieldValues":
+        """These with null for each value that no feature stands for; of several a row has those without."""
+        if self.keys is None:
+            return self
+        known = self.keys >= 0
+        if self.offsets is None:
+            return replace(self, strings=pc.if_else(pa.array(known), self.strings, None))
+        offsets = np.concatenate([[0], known.cumsum()])[self.offsets]
+        return FieldValues(self.strings.filter(pa.array(known)), self.flags, offsets, keys=self.keys[known])
 
 
 @dataclass(frozen=True)

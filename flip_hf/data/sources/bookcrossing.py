@@ -42,10 +42,10 @@ PUBLISHED = {USERS: 278_858, BOOKS: 271_379, RATINGS: 1_149_780}
 """How many users, books and ratings the authors' page tells of."""
 
 FIELDS = (
-    FieldConfig("user_id"),
+    FieldConfig("user_id", show_oov=False),
     FieldConfig("location"),
     FieldConfig("age"),
-    FieldConfig("isbn"),
+    FieldConfig("isbn", show_oov=False),
     FieldConfig("title"),
     FieldConfig("author"),
     FieldConfig("year"),

@@ -34,9 +34,9 @@ HOMEPAGE = "https://cseweb.ucsd.edu/~jmcauley/datasets/goodreads.html"
 AUTHORS = "goodreads_book_authors.json.gz"
 
 FIELDS = (
-    FieldConfig("user_id"),
-    FieldConfig("book_id"),
-    FieldConfig("work_id"),
+    FieldConfig("user_id", show_oov=False),
+    FieldConfig("book_id", show_oov=False),
+    FieldConfig("work_id", show_oov=False),
     FieldConfig("title"),
     FieldConfig("author"),
     FieldConfig("series"),

@@ -14,12 +14,12 @@ from flip_hf.data.sources.base import HistoryField
 from flip_hf.fetch import FetchError, check_digest
 
 FIELDS = (
-    FieldConfig("user_id"),
+    FieldConfig("user_id", show_oov=False),
     FieldConfig("gender"),
     FieldConfig("age"),
     FieldConfig("occupation"),
     FieldConfig("zipcode"),
-    FieldConfig("movie_id"),
+    FieldConfig("movie_id", show_oov=False),
     FieldConfig("title"),
     FieldConfig("genre"),
 )
