@@ -107,6 +107,18 @@ def test_finetuning_keeps_the_best_model_and_reads_test_once(workplace, finetune
     assert report["fallbacks"]["kind"]["missing"] > 0
 
 
+def test_a_card_is_of_the_run(finetuned, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr(
+        sys, "argv", ["card.py", "--run", str(finetuned), "--repo", "org/name", "--output", str(tmp_path)]
+    )
+    importlib.import_module("card").main()
+    card = (tmp_path / "README.md").read_text()
+    assert "Files of the user's own: train.parquet, validation.parquet, test.parquet." in card
+    assert "Settings of pretraining" in card
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "run.json", "curves.png", "calibration.png"}
+
+
 @pytest.mark.parametrize("mode", ["id", "text"])
 def test_one_tower_is_finetuned_alone(workplace, pretrained, mode, tmp_path):
     arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / mode), "--mode", mode]

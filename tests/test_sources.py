@@ -13,6 +13,7 @@ import urllib.request
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import huggingface_hub
@@ -337,6 +338,17 @@ def test_what_a_click_log_can_not_be_is_named(tmp_path):
     files = {"train_file": tmp_path / "a.csv", "validation_file": tmp_path / "b.csv", "fields": ["user"]}
     with pytest.raises(ValueError, match=r"data\.histories are those of a named dataset"):
         load_click_log(DataConfig(**files, histories=["liked_titles"]))
+
+
+def test_a_named_dataset_may_show_some_of_its_fields(monkeypatch):
+    columns = {name: list(range(20)) for name in ("timestamp", "user", "item")}
+    source = Mock(fields=(FieldConfig("user"), FieldConfig("item", max_tokens=5)), histories=())
+    source.load.return_value = Dataset.from_dict({"label": [0, 1] * 10, **columns})
+    monkeypatch.setitem(DATASETS, "tiny", source)
+    log = load_click_log(DataConfig(source="tiny", fields=["item", {"name": "user", "min_count": 2}]))
+    assert list(log.fields) == [FieldConfig("item", max_tokens=5), FieldConfig("user", min_count=2)]
+    with pytest.raises(ValueError, match=r"data\.fields: 'time' is not a field of tiny: user, item"):
+        load_click_log(DataConfig(source="tiny", fields=["user", "time"]))
 
 
 def test_a_field_that_the_processor_does_not_know_is_named(processor, click_rows):

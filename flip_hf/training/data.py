@@ -67,6 +67,11 @@ def load_click_log(config: DataConfig) -> ClickLog:
         histories = [offered[name] for name in config.histories]
         splits, label = load_splits(config.source, config.split, config.split_seed, histories), "label"
         fields: Sequence[FieldConfig] = [*source.fields, *(history.field for history in histories)]
+        if config.fields:
+            own = {f.name: f for f in fields}
+            fields = as_fields([own.get(value, value) if isinstance(value, str) else value for value in config.fields])
+            if unknown := [f.name for f in fields if f.name not in own]:
+                raise ValueError(f"data.fields: {unknown[0]!r} is not a field of {config.source}: {', '.join(own)}")
         sources = {name: f"{config.source} ({name})" for name in splits}
         facts: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
         facts["histories"] = config.histories
@@ -83,7 +88,7 @@ def load_click_log(config: DataConfig) -> ClickLog:
         fields, label = as_fields(config.fields), config.label
         splits = DatasetDict({name: open_click_log_file(path, fields, label) for name, path in given.items()})
         sources = {name: str(path) for name, path in given.items()}
-        facts = {f"{name}_file": path.name for name, path in given.items()}
+        facts = {"files": [path.name for path in given.values()]}
     for name, most in (("train", config.max_train_rows), ("validation", config.max_validation_rows)):
         if most is not None:
             splits[name] = splits[name].select(range(min(most, len(splits[name]))))

@@ -21,7 +21,8 @@ class DataConfig:
         train_file: CSV or Parquet file of training rows.
         validation_file: CSV or Parquet file of validation rows.
         test_file: CSV or Parquet file of test rows, read once, after training.
-        fields: the files' fields in the order of the text: column names, or mappings of `FieldConfig`'s settings.
+        fields: the fields in the order of the text: column names, or mappings of `FieldConfig`'s settings. Of a named
+            dataset all of its own by default.
         label: the files' label column.
         max_train_rows: train on the first rows of the training split only, for a smaller budget.
         max_validation_rows: validate on the first rows of the validation split only, for a smaller budget.
