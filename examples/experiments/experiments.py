@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from flip_hf.data.sources import dataset_source
 from flip_hf.training.jobs import Job, flags
 
 Model: TypeAlias = str | Mapping[str, Any]
@@ -43,9 +44,10 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """Names the run, its settings and those of the runs before it; not the code, which its record names."""
-        base = (CONFIGS / f"{self.script}.yaml").read_text(encoding="utf-8")
-        depends = [yaml.safe_load(base), self.settings, self.after.key if self.after else None]
+        """Names the run, its settings, its data and the runs before it; not the code, which its record names."""
+        base = yaml.safe_load((CONFIGS / f"{self.script}.yaml").read_text(encoding="utf-8"))
+        fields = [field.to_dict() for field in dataset_source(base["data"]["source"]).fields]
+        depends = [base, fields, self.settings, self.after.key if self.after else None]
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
         return f"{name_of(self.model)}-{self.split}-{self.seed}-{digest}"
 
