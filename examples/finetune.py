@@ -6,11 +6,14 @@ python examples/finetune.py --config ... --mode id --output_dir runs/flip-id
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.nn.sharded_embeddings import sharded_features
 from flip_hf.training.build import fit_processor, new_model
 from flip_hf.training.data import load_click_log
-from flip_hf.training.evaluation import click_logits, evaluate_ctr, evidence
+from flip_hf.training.evaluation import click_logits, ctr_metrics, evaluate_ctr, evidence
+from flip_hf.training.fusion import fit_fusion
 from flip_hf.training.loop import Goal, train
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import FinetuneRun, parse_run
@@ -51,12 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ),
         processor,
     )
+    with sharded_features(training.shard_features):
+        best = FlipForCTR.from_pretrained(run.model_folder)
+    best = run.accelerator.prepare_model(best, device_placement=True, evaluation_mode=True)
+
+    def score(split: str) -> dict[str, np.ndarray]:
+        return click_logits(best, rows[split], collator, training.evaluation_batch_size, run.accelerator, split)
+
+    if settings.fusion_rows == "validation":
+        result["validation"] = ctr_metrics(fit_fusion(best, score("validation"), rows["validation"]))
+        run.save_model(best, processor, result)
+        run.log("fusion", result["validation"])
     if "test" in rows:
         # The only time that test rows are read: the best model is chosen by now.
-        with sharded_features(training.shard_features):
-            best = FlipForCTR.from_pretrained(run.model_folder)
-        best = run.accelerator.prepare_model(best, device_placement=True, evaluation_mode=True)
-        scores = click_logits(best, rows["test"], collator, training.evaluation_batch_size, run.accelerator, "test")
+        scores = score("test")
         run.save_scores(scores)
         result |= evidence(scores)
         run.log("test", result["test"])

@@ -107,6 +107,28 @@ def test_finetuning_keeps_the_best_model_and_reads_test_once(workplace, finetune
     assert report["fallbacks"]["kind"]["missing"] > 0
 
 
+def test_the_fusion_may_be_of_validation_rows(workplace, pretrained, tmp_path):
+    common = ["--config", str(workplace / "config.yaml"), "--pretrained", str(pretrained / "model")]
+    runs = {}
+    for rows in ("training", "validation"):
+        script("finetune")([*common, "--output_dir", str(tmp_path / rows), "--fusion_rows", rows])
+        record = json.loads((tmp_path / rows / "run.json").read_text())
+        runs[rows] = record["result"], load_file(tmp_path / rows / "model" / "model.safetensors")
+    (plain, weights), (fitted, own) = runs.values()
+    assert {name for name in weights if not torch.equal(weights[name], own[name])} == {"fusion.id_weight"}
+    assert fitted["validation"]["logloss"] < plain["validation"]["logloss"]
+    for name in ("id_auc", "text_auc"):
+        assert fitted["validation"][name] == pytest.approx(plain["validation"][name], abs=1e-6)
+    logits = pq.read_table(tmp_path / "validation" / "test_scores.parquet").to_pydict()
+    weight = own["fusion.id_weight"].item()
+    expected = weight * np.array(logits["id_logits"]) + (1 - weight) * np.array(logits["text_logits"])
+    np.testing.assert_allclose(logits["logits"], expected, atol=1e-2)
+    assert lines(tmp_path / "validation", "fusion")[0]["auc"] == fitted["validation"]["auc"]
+    arguments = [*common, "--output_dir", str(tmp_path / "id"), "--fusion_rows", "validation", "--mode", "id"]
+    with pytest.raises(ValueError, match="fusion_rows='validation' is for mode='joint', not for mode='id'"):
+        script("finetune")(arguments)
+
+
 def test_a_card_is_of_the_run(finetuned, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr(

@@ -203,10 +203,21 @@ class FinetuneRun(TrainingRun):
     Args:
         pretrained: folder or repository of a pretrained FLIP; left out, the model starts without pretraining.
         mode: "joint" trains both towers, "id" the ID-based model alone, "text" the text encoder alone.
+        fusion_rows: the rows that the weights of the towers' logits are learned from: those of "training", with all
+            else, as in the paper; or after that those of "validation", which the towers do not know by heart.
+
+    Raises:
+        ValueError: one tower alone has nothing to weigh.
     """
 
     pretrained: str | None = None
     mode: Literal["joint", "id", "text"] = "joint"
+    fusion_rows: Literal["training", "validation"] = "training"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fusion_rows != "training" and self.mode != "joint":
+            raise ValueError(f"fusion_rows={self.fusion_rows!r} is for mode='joint', not for mode={self.mode!r}")
 
 
 @dataclass
