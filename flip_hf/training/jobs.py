@@ -62,6 +62,8 @@ def run_jobs(jobs: Iterable[Job], processes: int, when_done: Callable[[Job], obj
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     # Read when the server of new processes starts; it imports once what every run would import.
     os.environ |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+    # Torch asks for large pages: a CPU spends less time on laying out memory anew (benchmarks/allocators.py).
+    os.environ |= {"THP_MEM_ALLOC_ENABLE": "1"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["flip_hf.modeling_flip", "flip_hf.training.loop", "flip_hf.training.data"])
     with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:

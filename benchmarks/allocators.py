@@ -1,0 +1,60 @@
+"""Times finetuning on a CPU under other memory allocators: none of it changes a figure that training finds.
+
+python benchmarks/allocators.py
+
+An allocator that is not installed (`apt-get install libtcmalloc-minimal4 libjemalloc2`) is left out.
+"""
+
+import argparse
+import ctypes.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from jobs import machine
+
+from flip_hf.training.curves import read_curves
+from flip_hf.training.jobs import markdown
+
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200, help="steps of each side; the first log line is left out")
+    parser.add_argument("--mode", choices=["joint", "id", "text"], default="text")
+    arguments = parser.parse_args()
+    sides = {"as it is": {}, "huge pages": HUGE_PAGES}
+    for name in ("tcmalloc_minimal", "jemalloc"):
+        if (library := ctypes.util.find_library(name)) is not None:
+            sides[name] = {"LD_PRELOAD": library}
+            sides[f"{name}, huge pages"] = {"LD_PRELOAD": library, **HUGE_PAGES}
+    rows = []
+    for side, environment in sides.items():
+        rates, losses = run(environment, arguments.mode, arguments.steps)
+        rows.append([side, f"{statistics.fmean(rates):.0f}", f"{losses[-1]:.6f}"])
+    print(markdown(["allocator", "rows/s", "last loss"], rows))
+    print(f"\n{machine()}, one thread. Finetuning of mode {arguments.mode!r} in batches of 32, one layer of MiniLM.")
+    print(json.dumps({row[0]: float(row[1]) for row in rows}))
+
+
+def run(environment: dict[str, str], mode: str, steps: int) -> list[list[float]]:
+    """Rows a second and losses of a run's log lines, without the first."""
+    examples = Path(__file__).resolve().parent.parent / "examples"
+    config = examples / "configs" / "ml-100k" / "finetune.yaml"
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--config", str(config), "--output_dir", folder, "--mode", mode, "--training.max_steps", str(steps)]
+        flags += ["--data.max_validation_rows", "256"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", **environment}
+        command = [sys.executable, str(examples / "finetune.py"), *flags]
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        train = read_curves(Path(folder) / "log.jsonl")["train"]
+    return [list(train[name][1][1:]) for name in ("rows_per_second", "loss")]
+
+
+if __name__ == "__main__":
+    main()
