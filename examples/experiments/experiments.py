@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,7 +45,7 @@ class Run:
     @cached_property
     def key(self) -> str:
         """Names the run, its settings, its data and the runs before it; not the code, which its record names."""
-        base = yaml.safe_load((CONFIGS / f"{self.script}.yaml").read_text(encoding="utf-8"))
+        base = _parsed((CONFIGS / f"{self.script}.yaml").read_text(encoding="utf-8"))
         fields = [field.to_dict() for field in dataset_source(base["data"]["source"]).fields]
         depends = [base, fields, self.settings, self.after.key if self.after else None]
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
@@ -119,7 +119,7 @@ def find_run(model: Model, split: str, seed: int) -> Run:
     Raises:
         ValueError: there is no such model.
     """
-    models = yaml.safe_load((HERE / "models.yaml").read_text(encoding="utf-8"))
+    models = _parsed((HERE / "models.yaml").read_text(encoding="utf-8"))
     name = name_of(model)
     if name not in models:
         raise ValueError(f"{name!r} is not in models.yaml: {', '.join(models)}")
@@ -130,6 +130,12 @@ def find_run(model: Model, split: str, seed: int) -> Run:
         after = find_run({"model": found["after"], "first": first} if first else found["after"], split, seed)
         first = {}
     return Run(model, split, seed, found["script"], {**found["settings"], **first, **last}, after)
+
+
+@cache
+def _parsed(text: str) -> Any:
+    """What YAML says, not to be changed; a report asks for the same files a thousand times."""
+    return yaml.safe_load(text)
 
 
 def name_of(model: Model) -> str:
