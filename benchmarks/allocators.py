@@ -48,10 +48,11 @@ def run(environment: dict[str, str], mode: str, steps: int) -> list[list[float]]
     config = examples / "configs" / "ml-100k" / "finetune.yaml"
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--config", str(config), "--output_dir", folder, "--mode", mode, "--training.max_steps", str(steps)]
-        flags += ["--data.max_validation_rows", "256"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", **environment}
+        flags += ["--training.log_steps", str(max(1, steps // 10)), "--data.max_validation_rows", "256"]
+        inherited = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", *HUGE_PAGES)}
+        whole = {**inherited, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", **environment}
         command = [sys.executable, str(examples / "finetune.py"), *flags]
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(command, env=whole, check=True, stdout=sys.stderr)
         train = read_curves(Path(folder) / "log.jsonl")["train"]
     return [list(train[name][1][1:]) for name in ("rows_per_second", "loss")]
 

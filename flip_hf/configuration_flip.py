@@ -90,7 +90,7 @@ class FieldConfig:
         share_embedding: name of the field whose features (vocabulary and rows of the feature table) this field uses
             too.
         show_oov: whether the text shows values that fitting did not keep. Of a title they tell something; of an id that
-            names and does not describe they mislead the text encoder: without, such a value is shown as missing, and
+            names and does not describe they mislead the text encoder: with False such a value is shown as missing, and
             left out where a field shows several.
         separator: what stands between the values of a multi-valued column of strings; a column of lists needs none.
         max_values: most values of a row that the tabular view shows; of a sequence the last ones.
@@ -255,6 +255,11 @@ def as_fields(values: Sequence[FieldConfig | dict[str, Any] | str]) -> list[Fiel
             owner = by_name[f.share_embedding]
             if not owner.owns_features or "share_embedding" not in owner.traits.settings:
                 raise ValueError(f"field {f.name!r}: {owner.name!r} has no features of its own to share")
+            if owner.hash_buckets is not None and not f.show_oov:
+                raise ValueError(
+                    f"field {f.name!r}: show_oov has no meaning where {owner.name!r}, whose features it uses, has "
+                    "hash_buckets; leave it out"
+                )
         if f.target is not None and by_name[f.target].num_positions != 1:
             raise ValueError(f"field {f.name!r}: target={f.target!r} must be a field with one feature a row")
     return result

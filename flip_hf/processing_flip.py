@@ -223,7 +223,8 @@ class FlipProcessor(ProcessorMixin):
                 fallbacks[is_oov, i] |= np.uint8(Fallback.OOV)
                 fallbacks[is_cut, i] |= np.uint8(Fallback.TRUNCATED)
             if with_text:
-                shown.append(kind.shown(values if field.show_oov else values.without_oov(), field))
+                values = kind.shown(values, field)
+                shown.append(values if field.show_oov else values.without_oov())
         feature_ids = np.concatenate(positions, axis=1)
         encoded = {
             "row": pa.array(np.arange(first_row, first_row + num_rows)),

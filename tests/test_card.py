@@ -40,7 +40,9 @@ def parts(card):
 
 
 def test_the_card_says_what_the_record_says(record):
+    record["settings"]["fusion_rows"] = "validation"
     card = render_card(record, "org/name", {"curves.png": "Curves"})
+    assert "chosen on the validation rows, and the weights of its towers' logits were fitted to them; the 1,234" in card
     metadata, tokens = parts(card)
     assert metadata["library_name"] == "flip_hf"
     assert metadata["base_model"] == "org/encoder"

@@ -70,6 +70,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "HERE", tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(report, "CARD_MODELS", {"a-card": "both", "another": "before"})
+    monkeypatch.setattr(report, "ALIGNED", "before")
     monkeypatch.setattr(run, "SCORES", tmp_path / "results" / "scores")
     for name in ("runs", "comparisons", "again"):
         monkeypatch.setattr(run, f"{name.upper()}_FILE", tmp_path / "results" / f"{name}.jsonl")
@@ -237,7 +238,7 @@ def test_rows_that_were_not_trained_on_are_unseen(workplace):
 
 
 def test_the_report_says_what_the_records_say(workplace, monkeypatch):
-    _, run, report, _, folder = workplace
+    experiments, run, report, _, folder = workplace
     output = folder / "results.md"
     monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(output), "--cards", str(folder / "cards")])
     report.main()
@@ -245,8 +246,10 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(folder / "runs")])
     run.main()
     matrices = {"before": [[0.25, 0.5], [0.5, 0.75]], "after": [[1.0, 0.1], [0.3, 0.5]]}
-    alignment = {"key": "before", "rows": 4096, "fields": ["user", "item"], **matrices}
-    (folder / "results" / "alignment.jsonl").write_text(json.dumps(alignment) + "\n")
+    key = experiments.find_run("before", "random", 0).key
+    stale = {"key": "pretraining-random-0-00000000", "rows": 1, "fields": ["a"], "before": [[0.1]], "after": [[0.2]]}
+    alignment = {"key": key, "rows": 4096, "fields": ["user", "item"], **matrices}
+    (folder / "results" / "alignment.jsonl").write_text(f"{json.dumps(alignment)}\n{json.dumps(stale)}\n")
     monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(output), "--cards", str(folder / "cards")])
     report.main()
     text = output.read_text()
@@ -258,8 +261,9 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     assert (
         f"| Both over Plain | 2 | {test.difference:+.4f} | {test.low:+.4f} to {test.high:+.4f} | {test.p:.4f}" in text
     )
-    assert (folder / "results" / "calibration-one-random.png").stat().st_size > 5_000
-    assert "(results/calibration-one-random.png)" in text
+    for picture in ("calibration-one-random", "learning-one-random"):
+        assert (folder / "results" / f"{picture}.png").stat().st_size > 5_000
+        assert f"(results/{picture}.png)" in text
     assert "Fewer than" not in text
     # Two minutes and five seconds for each of two stages.
     assert re.search(r"^\| Both \|.* \| 2 \| 4.2 \|$", text, re.MULTILINE)
@@ -283,7 +287,7 @@ def test_learning_curves_are_those_of_the_towers(workplace):
     _, run, report, *_ = workplace
     run.main()
     records = {line["model"]: line for line in lines(run.RUNS_FILE) if line["seed"] == 0 and type(line["model"]) is str}
-    panels = report.learning({name: records[name] for name in ("plain", "words", "both")})
+    panels = report.panels_of({name: records[name] for name in ("plain", "words", "both")})
     assert {title: set(found) for title, found in panels.items()} == {
         "training LogLoss, ID-based models": {"plain", "both"},
         "training LogLoss, text encoders": {"words", "both"},

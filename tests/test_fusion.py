@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from flip_hf import FlipForCTR, FlipProcessor
+from flip_hf.training import fusion
 from flip_hf.training.evaluation import probabilities
 from flip_hf.training.fusion import fit_fusion
 from flip_hf.training.metrics import logloss
 
 
-def model_rows_and_scores(ctr_folder, click_rows, fusion):
+def model_rows_and_scores(ctr_folder, click_rows, kind):
     """A model, rows of which every other one has a new user, and scores whose ID-based model then knows nothing."""
     processor = FlipProcessor.from_pretrained(ctr_folder)
-    model = FlipForCTR.from_pretrained(ctr_folder, fusion=fusion)
+    model = FlipForCTR.from_pretrained(ctr_folder, fusion=kind)
     number = len(click_rows["label"])
     is_new = np.arange(number) % 2 == 0
     rows = {**click_rows, "user_id": [10_000 if new else 7 for new in is_new]}
@@ -45,6 +46,18 @@ def test_the_weight_is_the_most_probable_one(ctr_folder, click_rows):
     np.testing.assert_allclose(fitted["logits"], expected, atol=0.02)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"fusion.id_weight"}
+
+
+def test_rows_are_read_in_parts(ctr_folder, click_rows, monkeypatch):
+    model, rows, scores = model_rows_and_scores(ctr_folder, click_rows, "gated")
+    at_once = fit_fusion(model, scores, rows)["logits"]
+    monkeypatch.setattr(fusion, "_ROWS_AT_ONCE", 7)
+    np.testing.assert_array_equal(fit_fusion(model, scores, rows)["logits"], at_once)
+    served = model.fusion(
+        *(torch.from_numpy(scores[name]) for name in ("id_logits", "text_logits")),
+        model.base_model.oov_shares(torch.tensor(rows["feature_ids"][:])),
+    )
+    np.testing.assert_allclose(served.detach(), at_once, atol=1e-5)
 
 
 def test_a_gate_hands_rows_of_new_users_to_the_text(ctr_folder, click_rows):

@@ -300,7 +300,7 @@ def test_a_configuration_survives_saving(processor, tmp_path):
 def test_ids_that_are_not_known_are_not_shown(wordpiece):
     fields = [
         FieldConfig("user", show_oov=False, min_count=2),
-        FieldConfig("rated", kind="sequence", separator="|", show_oov=False),
+        FieldConfig("rated", kind="sequence", separator="|", show_oov=False, max_values=2),
         FieldConfig("title"),
     ]
     rows = {"user": [7, 7, 8], "rated": ["a|b", "b|c", ""], "title": ["One", "Two", "Two"]}
@@ -310,7 +310,7 @@ def test_ids_that_are_not_known_are_not_shown(wordpiece):
         encoded = processor.encode(rows)
         return [wordpiece.decode(ids, skip_special_tokens=True) for ids in encoded["input_ids"].to_pylist()]
 
-    new = {"user": [7, 8, 9, None], "rated": ["a|b", "x|c", "x|y", None], "title": ["One", "Three", "Two", "Two"]}
+    new = {"user": [7, 8, 9, None], "rated": ["a|b", "x|c", "a|x|y", None], "title": ["One", "Three", "Two", "Two"]}
     assert texts(processor, new) == [
         "user is 7. rated is b, a. title is one.",
         # Seen once, so its feature is OOV too.
@@ -329,3 +329,6 @@ def test_ids_that_are_not_known_are_not_shown(wordpiece):
     assert shown.content_hash() != processor.content_hash()
     processor.extend({"user": [9, 9], "rated": ["x", "x"], "title": ["One", "One"]})
     assert texts(processor, new)[2] == "user is 9. rated is x. title is two."
+    shared = FieldConfig("b", share_embedding="user", show_oov=False)
+    with pytest.raises(ValueError, match="show_oov has no meaning where 'user', whose features it uses, has hash_buck"):
+        FlipConfig(fields=[FieldConfig("user", hash_buckets=9), shared])

@@ -14,6 +14,7 @@ import threading
 import time
 from itertools import chain
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.training import loop, state
 from flip_hf.training.checkpoints import Checkpoints, read_facts, replace_folder
-from flip_hf.training.run import MEASURED
+from flip_hf.training.run import MEASURED, Run
 from flip_hf.training.signals import EXIT_STOPPED, Stopped, StopSignals
 
 # 400 rows, so 13 steps an epoch, 7 with accumulation.
@@ -221,6 +222,24 @@ def test_what_is_not_as_it_was_is_refused(workplace, tmp_path, interrupted, chan
     # The same rows in another place are the same data.
     shutil.copy(workplace / "train.parquet", tmp_path / "moved.parquet")
     script(name)([*arguments, "--resume", "true", "--data.train_file", str(tmp_path / "moved.parquet")])
+
+
+def test_a_run_that_died_after_its_fusion_was_fitted_fits_it_anew(workplace, tmp_path, monkeypatch):
+    flags = ["--mode", "joint", "--fusion_rows", "validation", "--training.max_steps", "4"]
+    runs = {}
+    for kind in ("whole", "died"):
+        name, arguments = arguments_of(workplace, "finetune", tmp_path / kind, "--resume", "true", *flags)
+        if kind == "died":
+            with monkeypatch.context() as patch:
+                patch.setattr(Run, "save_scores", Mock(side_effect=MemoryError))
+                with pytest.raises(MemoryError):
+                    script(name)(arguments)
+            assert not (tmp_path / kind / "run.json").exists()
+        script(name)(arguments)
+        result = json.loads((tmp_path / kind / "run.json").read_text())["result"]
+        model = (tmp_path / kind / "model" / "model.safetensors").read_bytes()
+        runs[kind] = {**result, "rows_per_second": None}, model
+    assert runs["died"] == runs["whole"]
 
 
 def test_another_vocabulary_and_number_of_processes_are_refused(workplace, tmp_path, interrupted):

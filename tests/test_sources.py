@@ -347,6 +347,8 @@ def test_a_named_dataset_may_show_some_of_its_fields(monkeypatch):
     monkeypatch.setitem(DATASETS, "tiny", source)
     log = load_click_log(DataConfig(source="tiny", fields=["item", {"name": "user", "min_count": 2}]))
     assert list(log.fields) == [FieldConfig("item", max_tokens=5), FieldConfig("user", min_count=2)]
+    log = load_click_log(DataConfig(source="tiny", fields=[{"name": "item", "show_oov": False}]))
+    assert list(log.fields) == [FieldConfig("item", max_tokens=5, show_oov=False)]
     with pytest.raises(ValueError, match=r"data\.fields: 'time' is not a field of tiny: user, item"):
         load_click_log(DataConfig(source="tiny", fields=["user", "time"]))
 

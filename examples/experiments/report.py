@@ -19,6 +19,8 @@ from flip_hf.training.run import pictures
 from flip_hf.training.significance import paired_t
 
 DOCS, CARDS = RESULTS.parent / "docs", RESULTS.parent / "model_cards"
+# The model whose alignment of fields alignment.py records.
+ALIGNED = "pretraining"
 # The models that model_cards/ shows, of the random split and its first seed.
 CARD_MODELS = {
     "ml-100k-id-only": "dcnv2",
@@ -51,7 +53,8 @@ def main() -> None:
     comparisons = {(line["first"], line["second"]): line for line in read_lines(RESULTS / "comparisons.jsonl")}
     folder = arguments.output.parent
     parts = [INTRODUCTION, *(part for table in load_tables() for part in render(table, runs, comparisons, folder))]
-    parts += [aligned(line, folder) for line in read_lines(RESULTS / "alignment.jsonl")[-1:]]
+    pretraining = find_run(ALIGNED, "random", 0).key
+    parts += [aligned(line, folder) for line in read_lines(RESULTS / "alignment.jsonl") if line["key"] == pretraining]
     parts.append(machines(runs.values()))
     if again := read_lines(RESULTS / "again.jsonl"):
         parts.append(repeated(again))
@@ -103,13 +106,16 @@ def pictures_of(records: Mapping[str, Any], name: str, folder: Path) -> list[str
     if bins and draw_calibration(bins, folder / "results" / f"calibration-{name}.png"):
         caption = "Click rates against predicted probabilities, seed 0"
         shown.append(f"![{caption}](results/calibration-{name}.png)\n")
-    if (panels := learning(records)) and draw_learning(panels, folder / "results" / f"learning-{name}.png"):
-        caption = "How the models learn, seed 0; of the training LogLoss, moving means"
+    if (panels := panels_of(records)) and draw_learning(panels, folder / "results" / f"learning-{name}.png"):
+        caption = (
+            "How the models learn, seed 0; of the training LogLoss, moving means. Of towers apart it is the AUC before "
+            "a gate is fitted"
+        )
         shown.append(f"![{caption}](results/learning-{name}.png)\n")
     return shown
 
 
-def learning(records: Mapping[str, Any]) -> dict[str, dict[str, Line]]:
+def panels_of(records: Mapping[str, Any]) -> dict[str, dict[str, Line]]:
     """The lines of the learning curves, by panel and row."""
     losses: dict[str, dict[str, Line]] = {"id": {}, "text": {}}
     aucs: dict[str, Line] = {}

@@ -133,11 +133,11 @@ def record(run: Run, folder: Path) -> dict[str, Any]:
         "stages": [stage.key for stage in run.stages],
         "run": found,
         "result": result,
-        "curves": learning(run.folder(folder) / "log.jsonl"),
+        "curves": curves_of(run.folder(folder) / "log.jsonl"),
     }
 
 
-def learning(log: Path) -> dict[str, dict[str, Any]]:
+def curves_of(log: Path) -> dict[str, dict[str, Any]]:
     """Losses and metrics of a run's log, by steps."""
     pattern = "|".join(PANELS[panel] for panel in ("loss", "accuracy", "AUC", "LogLoss"))
     return {

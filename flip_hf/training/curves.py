@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,7 +19,8 @@ PANELS = {
 }
 """What is drawn together: a panel's title, and what the names of its values match."""
 
-_MEANS_OF = 10
+# A moving mean is over a tenth of a line; a line of few points is shown point by point.
+_SHARE_OF_LINE, _FEW_POINTS = 10, 20
 _FROM_ZERO = ("accuracy", "gradient norm", "learning rate", "rows a second", "memory (GiB)")
 
 Line: TypeAlias = tuple[Sequence[int], Sequence[float]]
@@ -84,15 +85,14 @@ def draw_learning(panels: Mapping[str, Mapping[str, Line]], target: Path) -> boo
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
-    names = dict.fromkeys(name for lines in panels.values() for name in lines)
-    colors = {name: f"C{i}" for i, name in enumerate(names)}
+    styles = _styles(dict.fromkeys(name for lines in panels.values() for name in lines))
     for place, (title, lines) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), place)
         for name, (steps, values) in lines.items():
-            width = max(1, len(values) // _MEANS_OF)
-            means = [sum(values[i - width : i]) / width for i in range(width, len(values) + 1)]
-            style = "o-" if len(values) <= _MEANS_OF else "-"
-            axes.plot(steps[width - 1 :], means, style, color=colors[name], linewidth=1.3, markersize=4, label=name)
+            marker = "o" if len(values) <= _FEW_POINTS else ""
+            width = 1 if marker else len(values) // _SHARE_OF_LINE
+            means = moving_means(values, width)
+            axes.plot(steps[width - 1 :], means, marker=marker, linewidth=1.3, markersize=4, label=name, **styles[name])
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("step", fontsize=9)
         axes.tick_params(labelsize=8)
@@ -100,6 +100,16 @@ def draw_learning(panels: Mapping[str, Mapping[str, Line]], target: Path) -> boo
         axes.legend(fontsize=8)
     figure.savefig(target, dpi=110)
     return True
+
+
+def moving_means(values: Sequence[float], width: int) -> list[float]:
+    """The means of each `width` values in a row, `width - 1` fewer than there are values."""
+    return [sum(values[i - width : i]) / width for i in range(width, len(values) + 1)]
+
+
+def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A way to draw each line; there are more lines than colours."""
+    return {name: {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]} for i, name in enumerate(names)}
 
 
 def draw_calibration(models: Mapping[str, Sequence[Mapping[str, float]]], target: Path) -> bool:
@@ -121,11 +131,13 @@ def draw_calibration(models: Mapping[str, Sequence[Mapping[str, float]]], target
     largest = max(found[name] for bins in models.values() for found in bins for name in ("probability", "click_rate"))
     top = min(1.0, 1.05 * max(largest, 1e-3))
     axes.plot([0, top], [0, top], color="grey", linewidth=1, linestyle="--", label="calibrated")
+    styles = _styles(models)
     for name, bins in models.items():
         predicted, clicked = ([found[value] for found in bins] for value in ("probability", "click_rate"))
         # 95% of a binomial share.
         errors = [1.96 * (found["click_rate"] * (1 - found["click_rate"]) / found["rows"]) ** 0.5 for found in bins]
-        axes.errorbar(predicted, clicked, yerr=errors, fmt="o-", markersize=4, linewidth=1.3, capsize=2, label=name)
+        line: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.3, "capsize": 2, **styles[name]}
+        axes.errorbar(predicted, clicked, yerr=errors, label=name, **line)
     axes.set_xlim(0, top)
     axes.set_ylim(0, top)
     axes.set_xlabel("mean probability", fontsize=9)
@@ -174,14 +186,14 @@ def draw_matrices(
 
 
 def _series(lines: Sequence[Mapping[str, Any]]) -> Series:
-    lists: dict[str, tuple[list[int], list[float]]] = {}
+    lists: dict[str, Any] = {}
     for line in lines:
         for name, value in line.items():
             if isinstance(value, int | float):
                 steps, values = lists.setdefault(name, ([], []))
                 steps.append(line["step"])
                 values.append(value)
-    return {**lists}
+    return lists
 
 
 def _draw(axes: Any, title: str, names: Sequence[str], curves: Mapping[str, Series]) -> None:

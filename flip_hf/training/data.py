@@ -37,13 +37,19 @@ class ClickLog:
     def encode(self, processor: FlipProcessor, split: str, *, with_label: bool = True) -> Dataset:
         """A split's rows as `FlipProcessor.encode_dataset` gives them.
 
+        The processor's fields and their settings hold, not the log's.
+
         Raises:
-            ValueError: the log has a field that the processor was not fitted on.
+            ValueError: the log has a field that the processor was not fitted on, or lacks one.
         """
-        known = [f.name for f in processor.fields]
-        if unknown := [f.name for f in self.fields if f.name not in known]:
+        known, own = [f.name for f in processor.fields], [f.name for f in self.fields]
+        if unknown := [name for name in own if name not in known]:
             there = ", ".join(map(repr, known))
             raise ValueError(f"{unknown[0]!r} is not one of the fields that the processor knows: {there}")
+        if lacking := [name for name in known if name not in own]:
+            raise ValueError(
+                f"the processor was fitted on {lacking[0]!r} too, and the log's fields are {', '.join(map(repr, own))}"
+            )
         return processor.encode_dataset(self.splits[split], with_label=with_label, source=self.sources[split])
 
 
@@ -68,10 +74,9 @@ def load_click_log(config: DataConfig) -> ClickLog:
         splits, label = load_splits(config.source, config.split, config.split_seed, histories), "label"
         fields: Sequence[FieldConfig] = [*source.fields, *(history.field for history in histories)]
         if config.fields:
-            own = {f.name: f for f in fields}
-            fields = as_fields([own.get(value, value) if isinstance(value, str) else value for value in config.fields])
-            if unknown := [f.name for f in fields if f.name not in own]:
-                raise ValueError(f"data.fields: {unknown[0]!r} is not a field of {config.source}: {', '.join(own)}")
+            fields = _chosen(config.fields, fields, config.source)
+            if lost := set(config.histories) - {f.name for f in fields}:
+                raise ValueError(f"data.fields leaves out {min(lost)!r}, which data.histories asks for")
         sources = {name: f"{config.source} ({name})" for name in splits}
         facts: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
         facts["histories"] = config.histories
@@ -95,6 +100,17 @@ def load_click_log(config: DataConfig) -> ClickLog:
     facts["rows"] = {name: len(rows) for name, rows in splits.items()}
     facts["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
     return ClickLog(splits, fields, label, sources, facts)
+
+
+def _chosen(
+    values: Sequence[str | dict[str, Any]], fields: Sequence[FieldConfig], source: str
+) -> Sequence[FieldConfig]:
+    """Those of a dataset's fields that are named, with the settings that mappings replace."""
+    own = {f.name: f.to_dict() for f in fields}
+    settings = [{"name": value} if isinstance(value, str) else value for value in values]
+    if unknown := [value.get("name") for value in settings if value.get("name") not in own]:
+        raise ValueError(f"data.fields: {unknown[0]!r} is not a field of {source}: {', '.join(own)}")
+    return as_fields([{**own[value["name"]], **value} for value in settings])
 
 
 def open_click_log_file(path: Path, fields: Sequence[FieldConfig], label: str) -> Dataset:

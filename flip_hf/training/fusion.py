@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from flip_hf.nn.fusion import FUSION
 
 _STEPS = 100
+_ROWS_AT_ONCE = 1 << 16
 
 
 def fit_fusion(model: Any, scores: Mapping[str, np.ndarray], rows: Dataset) -> dict[str, np.ndarray]:
@@ -22,7 +23,7 @@ def fit_fusion(model: Any, scores: Mapping[str, np.ndarray], rows: Dataset) -> d
     give the same parameters, whatever they were before.
 
     Args:
-        model: a `FlipForCTR` of both towers, on one device and not wrapped; changed in place.
+        model: a `FlipForCTR` of both towers, not wrapped; changed in place.
         scores: what `click_logits` returned of it: `id_logits`, `text_logits` and `labels`, (rows,).
         rows: these rows, encoded.
 
@@ -34,11 +35,9 @@ def fit_fusion(model: Any, scores: Mapping[str, np.ndarray], rows: Dataset) -> d
     """
     if lacking := [name for name in ("id_logits", "text_logits", "labels") if name not in scores]:
         raise ValueError(f"there are no {lacking[0]}: a fusion is fitted to both towers' logits of labelled rows")
-    # All of it is small, and no device gives the digits of another.
+    # On the CPU in double precision: no device gives the digits of another.
     found = {name: torch.from_numpy(values).double() for name, values in scores.items()}
-    device = next(model.parameters()).device
-    feature_ids = torch.from_numpy(np.stack(rows.with_format("numpy")["feature_ids"][:]))
-    oov_shares = model.base_model.oov_shares(feature_ids.to(device)).cpu().double()
+    oov_shares = _oov_shares(model, rows).double()
     fusion = FUSION[model.config.fusion](oov_shares.shape[1]).double()
     fusion.init_parameters()
     prior = [parameter.detach().clone() for parameter in fusion.parameters()]
@@ -56,8 +55,14 @@ def fit_fusion(model: Any, scores: Mapping[str, np.ndarray], rows: Dataset) -> d
     optimizer.step(loss)
     model.fusion.load_state_dict(fusion.state_dict())
     with torch.no_grad():
-        logits = model.fusion(
-            *(torch.from_numpy(scores[name]).to(device) for name in ("id_logits", "text_logits")),
-            oov_shares.float().to(device),
-        )
-    return {**scores, "logits": logits.float().cpu().numpy()}
+        logits = fusion(found["id_logits"], found["text_logits"], oov_shares)
+    return {**scores, "logits": logits.float().numpy()}
+
+
+def _oov_shares(model: Any, rows: Dataset) -> torch.Tensor:
+    """The share of each field's features that are OOV, float (rows, fields)."""
+    table, parts = rows.select_columns("feature_ids").with_format("arrow"), []
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        ids = table[start : start + _ROWS_AT_ONCE]["feature_ids"].combine_chunks()
+        parts.append(model.base_model.oov_shares(torch.tensor(ids.flatten().to_numpy()).view(len(ids), -1)))
+    return torch.cat(parts)

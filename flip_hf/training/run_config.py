@@ -22,7 +22,8 @@ class DataConfig:
         validation_file: CSV or Parquet file of validation rows.
         test_file: CSV or Parquet file of test rows, read once, after training.
         fields: the fields in the order of the text: column names, or mappings of `FieldConfig`'s settings. Of a named
-            dataset all of its own by default.
+            dataset all of its own by default, and a mapping replaces some of a field's settings. Beside a pretrained
+            model, whose fields these must be, its settings hold.
         label: the files' label column.
         max_train_rows: train on the first rows of the training split only, for a smaller budget.
         max_validation_rows: validate on the first rows of the validation split only, for a smaller budget.

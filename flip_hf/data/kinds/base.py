@@ -35,8 +35,7 @@ class FieldValues:
 
     def without_oov(self) -> "FieldValues":
         """These with null for each value that no feature stands for; of several a row has those without."""
-        if self.keys is None:
-            return self
+        assert self.keys is not None, "of fields whose features stand for values"
         known = self.keys >= 0
         if self.offsets is None:
             return replace(self, strings=pc.if_else(pa.array(known), self.strings, None))
