@@ -75,6 +75,8 @@ def workplace(tmp_path, monkeypatch):
     for name in ("runs", "comparisons", "again"):
         monkeypatch.setattr(run, f"{name.upper()}_FILE", tmp_path / "results" / f"{name}.jsonl")
     monkeypatch.setattr(run, "rows_of", rows_of)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("Before.\n\n" + "\n\nold\n\n".join(report.PLACE) + "\n\nAfter.\n")
     asked = []
 
     def run_jobs(jobs, processes, when_done):
@@ -239,8 +241,8 @@ def test_rows_that_were_not_trained_on_are_unseen(workplace):
 
 def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     experiments, run, report, _, folder = workplace
-    output = folder / "results.md"
-    monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(output), "--cards", str(folder / "cards")])
+    output = folder / "docs" / "results.md"
+    monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
     report.main()
     assert "No run of this split is recorded yet" in output.read_text()
     monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(folder / "runs")])
@@ -250,11 +252,11 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     stale = {"key": "pretraining-random-0-00000000", "rows": 1, "fields": ["a"], "before": [[0.1]], "after": [[0.2]]}
     alignment = {"key": key, "rows": 4096, "fields": ["user", "item"], **matrices}
     (folder / "results" / "alignment.jsonl").write_text(f"{json.dumps(alignment)}\n{json.dumps(stale)}\n")
-    monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(output), "--cards", str(folder / "cards")])
+    monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
     report.main()
     text = output.read_text()
     assert "| before pretraining | 0.500 | 0.500 |\n| after pretraining | 0.750 | 0.200 |" in text
-    assert (folder / "results" / "alignment.png").stat().st_size > 5_000
+    assert (folder / "docs" / "results" / "alignment.png").stat().st_size > 5_000
     aucs = {model: [auc(LABELS, logits(model, seed)) for seed in range(2)] for model in ("plain", "both")}
     assert f"| Both | {np.mean(aucs['both']):.4f} ± " in text
     test = paired_t(np.subtract(aucs["both"], aucs["plain"]))
@@ -262,9 +264,14 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
         f"| Both over Plain | 2 | {test.difference:+.4f} | {test.low:+.4f} to {test.high:+.4f} | {test.p:.4f}" in text
     )
     for picture in ("calibration-one-random", "learning-one-random"):
-        assert (folder / "results" / f"{picture}.png").stat().st_size > 5_000
+        assert (folder / "docs" / "results" / f"{picture}.png").stat().st_size > 5_000
         assert f"(results/{picture}.png)" in text
     assert "Fewer than" not in text
+    readme = (folder / "README.md").read_text()
+    assert readme.startswith(f"Before.\n\n{report.PLACE[0]}\n\n| model | AUC, random split | seeds |\n")
+    assert readme.endswith(f" | 2 |\n\n{report.PLACE[1]}\n\nAfter.\n")
+    assert f"\n| Both | {np.mean(aucs['both']):.4f} ± " in readme
+    assert "old" not in readme
     # Two minutes and five seconds for each of two stages.
     assert re.search(r"^\| Both \|.* \| 2 \| 4.2 \|$", text, re.MULTILINE)
     assert "## Machines\n\n- A CPU, 1 threads a run; torch 2.13.0, transformers 5.23.0" in text
@@ -273,14 +280,14 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
 def test_cards_are_of_the_records(workplace, monkeypatch):
     _, run, report, _, folder = workplace
     run.main()
-    monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(folder / "a.md"), "--cards", str(folder / "cards")])
+    monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
     report.main()
-    text = (folder / "cards" / "a-card" / "README.md").read_text()
+    text = (folder / "model_cards" / "a-card" / "README.md").read_text()
     assert f"| AUC | {auc(LABELS, logits('both', 0)):.4f} | " in text
     assert "Settings of pretraining" in text
     files = {"README.md", "run.json", "curves.png"}
-    assert {path.name for path in (folder / "cards" / "a-card").iterdir()} == files | {"calibration.png"}
-    assert {path.name for path in (folder / "cards" / "another").iterdir()} == files
+    assert {path.name for path in (folder / "model_cards" / "a-card").iterdir()} == files | {"calibration.png"}
+    assert {path.name for path in (folder / "model_cards" / "another").iterdir()} == files
 
 
 def test_learning_curves_are_those_of_the_towers(workplace):

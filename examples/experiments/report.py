@@ -1,4 +1,4 @@
-"""Renders docs/results.md and model_cards/ from the records under results/ and from nothing else.
+"""Renders docs/results.md, model_cards/ and README's table from the records under results/ and from nothing else.
 
 python examples/experiments/report.py
 """
@@ -18,7 +18,6 @@ from flip_hf.training.jobs import markdown
 from flip_hf.training.run import pictures
 from flip_hf.training.significance import paired_t
 
-DOCS, CARDS = RESULTS.parent / "docs", RESULTS.parent / "model_cards"
 # The model whose alignment of fields alignment.py records.
 ALIGNED = "pretraining"
 # The models that model_cards/ shows, of the random split and its first seed.
@@ -31,6 +30,8 @@ CARD_MODELS = {
 }
 METRICS = {"auc": "AUC", "logloss": "LogLoss", "gauc": "GAUC", "ece": "ECE"}
 SLICES = ("unseen user", "rare user", "unseen item", "rare item", "frequent")
+# README's table goes between these.
+PLACE = ("<!-- `make report` writes this table -->", "<!-- up to here -->")
 INTRODUCTION = """# Results
 
 Written by `make report` from the records in `results/`; no figure was entered by hand. `make experiments` makes the
@@ -46,35 +47,33 @@ those of `examples/configs/ml-100k` and `examples/experiments/models.yaml`.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=DOCS / "results.md")
-    parser.add_argument("--cards", type=Path, default=CARDS, help="folder of the model cards")
+    parser.add_argument("--folder", type=Path, default=RESULTS.parent, help="of README.md, docs/ and model_cards/")
     arguments = parser.parse_args()
     runs = {line["key"]: line for line in read_lines(RESULTS / "runs.jsonl")}
     comparisons = {(line["first"], line["second"]): line for line in read_lines(RESULTS / "comparisons.jsonl")}
-    folder = arguments.output.parent
+    folder = arguments.folder / "docs"
     parts = [INTRODUCTION, *(part for table in load_tables() for part in render(table, runs, comparisons, folder))]
     pretraining = find_run(ALIGNED, "random", 0).key
     parts += [aligned(line, folder) for line in read_lines(RESULTS / "alignment.jsonl") if line["key"] == pretraining]
     parts.append(machines(runs.values()))
     if again := read_lines(RESULTS / "again.jsonl"):
         parts.append(repeated(again))
-    arguments.output.write_text("\n".join(parts), encoding="utf-8")
+    (folder / "results.md").write_text("\n".join(parts), encoding="utf-8")
+    page = arguments.folder / "README.md"
+    readme = page.read_text(encoding="utf-8")
+    begin, end = (readme.index(mark) for mark in PLACE)
+    table = headline(load_tables()[0], runs)
+    page.write_text(f"{readme[: begin + len(PLACE[0])]}\n\n{table}\n\n{readme[end:]}", encoding="utf-8")
     for name, model in CARD_MODELS.items():
         if (key := find_run(model, "random", 0).key) in runs:
-            card(runs[key], runs, arguments.cards / name)
+            card(runs[key], runs, arguments.folder / "model_cards" / name)
 
 
 def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any], folder: Path) -> list[str]:
     """A table's sections, one for each split; its pictures go into `folder`."""
     parts = [f"## {table.title}\n\n{table.caption.strip()}\n"]
     for split in table.splits:
-        keys = {
-            row: [
-                " + ".join(find_run(model, split, seed).key for model in table.models(row))
-                for seed in range(table.seeds)
-            ]
-            for row in table.rows
-        }
+        keys = {row: [key_of(table, row, split, seed) for seed in range(table.seeds)] for row in table.rows}
         found = {row: records for row, own in keys.items() if (records := [runs[key] for key in own if key in runs])}
         if not found:
             parts.append(f"### Split: {split}\n\nNo run of this split is recorded yet.\n")
@@ -150,6 +149,25 @@ def card(record: Mapping[str, Any], runs: Mapping[str, Any], folder: Path) -> No
         if "test_calibration" in record["result"]:
             draw_calibration({"model": record["result"]["test_calibration"]}, calibration)
         write_card(folder, f"your-name/{folder.name}", whole, shown)
+
+
+def headline(table: Table, runs: Mapping[str, Any]) -> str:
+    """The AUC of a table's rows on each split, with the seeds that it is the mean of."""
+    rows = []
+    for row in table.rows:
+        cells = []
+        for split in table.splits:
+            keys = [key_of(table, row, split, seed) for seed in range(table.seeds)]
+            values = [runs[key]["result"]["test"]["auc"] for key in keys if key in runs]
+            cells += [spread(values), len(values) or ""]
+        if any(cells):
+            rows.append([row, *cells])
+    return markdown(["model", *(cell for split in table.splits for cell in (f"AUC, {split} split", "seeds"))], rows)
+
+
+def key_of(table: Table, row: str, split: str, seed: int) -> str:
+    """Of the record of a table's row."""
+    return " + ".join(find_run(model, split, seed).key for model in table.models(row))
 
 
 def models_table(found: Mapping[str, Sequence[Any]], runs: Mapping[str, Any]) -> str:
