@@ -8,8 +8,6 @@ import torch
 from datasets import Dataset
 from torch.nn import functional as F
 
-from flip_hf.nn.fusion import FUSION
-
 _STEPS = 100
 _ROWS_AT_ONCE = 1 << 16
 
@@ -38,7 +36,7 @@ def fit_fusion(model: Any, scores: Mapping[str, np.ndarray], rows: Dataset) -> d
     # On the CPU in double precision: no device gives the digits of another.
     found = {name: torch.from_numpy(values).double() for name, values in scores.items()}
     oov_shares = _oov_shares(model, rows).double()
-    fusion = FUSION[model.config.fusion](oov_shares.shape[1]).double()
+    fusion = type(model.fusion)(oov_shares.shape[1]).double()
     fusion.init_parameters()
     prior = [parameter.detach().clone() for parameter in fusion.parameters()]
     optimizer = torch.optim.LBFGS(fusion.parameters(), max_iter=_STEPS, line_search_fn="strong_wolfe")
