@@ -6,7 +6,7 @@ import json
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from records import make_record
@@ -127,6 +127,7 @@ def a_card():
 
 
 @given(where=st.integers(0, 10_000), what=st.sampled_from("xyz \n"))
+@example(where=a_card().index("wrote this card; ") + len("wrote this card; "), what="x")
 def test_a_card_that_was_edited_is_known(where, what):
     card = a_card()
     assert is_untouched(card)

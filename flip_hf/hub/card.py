@@ -29,7 +29,8 @@ _TOWERS = {
 _NAMES = {"auc": "AUC", "logloss": "LogLoss", "ece": "ECE", "gauc": "GAUC"}
 # The task under which the Hub's search has it; there is none for click-through rates.
 _HUB_TASK = "tabular-classification"
-_MARKER = re.compile(r"\n<!-- flip_hf wrote this card; .* sha256 ([0-9a-f]{64}) -->\n\Z")
+_MARK = "flip_hf wrote this card; the next push replaces it unless it was edited: sha256"
+_MARKER = re.compile(rf"\n<!-- {re.escape(_MARK)} ([0-9a-f]{{64}}) -->\n\Z")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#|!~$])")
 
 
@@ -105,9 +106,7 @@ def render_card(record: Mapping[str, Any], repo_id: str, pictures: Mapping[str, 
     )
     card = f"---\n{_metadata(record, repo_id).to_yaml()}\n---\n{body}"
     digest = hashlib.sha256(card.encode()).hexdigest()
-    return (
-        f"{card}\n<!-- flip_hf wrote this card; the next push replaces it unless it was edited: sha256 {digest} -->\n"
-    )
+    return f"{card}\n<!-- {_MARK} {digest} -->\n"
 
 
 def is_untouched(card: str) -> bool:
