@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jobs import machine
+from jobs import example, machine
 
 from flip_hf.training.curves import read_curves
 from flip_hf.training.jobs import markdown
@@ -44,14 +44,12 @@ def main() -> None:
 
 def run(environment: dict[str, str], mode: str, steps: int) -> list[list[float]]:
     """Rows a second and losses of a run's log lines, without the first."""
-    examples = Path(__file__).resolve().parent.parent / "examples"
-    config = examples / "configs" / "ml-100k" / "finetune.yaml"
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--config", str(config), "--output_dir", folder, "--mode", mode, "--training.max_steps", str(steps)]
+        flags = ["--mode", mode, "--training.max_steps", str(steps)]
         flags += ["--training.log_steps", str(max(1, steps // 10)), "--data.max_validation_rows", "256"]
         inherited = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", *HUGE_PAGES)}
         whole = {**inherited, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", **environment}
-        command = [sys.executable, str(examples / "finetune.py"), *flags]
+        command = [sys.executable, *example("finetune", Path(folder), *flags).command]
         subprocess.run(command, env=whole, check=True, stdout=sys.stderr)
         train = read_curves(Path(folder) / "log.jsonl")["train"]
     return [list(train[name][1][1:]) for name in ("rows_per_second", "loss")]

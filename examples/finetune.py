@@ -54,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ),
         processor,
     )
-    with sharded_features(training.shard_features):
-        best = FlipForCTR.from_pretrained(run.model_folder)
-    best = run.accelerator.prepare_model(best, device_placement=True, evaluation_mode=True)
+    if settings.fusion_rows == "validation" or "test" in rows:
+        with sharded_features(training.shard_features):
+            best = FlipForCTR.from_pretrained(run.model_folder)
+        best = run.accelerator.prepare_model(best, device_placement=True, evaluation_mode=True)
 
     def score(split: str) -> dict[str, np.ndarray]:
         return click_logits(best, rows[split], collator, training.evaluation_batch_size, run.accelerator, split)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from experiments import CONFIGS, RESULTS, add_line, find_run, read_lines
+from experiments import ALIGNED, CONFIGS, RESULTS, add_line, find_run, read_lines
 
 from flip_hf import FlipForPreTraining, FlipProcessor
 from flip_hf.training.alignment import field_alignment
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="where run.py put its runs")
     parser.add_argument("--split", default="random")
     arguments = parser.parse_args()
-    run = find_run("pretraining", arguments.split, 0)
+    run = find_run(ALIGNED, arguments.split, 0)
     if run.key in {line["key"] for line in read_lines(RESULTS / "alignment.jsonl")}:
         return
     folder = run.folder(arguments.runs) / "model"

@@ -19,6 +19,8 @@ HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent
 CONFIGS = EXAMPLES / "configs" / "ml-100k"
 RESULTS = EXAMPLES.parent / "results"
+# The model whose alignment of fields is recorded.
+ALIGNED = "pretraining"
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,11 @@ def find_run(model: Model, split: str, seed: int) -> Run:
         after = find_run({"model": found["after"], "first": first} if first else found["after"], split, seed)
         first = {}
     return Run(model, split, seed, found["script"], {**found["settings"], **first, **last}, after)
+
+
+def key_of(runs: Sequence[Run]) -> str:
+    """The key of a run, or of the average of several."""
+    return " + ".join(run.key for run in runs)
 
 
 @cache

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import RESULTS, Table, find_run, load_tables, read_lines
+from experiments import ALIGNED, RESULTS, Table, find_run, key_of, load_tables, read_lines
 
 from flip_hf.hub.push import write_card
 from flip_hf.training.curves import Line, draw_calibration, draw_curves, draw_learning, draw_matrices
@@ -18,8 +18,6 @@ from flip_hf.training.jobs import markdown
 from flip_hf.training.run import pictures
 from flip_hf.training.significance import paired_t
 
-# The model whose alignment of fields alignment.py records.
-ALIGNED = "pretraining"
 # The models that model_cards/ shows, of the random split and its first seed.
 CARD_MODELS = {
     "ml-100k-id-only": "dcnv2",
@@ -51,8 +49,8 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = {line["key"]: line for line in read_lines(RESULTS / "runs.jsonl")}
     comparisons = {(line["first"], line["second"]): line for line in read_lines(RESULTS / "comparisons.jsonl")}
-    folder = arguments.folder / "docs"
-    parts = [INTRODUCTION, *(part for table in load_tables() for part in render(table, runs, comparisons, folder))]
+    folder, tables = arguments.folder / "docs", load_tables()
+    parts = [INTRODUCTION, *(part for table in tables for part in render(table, runs, comparisons, folder))]
     pretraining = find_run(ALIGNED, "random", 0).key
     parts += [aligned(line, folder) for line in read_lines(RESULTS / "alignment.jsonl") if line["key"] == pretraining]
     parts.append(machines(runs.values()))
@@ -62,7 +60,7 @@ def main() -> None:
     page = arguments.folder / "README.md"
     readme = page.read_text(encoding="utf-8")
     begin, end = (readme.index(mark) for mark in PLACE)
-    table = headline(load_tables()[0], runs)
+    table = headline(tables[0], runs)
     page.write_text(f"{readme[: begin + len(PLACE[0])]}\n\n{table}\n\n{readme[end:]}", encoding="utf-8")
     for name, model in CARD_MODELS.items():
         if (key := find_run(model, "random", 0).key) in runs:
@@ -73,7 +71,7 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
     """A table's sections, one for each split; its pictures go into `folder`."""
     parts = [f"## {table.title}\n\n{table.caption.strip()}\n"]
     for split in table.splits:
-        keys = {row: [key_of(table, row, split, seed) for seed in range(table.seeds)] for row in table.rows}
+        keys = {row: [key_of_row(table, row, split, seed) for seed in range(table.seeds)] for row in table.rows}
         found = {row: records for row, own in keys.items() if (records := [runs[key] for key in own if key in runs])}
         if not found:
             parts.append(f"### Split: {split}\n\nNo run of this split is recorded yet.\n")
@@ -157,7 +155,7 @@ def headline(table: Table, runs: Mapping[str, Any]) -> str:
     for row in table.rows:
         cells = []
         for split in table.splits:
-            keys = [key_of(table, row, split, seed) for seed in range(table.seeds)]
+            keys = [key_of_row(table, row, split, seed) for seed in range(table.seeds)]
             values = [runs[key]["result"]["test"]["auc"] for key in keys if key in runs]
             cells += [spread(values), len(values) or ""]
         if any(cells):
@@ -165,9 +163,9 @@ def headline(table: Table, runs: Mapping[str, Any]) -> str:
     return markdown(["model", *(cell for split in table.splits for cell in (f"AUC, {split} split", "seeds"))], rows)
 
 
-def key_of(table: Table, row: str, split: str, seed: int) -> str:
+def key_of_row(table: Table, row: str, split: str, seed: int) -> str:
     """Of the record of a table's row."""
-    return " + ".join(find_run(model, split, seed).key for model in table.models(row))
+    return key_of([find_run(model, split, seed) for model in table.models(row)])
 
 
 def models_table(found: Mapping[str, Sequence[Any]], runs: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import DatasetDict
-from experiments import RESULTS, Run, Table, add_line, find_run, load_tables, read_lines
+from experiments import RESULTS, Run, Table, add_line, find_run, key_of, load_tables, read_lines
 
 from flip_hf.data.splits import load_splits
 from flip_hf.hub.card import public_record
@@ -106,11 +106,6 @@ def run_stages(
     for depth in range(max((len(run.stages) for run in wanted), default=0)):
         stages = {run.stages[depth].key: run.stages[depth] for run in wanted if len(run.stages) > depth}
         run_jobs([stage.job(folder) for stage in stages.values()], processes, when_done)
-
-
-def key_of(runs: Sequence[Run]) -> str:
-    """The key of a run, or of the average of several."""
-    return " + ".join(run.key for run in runs)
 
 
 def record(run: Run, folder: Path) -> dict[str, Any]:
