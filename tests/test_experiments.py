@@ -15,7 +15,7 @@ import yaml
 from datasets import Dataset, DatasetDict
 from records import make_record
 
-from flip_hf.training.metrics import auc
+from flip_hf.training.metrics import auc, gauc
 from flip_hf.training.significance import delong, paired_t
 
 FOLDER = Path(__file__).parents[1] / "examples" / "experiments"
@@ -260,9 +260,15 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     aucs = {model: [auc(LABELS, logits(model, seed)) for seed in range(2)] for model in ("plain", "both")}
     assert f"| Both | {np.mean(aucs['both']):.4f} ± " in text
     test = paired_t(np.subtract(aucs["both"], aucs["plain"]))
-    assert (
-        f"| Both over Plain | 2 | {test.difference:+.4f} | {test.low:+.4f} to {test.high:+.4f} | {test.p:.4f}" in text
-    )
+    users = rows_of("random", 0)["test"]["user_id"]
+    within = {
+        model: [gauc(LABELS, 1 / (1 + np.exp(-logits(model, seed))), np.array(users)) for seed in range(2)]
+        for model in aucs
+    }
+    gained = paired_t(np.subtract(within["both"], within["plain"]))
+    line = re.search(r"^\| Both over Plain \| 2 \| (.*) \|$", text, re.MULTILINE)[1].split(" | ")
+    assert line[:3] == [f"{test.difference:+.4f}", f"{test.low:+.4f} to {test.high:+.4f}", f"{test.p:.4f}"]
+    assert line[-2:] == [f"{gained.difference:+.4f}", f"{gained.p:.4f}"]
     for picture in ("calibration-one-random", "learning-one-random"):
         assert (folder / "docs" / "results" / f"{picture}.png").stat().st_size > 5_000
         assert f"(results/{picture}.png)" in text
@@ -288,6 +294,30 @@ def test_cards_are_of_the_records(workplace, monkeypatch):
     files = {"README.md", "run.json", "curves.png"}
     assert {path.name for path in (folder / "model_cards" / "a-card").iterdir()} == files | {"calibration.png"}
     assert {path.name for path in (folder / "model_cards" / "another").iterdir()} == files
+
+
+def test_a_card_whose_run_is_not_recorded_is_named(workplace, monkeypatch, capsys):
+    *_, report, _, folder = workplace
+    (folder / "model_cards" / "another").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
+    report.main()
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == ["model_cards/another"]
+
+
+def test_a_table_of_what_was_tried_shows_validation_rows_alone(workplace, monkeypatch):
+    _, run, report, _, folder = workplace
+    tried = {name: TABLE[name] for name in ("caption", "splits", "seeds", "rows")}
+    tried = {**tried, "title": "What was tried", "rows": {"Plain": "plain"}, "shows": "validation"}
+    (folder / "tables" / "two.yaml").write_text(yaml.safe_dump(tried))
+    run.main()
+    monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
+    report.main()
+    text = (folder / "docs" / "results.md").read_text()
+    section = text[text.index("## What was tried") : text.index("## Machines")]
+    assert "| model | AUC, validation | LogLoss, validation | ECE, validation | seeds | minutes |" in section
+    assert "| Plain | 0.7500 ± 0.0000 | " in section
+    assert "AUC on rows of" not in section
 
 
 def test_learning_curves_are_those_of_the_towers(workplace):

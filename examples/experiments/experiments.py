@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,7 +48,7 @@ class Run:
     def key(self) -> str:
         """Names the run, its settings, its data and the runs before it; not the code, which its record names."""
         base = _parsed((CONFIGS / f"{self.script}.yaml").read_text(encoding="utf-8"))
-        fields = [field.to_dict() for field in dataset_source(base["data"]["source"]).fields]
+        fields = [kept.to_dict() for kept in dataset_source(base["data"]["source"]).fields]
         depends = [base, fields, self.settings, self.after.key if self.after else None]
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
         return f"{name_of(self.model)}-{self.split}-{self.seed}-{digest}"
@@ -85,6 +85,7 @@ class Table:
         rows: what each row shows: a model, or several, whose probabilities are averaged.
         compare: row -> the rows that it is tested against.
         pictures: whether pictures show how its rows learn and how well they are calibrated.
+        shows: "test", or "validation" for a table of what was tried, whose rows are not compared.
     """
 
     name: str
@@ -93,8 +94,9 @@ class Table:
     splits: Sequence[str]
     seeds: int
     rows: Mapping[str, Model | Sequence[Model]]
-    compare: Mapping[str, Sequence[str]]
+    compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pictures: bool = False
+    shows: str = "test"
 
     def models(self, row: str) -> list[Model]:
         """The models that the row shows: one, or those whose average it is."""

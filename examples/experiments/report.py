@@ -63,8 +63,11 @@ def main() -> None:
     table = headline(tables[0], runs)
     page.write_text(f"{readme[: begin + len(PLACE[0])]}\n\n{table}\n\n{readme[end:]}", encoding="utf-8")
     for name, model in CARD_MODELS.items():
+        place = arguments.folder / "model_cards" / name
         if (key := find_run(model, "random", 0).key) in runs:
-            card(runs[key], runs, arguments.folder / "model_cards" / name)
+            card(runs[key], runs, place)
+        elif place.exists():
+            print(f"model_cards/{name} is the card of a run that is no longer recorded: run {model} again or delete it")
 
 
 def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any], folder: Path) -> list[str]:
@@ -77,16 +80,18 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
             parts.append(f"### Split: {split}\n\nNo run of this split is recorded yet.\n")
             continue
         parts.append(f"### Split: {split}\n")
-        parts.append(models_table(found, runs))
+        parts.append(models_table(found, runs, table.shows))
         pairs = [(first, second) for first, others in table.compare.items() for second in others]
         tests = [
             comparison(first, second, zip(keys[first], keys[second], strict=True), runs, comparisons)
             for first, second in pairs
         ]
         if tests := [cells for cells in tests if cells]:
-            header = ["comparison", "seeds", "AUC", "95% interval", "p, seeds", "p, rows", "LogLoss", "p, seeds"]
+            header = ["comparison", "seeds", "AUC", "95% interval", "p, seeds", "p, rows"]
+            header += [cell for name in ("logloss", "gauc") for cell in (METRICS[name], "p, seeds")]
             parts.append(markdown(header, tests) + "\n")
-        parts.append(slices_table(found))
+        if table.shows == "test":
+            parts.append(slices_table(found))
         if open_rows := [row for row, own in keys.items() if len(found.get(row, [])) < len(own)]:
             parts.append(f"Fewer than {table.seeds} seeds are recorded of: {'; '.join(open_rows)}.\n")
         if table.pictures:
@@ -168,19 +173,22 @@ def key_of_row(table: Table, row: str, split: str, seed: int) -> str:
     return key_of([find_run(model, split, seed) for model in table.models(row)])
 
 
-def models_table(found: Mapping[str, Sequence[Any]], runs: Mapping[str, Any]) -> str:
-    """What each row of a table is worth."""
+def models_table(found: Mapping[str, Sequence[Any]], runs: Mapping[str, Any], shows: str) -> str:
+    """What each row of a table is worth on test rows, or on validation rows."""
     rows = []
+    # Of validation rows users are not recorded, so no GAUC.
+    names = [name for name in METRICS if shows == "test" or name != "gauc"]
     for row, records in found.items():
-        tests = [record["result"]["test"] for record in records]
-        cells = [spread([test[name] for test in tests]) for name in METRICS]
+        measured = [record["result"][shows] for record in records]
+        cells = [spread([metrics[name] for metrics in measured]) for name in names]
         minutes = [
             sum(runs[stage]["run"]["wall_seconds"] for stage in record["stages"]) / 60
             for record in records
             if "stages" in record
         ]
-        rows.append([row, *cells, len(tests), f"{statistics.fmean(minutes):.1f}" if minutes else ""])
-    return markdown(["model", *METRICS.values(), "seeds", "minutes"], rows) + "\n"
+        rows.append([row, *cells, len(records), f"{statistics.fmean(minutes):.1f}" if minutes else ""])
+    where = "" if shows == "test" else f", {shows}"
+    return markdown(["model", *(METRICS[name] + where for name in names), "seeds", "minutes"], rows) + "\n"
 
 
 def comparison(
@@ -191,7 +199,7 @@ def comparison(
     if not pairs:
         return None
     cells: list[Any] = [f"{first} over {second}", len(pairs)]
-    for name in ("auc", "logloss"):
+    for name in ("auc", "logloss", "gauc"):
         differences = [runs[one]["result"]["test"][name] - runs[other]["result"]["test"][name] for one, other in pairs]
         mean = f"{statistics.fmean(differences):+.4f}"
         over_seeds = paired_t(differences) if len(differences) > 1 else None
