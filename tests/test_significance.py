@@ -238,6 +238,33 @@ def test_t_refuses_what_it_cannot_tell(values, said):
         paired_t(values)
 
 
+def null_splits(seed, test_ratio):
+    """Of two equal models the differences on the test rows of random splits of the same 90 rows, 10 of them each."""
+    random = np.random.RandomState(seed)
+    rows = random.randn(90)
+    return paired_t([random.permutation(rows)[:10].mean() for _ in range(5)], test_ratio)
+
+
+def test_splits_of_the_same_rows_do_not_look_different_too_often():
+    uncorrected, corrected = (
+        np.mean([null_splits(seed, ratio).p < 0.05 for seed in range(1000)]) for ratio in (0.0, 10 / 80)
+    )
+    assert uncorrected > 0.08
+    # Three and a half standard deviations above 0.05.
+    assert corrected < 0.074
+
+
+def test_shared_rows_widen_the_interval():
+    values = [0.1, 0.3, 0.2, 0.5]
+    plain, corrected = paired_t(values), paired_t(values, 0.25)
+    assert corrected.standard_error == pytest.approx(plain.standard_error * math.sqrt(2))
+    assert corrected.difference == plain.difference
+    statistic = plain.difference / plain.standard_error / math.sqrt(2)
+    assert corrected.p == pytest.approx(2 * stats.t.sf(statistic, 3))
+    with pytest.raises(ValueError, match=r"test_ratio is -0\.1"):
+        paired_t(values, -0.1)
+
+
 def squared(labels, probabilities):
     return float(np.mean((labels - probabilities) ** 2))
 

@@ -28,6 +28,8 @@ CARD_MODELS = {
 }
 METRICS = {"auc": "AUC", "logloss": "LogLoss", "gauc": "GAUC", "ece": "ECE"}
 SLICES = ("unseen user", "rare user", "unseen item", "rare item", "frequent")
+# Test rows of a split divided by its training rows, where each seed has another split of the same rows.
+TEST_RATIO = {"random": 1 / 8, "time": 0.0}
 # README's table goes between these.
 PLACE = ("<!-- `make report` writes this table -->", "<!-- up to here -->")
 INTRODUCTION = """# Results
@@ -36,10 +38,11 @@ Written by `make report` from the records in `results/`; no figure was entered b
 records, and goes on where it was stopped.
 
 MovieLens-100K with ratings of 3 dropped, split 8:1:1 at random (another split for each seed) or by time. A figure is
-the mean over seeds and, after ±, half of its 95% interval by Student's t; on the time split, where the rows are the
-same for all seeds, that is the spread of training alone. Differences are those of the same seed and rows; *p, seeds* is
-the paired t-test over seeds, *p, rows* DeLong's test on each seed's test rows, the median over seeds. The settings are
-those of `examples/configs/ml-100k` and `examples/experiments/models.yaml`.
+the mean over seeds and, after ±, half of its 95% interval by Student's t, on the random split corrected for the rows
+that splits share (Nadeau and Bengio 2003); on the time split, where the rows are the same for all seeds, that is the
+spread of training alone. Differences are those of the same seed and rows; *p, seeds* is the paired t-test over seeds,
+corrected likewise, *p, rows* DeLong's test on each seed's test rows, the median over seeds. The settings are those of
+`examples/configs/ml-100k` and `examples/experiments/models.yaml`.
 """
 
 
@@ -80,10 +83,10 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
             parts.append(f"### Split: {split}\n\nNo run of this split is recorded yet.\n")
             continue
         parts.append(f"### Split: {split}\n")
-        parts.append(models_table(found, runs, table.shows))
+        parts.append(models_table(found, runs, table.shows, split))
         pairs = [(first, second) for first, others in table.compare.items() for second in others]
         tests = [
-            comparison(first, second, zip(keys[first], keys[second], strict=True), runs, comparisons)
+            comparison(first, second, split, zip(keys[first], keys[second], strict=True), runs, comparisons)
             for first, second in pairs
         ]
         if tests := [cells for cells in tests if cells]:
@@ -162,7 +165,7 @@ def headline(table: Table, runs: Mapping[str, Any]) -> str:
         for split in table.splits:
             keys = [key_of_row(table, row, split, seed) for seed in range(table.seeds)]
             values = [runs[key]["result"]["test"]["auc"] for key in keys if key in runs]
-            cells += [spread(values), len(values) or ""]
+            cells += [spread(values, split), len(values) or ""]
         if any(cells):
             rows.append([row, *cells])
     return markdown(["model", *(cell for split in table.splits for cell in (f"AUC, {split} split", "seeds"))], rows)
@@ -173,14 +176,14 @@ def key_of_row(table: Table, row: str, split: str, seed: int) -> str:
     return key_of([find_run(model, split, seed) for model in table.models(row)])
 
 
-def models_table(found: Mapping[str, Sequence[Any]], runs: Mapping[str, Any], shows: str) -> str:
+def models_table(found: Mapping[str, Sequence[Any]], runs: Mapping[str, Any], shows: str, split: str) -> str:
     """What each row of a table is worth on test rows, or on validation rows."""
     rows = []
     # Of validation rows users are not recorded, so no GAUC.
     names = [name for name in METRICS if shows == "test" or name != "gauc"]
     for row, records in found.items():
         measured = [record["result"][shows] for record in records]
-        cells = [spread([metrics[name] for metrics in measured]) for name in names]
+        cells = [spread([metrics[name] for metrics in measured], split) for name in names]
         minutes = [
             sum(runs[stage]["run"]["wall_seconds"] for stage in record["stages"]) / 60
             for record in records
@@ -192,7 +195,7 @@ def models_table(found: Mapping[str, Sequence[Any]], runs: Mapping[str, Any], sh
 
 
 def comparison(
-    first: str, second: str, keys: Any, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
+    first: str, second: str, split: str, keys: Any, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
 ) -> list[Any] | None:
     """The cells of one row beside another over the seeds that have both; None where none has."""
     pairs = [pair for pair in keys if pair[0] in runs and pair[1] in runs]
@@ -202,7 +205,7 @@ def comparison(
     for name in ("auc", "logloss", "gauc"):
         differences = [runs[one]["result"]["test"][name] - runs[other]["result"]["test"][name] for one, other in pairs]
         mean = f"{statistics.fmean(differences):+.4f}"
-        over_seeds = paired_t(differences) if len(differences) > 1 else None
+        over_seeds = paired_t(differences, TEST_RATIO[split]) if len(differences) > 1 else None
         if name == "auc":
             by_rows = [comparisons[pair]["auc"]["p"] for pair in pairs if pair in comparisons]
             interval = f"{over_seeds.low:+.4f} to {over_seeds.high:+.4f}" if over_seeds else ""
@@ -273,12 +276,15 @@ def repeated(lines: Sequence[Any]) -> str:
     return "## Run again\n\n" + markdown(["run", "test AUC", "again", "its 95% interval"], rows) + "\n"
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], split: str) -> str:
     """Mean and half of its 95% interval over seeds."""
     if not values:
         return ""
     mean = f"{statistics.fmean(values):.4f}"
-    return f"{mean} ± {paired_t(values).high - statistics.fmean(values):.4f}" if len(values) > 1 else mean
+    if len(values) < 2:
+        return mean
+    found = paired_t(values, TEST_RATIO[split])
+    return f"{mean} ± {found.high - found.difference:.4f}"
 
 
 def p_value(found: Any) -> str:

@@ -2,14 +2,14 @@
 
 `delong` and `paired_bootstrap` compare two models on the same rows, taken as independent of one another: they say what
 other rows of the same log would change. `paired_t` compares two ways to train over seeds: it says what other training
-runs would change.
+runs, or other splits, would change.
 
 Sources: DeLong, DeLong and Clarke-Pearson, Comparing the Areas under Two or More Correlated Receiver Operating
 Characteristic Curves, Biometrics 44(3), 1988; Sun and Xu, Fast Implementation of DeLong's Algorithm for Comparing the
 Areas Under Correlated Receiver Operating Characteristic Curves, IEEE Signal Processing Letters 21(11), 2014; Efron and
 Tibshirani, An Introduction to the Bootstrap, 1993, Chapter 13; Davison and Hinkley, Bootstrap Methods and Their
-Application, 1997, Chapter 4; Student, The Probable Error of a Mean, Biometrika 6(1), 1908; NIST Digital Library of
-Mathematical Functions, Section 8.17.
+Application, 1997, Chapter 4; Student, The Probable Error of a Mean, Biometrika 6(1), 1908; Nadeau and Bengio, Inference
+for the Generalization Error, Machine Learning 52, 2003; NIST Digital Library of Mathematical Functions, Section 8.17.
 """
 
 import math
@@ -127,21 +127,24 @@ def paired_bootstrap(
     return Comparison(difference, float(found.std(ddof=1)), float(low), float(high), p)
 
 
-def paired_t(differences: Sequence[float] | np.ndarray) -> Comparison:
-    """The mean of differences, one a seed or a fold, by Student's t (1908).
+def paired_t(differences: Sequence[float] | np.ndarray, test_ratio: float = 0.0) -> Comparison:
+    """The mean of differences, one a seed or a split, by Student's t (1908).
 
-    Over folds p is too small: their models share training rows, so that the differences are not independent.
+    Of random splits of the same rows the differences are not independent, as their models share training rows: then
+    `test_ratio` makes it the corrected resampled t-test (Nadeau and Bengio 2003), whose variance is larger by it.
 
     With a standard error of 0, p is 1 for no difference and 0 for any other.
 
     Args:
         differences: of the first's value and the second's (seeds,).
+        test_ratio: test rows of a split divided by its training rows; 0 where all seeds have the same rows, or each
+            has rows of its own.
 
     Returns:
         With a 95% interval.
 
     Raises:
-        ValueError: there are fewer than two differences, or one is not finite.
+        ValueError: there are fewer than two differences, one is not finite, or the ratio is negative.
     """
     values = np.asarray(differences, np.float64)
     if values.ndim != 1 or len(values) < 2:
@@ -149,8 +152,10 @@ def paired_t(differences: Sequence[float] | np.ndarray) -> Comparison:
     if not np.isfinite(values).all():
         place = int(np.argmin(np.isfinite(values)))
         raise ValueError(f"difference {place} is {values[place]}; a mean needs finite ones")
+    if not test_ratio >= 0:
+        raise ValueError(f"test_ratio is {test_ratio}; it is a number of rows divided by another")
     freedom = len(values) - 1
-    difference, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    difference, error = float(values.mean()), float(values.std(ddof=1)) * math.sqrt(1 / len(values) + test_ratio)
     reach = _t_reach(_LEVEL, freedom) * error
     p = _t_tails(_ratio(abs(difference), error), freedom)
     return Comparison(difference, error, difference - reach, difference + reach, p)
