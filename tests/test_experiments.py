@@ -65,7 +65,7 @@ def workplace(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, modules[name])
     experiments, run, report = modules.values()
     (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "one.yaml").write_text(yaml.safe_dump(TABLE))
+    (tmp_path / "tables" / "one.yaml").write_text(yaml.safe_dump(TABLE, sort_keys=False))
     (tmp_path / "models.yaml").write_text(yaml.safe_dump(MODELS))
     monkeypatch.setattr(experiments, "HERE", tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
@@ -176,7 +176,7 @@ def test_what_was_run_before_a_failure_is_recorded(workplace, monkeypatch):
     with pytest.raises(RuntimeError, match="jobs failed"):
         run.main()
     before = lines(run.RUNS_FILE)
-    assert [line["model"] for line in before] == ["before", "plain"]
+    assert [line["model"] for line in before] == ["plain"]
     monkeypatch.setattr(run, "run_jobs", whole)
     run.main()
     keys = [line["key"] for line in lines(run.RUNS_FILE)]
@@ -275,9 +275,13 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
         assert f"(results/{picture}.png)" in text
     assert "Fewer than" not in text
     readme = (folder / "README.md").read_text()
-    assert readme.startswith(f"Before.\n\n{report.PLACE[0]}\n\n| model | AUC, random split | seeds |\n")
+    assert readme.startswith(f"Before.\n\n{report.PLACE[0]}\n\n| model | AUC, random split | over Plain | seeds |\n")
     assert readme.endswith(f" | 2 |\n\n{report.PLACE[1]}\n\nAfter.\n")
-    assert f"\n| Both | {np.mean(aucs['both']):.4f} ± " in readme
+    assert (
+        f"\n| Both | {np.mean(aucs['both']):.4f} ± {reach:.4f} | {test.difference:+.4f} (p {test.p:.4f}) | 2 |"
+        in readme
+    )
+    assert re.search(r"^\| Plain \| 0\.\d{4} ± 0\.\d{4} \|  \| 2 \|$", readme, re.MULTILINE)
     assert "old" not in readme
     # Two minutes and five seconds for each of two stages.
     assert re.search(r"^\| Both \|.* \| 2 \| 4.2 \|$", text, re.MULTILINE)

@@ -158,17 +158,29 @@ def card(record: Mapping[str, Any], runs: Mapping[str, Any], folder: Path) -> No
 
 
 def headline(table: Table, runs: Mapping[str, Any]) -> str:
-    """The AUC of a table's rows on each split, with the seeds that it is the mean of."""
-    rows = []
+    """The AUC of a table's rows on each split beside that of the first row, with the seeds that it is the mean of."""
+    rows, first = [], next(iter(table.rows))
     for row in table.rows:
         cells = []
         for split in table.splits:
-            keys = [key_of_row(table, row, split, seed) for seed in range(table.seeds)]
-            values = [runs[key]["result"]["test"]["auc"] for key in keys if key in runs]
-            cells += [spread(values, split), len(values) or ""]
+            found, base = (
+                {
+                    seed: runs[key]["result"]["test"]["auc"]
+                    for seed in range(table.seeds)
+                    if (key := key_of_row(table, name, split, seed)) in runs
+                }
+                for name in (row, first)
+            )
+            over = [found[seed] - base[seed] for seed in found if seed in base]
+            difference = ""
+            if row != first and len(over) > 1:
+                compared = paired_t(over, TEST_RATIO[split])
+                difference = f"{compared.difference:+.4f} (p {shown_p(compared.p)})"
+            cells += [spread(list(found.values()), split), difference, len(found) or ""]
         if any(cells):
             rows.append([row, *cells])
-    return markdown(["model", *(cell for split in table.splits for cell in (f"AUC, {split} split", "seeds"))], rows)
+    header = [cell for split in table.splits for cell in (f"AUC, {split} split", f"over {first}", "seeds")]
+    return markdown(["model", *header], rows)
 
 
 def key_of_row(table: Table, row: str, split: str, seed: int) -> str:
