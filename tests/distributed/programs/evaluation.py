@@ -4,9 +4,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from common import build, check_processes, collator_of, load_log, report
+from torch.nn.utils import parameters_to_vector
 
 from flip_hf import FlipForCTR, FlipForPreTraining
 from flip_hf.training.evaluation import click_logits, ctr_metrics, evaluate_pretraining
+from flip_hf.training.fusion import fit_fusion
 
 accelerator = Accelerator(cpu=True)
 check_processes()
@@ -25,6 +27,14 @@ found = click_logits(accelerator.prepare(model), rows, collator, 5, accelerator,
 assert {len(values) for values in found.values()} == {37}
 assert np.array_equal(found["labels"], expected["labels"])
 logits = max(np.abs(found[name] - expected[name]).max() for name in expected)
+weights = []
+for scores in (found, expected):
+    fitted = build(FlipForCTR, processor, fusion="gated")
+    fit_fusion(fitted, scores, rows)
+    weights.append(parameters_to_vector(fitted.fusion.parameters()).detach())
+fusion = [(own - weights[1]).abs().max().item() for own in accelerator.gather(weights[0][None])]
+assert len(fusion) == accelerator.num_processes
+assert weights[1].abs().max() > 0.01, "nothing was fitted"
 metrics = [[m["auc"], m["id_auc"], m["text_auc"], m["logloss"]] for m in map(ctr_metrics, (found, expected))]
 
 model = build(FlipForPreTraining, processor, objectives={"mlm": 1.0, "mtm": 1.0, "text_mlm": 1.0}).eval()
@@ -36,4 +46,4 @@ expected = {**parts, "loss": output.loss, **output.metrics}
 losses = evaluate_pretraining(accelerator.prepare(model), rows, collator, 5, accelerator, "")
 assert set(losses) == set(expected)
 pretraining = [[losses[name], value.item()] for name, value in expected.items()]
-report({"logits": float(logits), "metrics": metrics, "pretraining": pretraining})
+report({"logits": float(logits), "fusion": fusion, "metrics": metrics, "pretraining": pretraining})
