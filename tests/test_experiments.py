@@ -31,6 +31,7 @@ TABLE = {
     "splits": ["random"],
     "seeds": 2,
     "pictures": True,
+    "headline": True,
     "rows": {
         "Plain": "plain",
         "Mean": ["plain", "words"],
@@ -275,7 +276,9 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
         assert f"(results/{picture}.png)" in text
     assert "Fewer than" not in text
     readme = (folder / "README.md").read_text()
-    assert readme.startswith(f"Before.\n\n{report.PLACE[0]}\n\n| model | AUC, random split | over Plain | seeds |\n")
+    assert readme.startswith(
+        f"Before.\n\n{report.PLACE[0]}\n\nA table:\n\n| model | AUC, random split | over Plain | seeds |\n"
+    )
     assert readme.endswith(f" | 2 |\n\n{report.PLACE[1]}\n\nAfter.\n")
     assert (
         f"\n| Both | {np.mean(aucs['both']):.4f} ± {reach:.4f} | {test.difference:+.4f} (p {test.p:.4f}) | 2 |"

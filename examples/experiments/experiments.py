@@ -85,6 +85,7 @@ class Table:
         rows: what each row shows: a model, or several, whose probabilities are averaged.
         compare: row -> the rows that it is tested against.
         pictures: whether pictures show how its rows learn and how well they are calibrated.
+        headline: whether README shows it in short.
         shows: "test", or "validation" for a table of what was tried, whose rows are not compared.
     """
 
@@ -96,6 +97,7 @@ class Table:
     rows: Mapping[str, Model | Sequence[Model]]
     compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pictures: bool = False
+    headline: bool = False
     shows: str = "test"
 
     def models(self, row: str) -> list[Model]:

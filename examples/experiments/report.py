@@ -1,4 +1,4 @@
-"""Renders docs/results.md, model_cards/ and README's table from the records under results/ and from nothing else.
+"""Renders docs/results.md, model_cards/ and README's tables from the records under results/ and from nothing else.
 
 python examples/experiments/report.py
 """
@@ -30,8 +30,8 @@ METRICS = {"auc": "AUC", "logloss": "LogLoss", "gauc": "GAUC", "ece": "ECE"}
 SLICES = ("unseen user", "rare user", "unseen item", "rare item", "frequent")
 # Test rows of a split divided by its training rows, where each seed has another split of the same rows.
 TEST_RATIO = {"random": 1 / 8, "time": 0.0}
-# README's table goes between these.
-PLACE = ("<!-- `make report` writes this table -->", "<!-- up to here -->")
+# README's tables go between these.
+PLACE = ("<!-- `make report` writes these tables -->", "<!-- up to here -->")
 INTRODUCTION = """# Results
 
 Written by `make report` from the records in `results/`; no figure was entered by hand. `make experiments` makes the
@@ -63,8 +63,8 @@ def main() -> None:
     page = arguments.folder / "README.md"
     readme = page.read_text(encoding="utf-8")
     begin, end = (readme.index(mark) for mark in PLACE)
-    table = headline(tables[0], runs)
-    page.write_text(f"{readme[: begin + len(PLACE[0])]}\n\n{table}\n\n{readme[end:]}", encoding="utf-8")
+    shown = "\n\n".join(f"{table.title}:\n\n{headline(table, runs)}" for table in tables if table.headline)
+    page.write_text(f"{readme[: begin + len(PLACE[0])]}\n\n{shown}\n\n{readme[end:]}", encoding="utf-8")
     for name, model in CARD_MODELS.items():
         place = arguments.folder / "model_cards" / name
         if (key := find_run(model, "random", 0).key) in runs:
