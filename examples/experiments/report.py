@@ -172,10 +172,9 @@ def headline(table: Table, runs: Mapping[str, Any]) -> str:
                 for name in (row, first)
             )
             over = [found[seed] - base[seed] for seed in found if seed in base]
-            difference = ""
+            difference = f"{statistics.fmean(over):+.4f}" if row != first and over else ""
             if row != first and len(over) > 1:
-                compared = paired_t(over, TEST_RATIO[split])
-                difference = f"{compared.difference:+.4f} (p {shown_p(compared.p)})"
+                difference += f" (p {shown_p(paired_t(over, TEST_RATIO[split]).p)})"
             cells += [spread(list(found.values()), split), difference, len(found) or ""]
         if any(cells):
             rows.append([row, *cells])
