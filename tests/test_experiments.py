@@ -30,7 +30,7 @@ TABLE = {
     "caption": "What it says.",
     "splits": ["random"],
     "seeds": 2,
-    "pictures": True,
+    "pictures": ["Plain", "Both"],
     "headline": True,
     "rows": {
         "Plain": "plain",
@@ -99,6 +99,7 @@ def workplace(tmp_path, monkeypatch):
                 pq.write_table(scores, job.result.parent / "test_scores.parquet")
             facts = make_record()
             facts["task"] = "pretraining" if model == "before" else "finetuning"
+            facts["data"]["rows"] = {"train": 800, "validation": 100, "test": 100}
             facts["settings"]["output_dir"] = str(job.result.parent)
             facts["model"]["mode"] = {"plain": "id", "words": "text"}.get(model, "joint")
             facts["pretraining"] = make_record()
@@ -288,7 +289,7 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     assert "old" not in readme
     # Two minutes and five seconds for each of two stages.
     assert re.search(r"^\| Both \|.* \| 2 \| 4.2 \|$", text, re.MULTILINE)
-    assert "## Machines\n\n- A CPU, 1 threads a run; torch 2.13.0, transformers 5.23.0" in text
+    assert "## Machines\n\n- A CPU, 1 threads a run, bf16; torch 2.13.0, transformers 5.23.0" in text
 
 
 def test_cards_are_of_the_records(workplace, monkeypatch):
@@ -315,8 +316,8 @@ def test_a_card_whose_run_is_not_recorded_is_named(workplace, monkeypatch, capsy
 
 def test_a_table_of_what_was_tried_shows_validation_rows_alone(workplace, monkeypatch):
     _, run, report, _, folder = workplace
-    tried = {name: TABLE[name] for name in ("caption", "splits", "seeds", "rows")}
-    tried = {**tried, "title": "What was tried", "rows": {"Plain": "plain"}, "shows": "validation"}
+    tried = {name: TABLE[name] for name in ("caption", "splits", "seeds")}
+    tried |= {"title": "What was tried", "rows": {"Plain": "plain"}, "shows": "validation"}
     (folder / "tables" / "two.yaml").write_text(yaml.safe_dump(tried))
     run.main()
     monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
@@ -326,6 +327,69 @@ def test_a_table_of_what_was_tried_shows_validation_rows_alone(workplace, monkey
     assert "| model | AUC, validation | LogLoss, validation | ECE, validation | seeds | minutes |" in section
     assert "| Plain | 0.7500 ± 0.0000 | " in section
     assert "AUC on rows of" not in section
+    assert "What was tried" not in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"shows": "validation"}, "compare, pictures and headline are of test rows"),
+        ({"shows": "training"}, "shows 'training'; it must be 'test' or 'validation'"),
+        ({"compare": {"Both": ["Plane"]}}, "names 'Plane', which are none of its rows"),
+        ({"pictures": ["Wider"]}, "names 'Wider'"),
+    ],
+)
+def test_a_table_must_hold_together(workplace, changed, said):
+    experiments, *_, folder = workplace
+    (folder / "tables" / "one.yaml").write_text(yaml.safe_dump({**TABLE, **changed}))
+    with pytest.raises(ValueError, match=f"table 'one' .*{said}"):
+        experiments.load_tables()
+
+
+def test_rows_are_compared_on_the_seeds_that_both_have(workplace, monkeypatch):
+    experiments, run, report, _, folder = workplace
+    table = {**TABLE, "splits": ["random", "time"], "rows": {"Plain": "plain", "Both": "both"}, "pictures": []}
+    (folder / "tables" / "one.yaml").write_text(
+        yaml.safe_dump({**table, "compare": {"Both": ["Plain"]}}, sort_keys=False)
+    )
+    run.main()
+    lost = experiments.find_run("both", "random", 1).key
+    kept = [line for line in run.RUNS_FILE.read_text().splitlines(keepends=True) if f'"key": "{lost}"' not in line]
+    run.RUNS_FILE.write_text("".join(kept))
+    monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
+    report.main()
+    over = [auc(LABELS, logits("both", seed)) - auc(LABELS, logits("plain", seed)) for seed in range(2)]
+    random, time = (folder / "docs" / "results.md").read_text().split("### Split: time")
+    assert re.search(rf"^\| Both over Plain \| 1 \| {re.escape(f'{over[0]:+.4f}')} \|  \|  \| ", random, re.MULTILINE)
+    assert "Fewer than 2 seeds are recorded of: Both." in random
+    # On the time split all seeds have the same rows.
+    test = paired_t(over)
+    assert (
+        f"| Both over Plain | 2 | {test.difference:+.4f} | {test.low:+.4f} to {test.high:+.4f} | {test.p:.4f} | "
+        in time
+    )
+    by_rows = [line["auc"] for line in lines(run.COMPARISONS_FILE) if line["split"] == "time"]
+    better = sum(found["p"] < 0.05 and found["difference"] > 0 for found in by_rows)
+    assert re.search(rf"^\| Both over Plain .* \| {better} / 0 \| ", time, re.MULTILINE)
+    readme = (folder / "README.md").read_text()
+    assert re.search(
+        rf"^\| Both \|  \|  \|  \| .* {re.escape(f'{test.difference:+.4f}')} \(p .*\) \| 2 \|$", readme, re.MULTILINE
+    )
+
+
+def test_slices_of_other_training_rows_show_their_counts(workplace, monkeypatch):
+    _, run, report, _, folder = workplace
+    few = {"model": "plain", "last": {"data.max_train_rows": 3}}
+    table = {**TABLE, "rows": {"Plain": "plain", "Few": few}, "compare": {}, "pictures": []}
+    (folder / "tables" / "one.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+    run.main()
+    monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
+    report.main()
+    text = (folder / "docs" / "results.md").read_text()
+    header, _, plain, other = text[text.index("| AUC on rows of") :].splitlines()[:4]
+    assert header.split(" | ")[1] == "unseen user (of seed 0)"
+    # Of 60 rows of 7 users those of one have no training row, of four none among the first three: too few for an AUC.
+    assert [line.split("|")[2].split() for line in (plain, other)] == [["(8)"], ["(33)"]]
 
 
 def test_learning_curves_are_those_of_the_towers(workplace):

@@ -84,9 +84,9 @@ class Table:
         seeds: how many.
         rows: what each row shows: a model, or several, whose probabilities are averaged.
         compare: row -> the rows that it is tested against.
-        pictures: whether pictures show how its rows learn and how well they are calibrated.
+        pictures: the rows of which pictures show how they learn and how well they are calibrated.
         headline: whether README shows it in short.
-        shows: "test", or "validation" for a table of what was tried, whose rows are not compared.
+        shows: "test", or "validation" for a table of what was tried, of which nothing on test rows is shown.
     """
 
     name: str
@@ -96,9 +96,20 @@ class Table:
     seeds: int
     rows: Mapping[str, Model | Sequence[Model]]
     compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    pictures: bool = False
+    pictures: Sequence[str] = ()
     headline: bool = False
     shows: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.shows not in ("test", "validation"):
+            raise ValueError(f"table {self.name!r} shows {self.shows!r}; it must be 'test' or 'validation'")
+        if self.shows == "validation" and (self.compare or self.pictures or self.headline):
+            raise ValueError(
+                f"table {self.name!r} shows validation rows; compare, pictures and headline are of test rows"
+            )
+        named = {*self.pictures, *self.compare, *(row for others in self.compare.values() for row in others)}
+        if unknown := sorted(named - set(self.rows)):
+            raise ValueError(f"table {self.name!r} names {', '.join(map(repr, unknown))}, which are none of its rows")
 
     def models(self, row: str) -> list[Model]:
         """The models that the row shows: one, or those whose average it is."""

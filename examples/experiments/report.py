@@ -28,8 +28,8 @@ CARD_MODELS = {
 }
 METRICS = {"auc": "AUC", "logloss": "LogLoss", "gauc": "GAUC", "ece": "ECE"}
 SLICES = ("unseen user", "rare user", "unseen item", "rare item", "frequent")
-# Test rows of a split divided by its training rows, where each seed has another split of the same rows.
-TEST_RATIO = {"random": 1 / 8, "time": 0.0}
+# The AUC of fewer rows says nothing.
+FEW_ROWS = 50
 # README's tables go between these.
 PLACE = ("<!-- `make report` writes these tables -->", "<!-- up to here -->")
 INTRODUCTION = """# Results
@@ -40,9 +40,13 @@ records, and goes on where it was stopped.
 MovieLens-100K with ratings of 3 dropped, split 8:1:1 at random (another split for each seed) or by time. A figure is
 the mean over seeds and, after ±, half of its 95% interval by Student's t, on the random split corrected for the rows
 that splits share (Nadeau and Bengio 2003); on the time split, where the rows are the same for all seeds, that is the
-spread of training alone. Differences are those of the same seed and rows; *p, seeds* is the paired t-test over seeds,
-corrected likewise, *p, rows* DeLong's test on each seed's test rows, the median over seeds. The settings are those of
-`examples/configs/ml-100k` and `examples/experiments/models.yaml`.
+spread of training alone. *Minutes* are the median wall time of a run with those that it starts from, while the other
+core was busy with another.
+
+Differences are those of the same seed and rows; *p* is that of the paired t-test over seeds, corrected likewise, but
+not for the number of comparisons. *Rows, +/-*: on how many seeds DeLong's test on the test rows finds the first one's
+AUC higher, and on how many lower, at p < 0.05. The settings are those of `examples/configs/ml-100k` and
+`examples/experiments/models.yaml`.
 """
 
 
@@ -77,30 +81,37 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
     """A table's sections, one for each split; its pictures go into `folder`."""
     parts = [f"## {table.title}\n\n{table.caption.strip()}\n"]
     for split in table.splits:
-        keys = {row: [key_of_row(table, row, split, seed) for seed in range(table.seeds)] for row in table.rows}
-        found = {row: records for row, own in keys.items() if (records := [runs[key] for key in own if key in runs])}
+        every = {row: by_seed(table, row, split, runs) for row in table.rows}
+        found = {row: records for row, records in every.items() if records}
         if not found:
             parts.append(f"### Split: {split}\n\nNo run of this split is recorded yet.\n")
             continue
         parts.append(f"### Split: {split}\n")
-        parts.append(models_table(found, runs, table.shows, split))
-        pairs = [(first, second) for first, others in table.compare.items() for second in others]
+        parts.append(models_table(found, runs, table.shows))
         tests = [
-            comparison(first, second, split, zip(keys[first], keys[second], strict=True), runs, comparisons)
-            for first, second in pairs
+            comparison(f"{first} over {second}", every[first], every[second], runs, comparisons)
+            for first, others in table.compare.items()
+            for second in others
+            if every[first].keys() & every[second].keys()
         ]
-        if tests := [cells for cells in tests if cells]:
-            header = ["comparison", "seeds", "AUC", "95% interval", "p, seeds", "p, rows"]
-            header += [cell for name in ("logloss", "gauc") for cell in (METRICS[name], "p, seeds")]
+        if tests:
+            header = ["comparison", "seeds", "AUC", "95% interval", "p", "rows, +/-"]
+            header += [cell for name in ("logloss", "gauc") for cell in (METRICS[name], "p")]
             parts.append(markdown(header, tests) + "\n")
         if table.shows == "test":
             parts.append(slices_table(found))
-        if open_rows := [row for row, own in keys.items() if len(found.get(row, [])) < len(own)]:
+        if open_rows := [row for row, records in every.items() if len(records) < table.seeds]:
             parts.append(f"Fewer than {table.seeds} seeds are recorded of: {'; '.join(open_rows)}.\n")
-        if table.pictures:
-            first_seed = {row: record for row, records in found.items() for record in records if record["seed"] == 0}
+        first_seed = {row: found[row][0] for row in table.pictures if 0 in found.get(row, {})}
+        if first_seed:
             parts += pictures_of(first_seed, f"{table.name}-{split}", folder)
     return parts
+
+
+def by_seed(table: Table, row: str, split: str, runs: Mapping[str, Any]) -> dict[int, Any]:
+    """The records of a table's row, of the seeds that have one."""
+    keys = {seed: key_of([find_run(model, split, seed) for model in table.models(row)]) for seed in range(table.seeds)}
+    return {seed: runs[key] for seed, key in keys.items() if key in runs}
 
 
 def pictures_of(records: Mapping[str, Any], name: str, folder: Path) -> list[str]:
@@ -108,7 +119,7 @@ def pictures_of(records: Mapping[str, Any], name: str, folder: Path) -> list[str
     (folder / "results").mkdir(parents=True, exist_ok=True)
     bins = {row: record["result"]["test_calibration"] for row, record in records.items()}
     shown = []
-    if bins and draw_calibration(bins, folder / "results" / f"calibration-{name}.png"):
+    if draw_calibration(bins, folder / "results" / f"calibration-{name}.png"):
         caption = "Click rates against predicted probabilities, seed 0"
         shown.append(f"![{caption}](results/calibration-{name}.png)\n")
     if (panels := panels_of(records)) and draw_learning(panels, folder / "results" / f"learning-{name}.png"):
@@ -158,88 +169,116 @@ def card(record: Mapping[str, Any], runs: Mapping[str, Any], folder: Path) -> No
 
 
 def headline(table: Table, runs: Mapping[str, Any]) -> str:
-    """The AUC of a table's rows on each split beside that of the first row, with the seeds that it is the mean of."""
+    """The AUC of a table's rows on each split beside that of the first row; of those with as many seeds as it has."""
     rows, first = [], next(iter(table.rows))
     for row in table.rows:
-        cells = []
+        cells: list[Any] = []
         for split in table.splits:
-            found, base = (
-                {
-                    seed: runs[key]["result"]["test"]["auc"]
-                    for seed in range(table.seeds)
-                    if (key := key_of_row(table, name, split, seed)) in runs
-                }
-                for name in (row, first)
-            )
-            over = [found[seed] - base[seed] for seed in found if seed in base]
-            difference = f"{statistics.fmean(over):+.4f}" if row != first and over else ""
+            base, found = (by_seed(table, name, split, runs) for name in (first, row))
+            if not found or found.keys() != base.keys():
+                cells += ["", "", ""]
+                continue
+            over = differences(found, base, "auc")
+            difference = "" if row == first else f"{statistics.fmean(over):+.4f}"
             if row != first and len(over) > 1:
-                difference += f" (p {shown_p(paired_t(over, TEST_RATIO[split]).p)})"
-            cells += [spread(list(found.values()), split), difference, len(found) or ""]
+                difference += f" (p {shown_p(paired_t(over, test_ratio(found, runs)).p)})"
+            cells += [spread(measured(found, "test", "auc"), test_ratio(found, runs)), difference, len(found)]
         if any(cells):
             rows.append([row, *cells])
     header = [cell for split in table.splits for cell in (f"AUC, {split} split", f"over {first}", "seeds")]
     return markdown(["model", *header], rows)
 
 
-def key_of_row(table: Table, row: str, split: str, seed: int) -> str:
-    """Of the record of a table's row."""
-    return key_of([find_run(model, split, seed) for model in table.models(row)])
-
-
-def models_table(found: Mapping[str, Sequence[Any]], runs: Mapping[str, Any], shows: str, split: str) -> str:
+def models_table(found: Mapping[str, Mapping[int, Any]], runs: Mapping[str, Any], shows: str) -> str:
     """What each row of a table is worth on test rows, or on validation rows."""
     rows = []
     # Of validation rows users are not recorded, so no GAUC.
     names = [name for name in METRICS if shows == "test" or name != "gauc"]
     for row, records in found.items():
-        measured = [record["result"][shows] for record in records]
-        cells = [spread([metrics[name] for metrics in measured], split) for name in names]
+        cells = [spread(measured(records, shows, name), test_ratio(records, runs)) for name in names]
         minutes = [
             sum(runs[stage]["run"]["wall_seconds"] for stage in record["stages"]) / 60
-            for record in records
+            for record in records.values()
             if "stages" in record
         ]
-        rows.append([row, *cells, len(records), f"{statistics.fmean(minutes):.1f}" if minutes else ""])
+        rows.append([row, *cells, len(records), f"{statistics.median(minutes):.1f}" if minutes else ""])
     where = "" if shows == "test" else f", {shows}"
     return markdown(["model", *(METRICS[name] + where for name in names), "seeds", "minutes"], rows) + "\n"
 
 
 def comparison(
-    first: str, second: str, split: str, keys: Any, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
-) -> list[Any] | None:
-    """The cells of one row beside another over the seeds that have both; None where none has."""
-    pairs = [pair for pair in keys if pair[0] in runs and pair[1] in runs]
-    if not pairs:
-        return None
-    cells: list[Any] = [f"{first} over {second}", len(pairs)]
+    title: str,
+    first: Mapping[int, Any],
+    second: Mapping[int, Any],
+    runs: Mapping[str, Any],
+    comparisons: Mapping[Any, Any],
+) -> list[Any]:
+    """The cells of one row beside another over the seeds that have both."""
+    seeds = [seed for seed in first if seed in second]
+    by_rows = [tests["auc"] for seed in seeds if (tests := comparisons.get((first[seed]["key"], second[seed]["key"])))]
+    sure = [tested["difference"] > 0 for tested in by_rows if tested["p"] < 0.05]
+    cells: list[Any] = [title, len(seeds)]
     for name in ("auc", "logloss", "gauc"):
-        differences = [runs[one]["result"]["test"][name] - runs[other]["result"]["test"][name] for one, other in pairs]
-        mean = f"{statistics.fmean(differences):+.4f}"
-        over_seeds = paired_t(differences, TEST_RATIO[split]) if len(differences) > 1 else None
+        found = differences(first, second, name)
+        over_seeds = paired_t(found, test_ratio(first, runs)) if len(found) > 1 else None
+        cells.append(f"{statistics.fmean(found):+.4f}")
         if name == "auc":
-            by_rows = [comparisons[pair]["auc"]["p"] for pair in pairs if pair in comparisons]
-            interval = f"{over_seeds.low:+.4f} to {over_seeds.high:+.4f}" if over_seeds else ""
-            cells += [mean, interval, p_value(over_seeds), shown_p(statistics.median(by_rows)) if by_rows else ""]
-        else:
-            cells += [mean, p_value(over_seeds)]
+            cells.append(f"{over_seeds.low:+.4f} to {over_seeds.high:+.4f}" if over_seeds else "")
+        cells.append(shown_p(over_seeds.p) if over_seeds else "")
+        if name == "auc":
+            cells.append(f"{sum(sure)} / {len(sure) - sum(sure)}")
     return cells
 
 
-def slices_table(found: Mapping[str, Sequence[Any]]) -> str:
+def measured(records: Mapping[int, Any], shows: str, metric: str) -> list[float]:
+    """A metric of a row's seeds."""
+    return [record["result"][shows][metric] for record in records.values()]
+
+
+def differences(first: Mapping[int, Any], second: Mapping[int, Any], metric: str) -> list[float]:
+    """By how much a row's test metric is above another's, over the seeds that have both."""
+    one, other = (
+        {seed: record["result"]["test"][metric] for seed, record in records.items()} for records in (first, second)
+    )
+    return [one[seed] - other[seed] for seed in one if seed in other]
+
+
+def test_ratio(records: Mapping[int, Any], runs: Mapping[str, Any]) -> float:
+    """Test rows divided by training rows, where each seed has another split of the same rows; else 0."""
+    record = next(iter(records.values()))
+    if record["split"] != "random":
+        return 0.0
+    # Of an average the first part's.
+    rows = runs[record["key"].split(" + ")[0]]["run"]["data"]["rows"]
+    ratio: float = rows["test"] / rows["train"]
+    return ratio
+
+
+def slices_table(found: Mapping[str, Mapping[int, Any]]) -> str:
     """AUC on slices of the test rows."""
+    seed = min(seed for records in found.values() for seed in records)
+    numbers = {
+        name: {
+            row: records[seed]["result"]["slices"][name]["rows"] for row, records in found.items() if seed in records
+        }
+        for name in SLICES
+    }
+    # What is rare depends on the rows that were trained on.
+    alike = {name: len(set(counts.values())) == 1 for name, counts in numbers.items()}
     rows = []
     for row, records in found.items():
         cells = []
         for name in SLICES:
-            values = [slices[name]["auc"] for r in records if "auc" in (slices := r["result"]["slices"])[name]]
-            values = [value for value in values if value == value]
-            cells.append(f"{statistics.fmean(values):.4f}" if values else "")
+            slices = [record["result"]["slices"][name] for record in records.values()]
+            values = [part["auc"] for part in slices if part["rows"] >= FEW_ROWS and part["auc"] == part["auc"]]
+            cell = f"{statistics.fmean(values):.4f}" if values else ""
+            cells.append(cell if alike[name] or row not in numbers[name] else f"{cell} ({numbers[name][row]:,})")
         rows.append([row, *cells])
-    first = min((record for records in found.values() for record in records), key=lambda record: record["seed"])
-    numbers = first["result"]["slices"]
-    header = ["AUC on rows of", *(f"{name} ({numbers[name]['rows']:,} of seed {first['seed']})" for name in SLICES)]
-    return markdown(header, rows) + "\n"
+    header = [
+        f"{name} ({next(iter(numbers[name].values())):,} of seed {seed})" if alike[name] else f"{name} (of seed {seed})"
+        for name in SLICES
+    ]
+    return markdown(["AUC on rows of", *header], rows) + "\n"
 
 
 def aligned(line: Mapping[str, Any], folder: Path) -> str:
@@ -268,7 +307,9 @@ def machines(records: Any) -> str:
     for record in records:
         if "run" in record:
             device, versions = record["run"]["device"], record["run"]["versions"]
-            where = f"{device.get('processor', device['kind'])}, {device['threads']} threads a run"
+            where = (
+                f"{device.get('processor', device['kind'])}, {device['threads']} threads a run, {device['precision']}"
+            )
             found[f"- {where}; torch {versions['torch']}, transformers {versions['transformers']}"] = None
     return "## Machines\n\n" + "\n".join(found) + "\n"
 
@@ -287,19 +328,13 @@ def repeated(lines: Sequence[Any]) -> str:
     return "## Run again\n\n" + markdown(["run", "test AUC", "again", "its 95% interval"], rows) + "\n"
 
 
-def spread(values: Sequence[float], split: str) -> str:
+def spread(values: Sequence[float], ratio: float) -> str:
     """Mean and half of its 95% interval over seeds."""
-    if not values:
-        return ""
     mean = f"{statistics.fmean(values):.4f}"
     if len(values) < 2:
         return mean
-    found = paired_t(values, TEST_RATIO[split])
+    found = paired_t(values, ratio)
     return f"{mean} ± {found.high - found.difference:.4f}"
-
-
-def p_value(found: Any) -> str:
-    return "" if found is None else shown_p(found.p)
 
 
 def shown_p(p: float) -> str:
