@@ -171,18 +171,19 @@ def card(record: Mapping[str, Any], runs: Mapping[str, Any], folder: Path) -> No
 def headline(table: Table, runs: Mapping[str, Any]) -> str:
     """The AUC of a table's rows on each split beside that of the first row; of those with as many seeds as it has."""
     rows, first = [], next(iter(table.rows))
+    bases = {split: by_seed(table, first, split, runs) for split in table.splits}
     for row in table.rows:
         cells: list[Any] = []
-        for split in table.splits:
-            base, found = (by_seed(table, name, split, runs) for name in (first, row))
+        for split, base in bases.items():
+            found = by_seed(table, row, split, runs)
             if not found or found.keys() != base.keys():
                 cells += ["", "", ""]
                 continue
-            over = differences(found, base, "auc")
+            ratio, over = test_ratio(found, runs), differences(found, base, "auc")
             difference = "" if row == first else f"{statistics.fmean(over):+.4f}"
             if row != first and len(over) > 1:
-                difference += f" (p {shown_p(paired_t(over, test_ratio(found, runs)).p)})"
-            cells += [spread(measured(found, "test", "auc"), test_ratio(found, runs)), difference, len(found)]
+                difference += f" (p {shown_p(paired_t(over, ratio).p)})"
+            cells += [spread(measured(found, "test", "auc"), ratio), difference, len(found)]
         if any(cells):
             rows.append([row, *cells])
     header = [cell for split in table.splits for cell in (f"AUC, {split} split", f"over {first}", "seeds")]
@@ -237,10 +238,8 @@ def measured(records: Mapping[int, Any], shows: str, metric: str) -> list[float]
 
 def differences(first: Mapping[int, Any], second: Mapping[int, Any], metric: str) -> list[float]:
     """By how much a row's test metric is above another's, over the seeds that have both."""
-    one, other = (
-        {seed: record["result"]["test"][metric] for seed, record in records.items()} for records in (first, second)
-    )
-    return [one[seed] - other[seed] for seed in one if seed in other]
+    pairs = [(record["result"], second[seed]["result"]) for seed, record in first.items() if seed in second]
+    return [one["test"][metric] - other["test"][metric] for one, other in pairs]
 
 
 def test_ratio(records: Mapping[int, Any], runs: Mapping[str, Any]) -> float:
