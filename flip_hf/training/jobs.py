@@ -7,6 +7,7 @@ import os
 import runpy
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -100,9 +101,12 @@ def _run(job: Job) -> Path | None:
         except SystemExit as ended:
             error = f", failed: exit code {ended.code}" if ended.code else ""
         except BaseException as raised:
+            traceback.print_exc(file=output)
             error = f", failed: {type(raised).__name__}: {raised}"[:200]
+    if not error and not job.result.exists():
+        error = f", failed: it ended without {job.result.name}"
     os.write(shown, f"{job.result.parent.name}: {time.monotonic() - started:.0f} s{error}\n".encode())
-    return log if error or not job.result.exists() else None
+    return log if error else None
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

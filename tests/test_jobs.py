@@ -1,0 +1,71 @@
+"""Jobs run in processes of their own: what is done is never run again, and the log of one that failed says why."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flip_hf.training.jobs import Job, run_jobs
+
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+
+result, deed = Path(sys.argv[1]), sys.argv[2]
+print("says", deed)
+if deed == "raise":
+    raise ValueError("row 7 of clicks.csv")
+if deed == "die":
+    os._exit(9)
+if deed == "finish":
+    with (result.parent / "runs").open("a") as file:
+        file.write("ran\\n")
+    result.write_text(json.dumps({"threads": os.environ["OMP_NUM_THREADS"]}))
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+
+    def make(name: str, deed: str) -> Job:
+        result = tmp_path / name / "run.json"
+        return Job(result, [str(program), str(result), deed])
+
+    return make
+
+
+def log_of(job: Job) -> str:
+    return job.result.with_suffix(".log").read_text()
+
+
+def test_a_job_runs_once_and_is_told_of_each_time(job):
+    jobs, told = [job("a", "finish"), job("b", "finish")], []
+    for _ in range(2):
+        run_jobs(jobs, 2, told.append)
+    assert sorted(told, key=str) == sorted([*jobs, *jobs], key=str)
+    for done in jobs:
+        assert (done.result.parent / "runs").read_text() == "ran\n"
+        assert int(done.read()["threads"]) >= 1
+        assert json.loads(done.result.read_text()) == done.read()
+        assert log_of(done) == "says finish\n"
+
+
+def test_the_log_of_a_job_that_failed_says_why_and_the_others_go_on(job):
+    failed, silent, others = job("failed", "raise"), job("silent", "nothing"), [job(f"{i}", "finish") for i in range(2)]
+    told: list[Job] = []
+    with pytest.raises(RuntimeError, match=r"2 of 4 jobs failed; see .*run\.log") as raised:
+        run_jobs([failed, silent, *others], 1, told.append)
+    assert str(Path("failed", "run.log")) in str(raised.value)
+    assert str(Path("silent", "run.log")) in str(raised.value)
+    assert told == others
+    assert "Traceback" in log_of(failed)
+    assert log_of(failed).endswith("ValueError: row 7 of clicks.csv\n")
+
+
+def test_a_job_that_was_killed_is_named(job):
+    killed = job("killed", "die")
+    with pytest.raises(RuntimeError, match=r"1 of 1 jobs failed; see .*killed"):
+        run_jobs([killed], 1)
+    assert not killed.result.exists()
