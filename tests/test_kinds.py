@@ -265,6 +265,72 @@ def test_features_are_dropped_to_oov_by_row_and_epoch_alone(fitted):
     assert not users_only[:, 1:].any()
 
 
+HIDING = [
+    FieldConfig("user", show_oov=False),
+    FieldConfig("title"),
+    FieldConfig("about", kind="text"),
+    FieldConfig("genres", kind="multi_categorical", separator="|", max_values=3, show_oov=False),
+    FieldConfig("device", show_oov=False),
+]
+
+
+@pytest.mark.parametrize("mode", ["joint", "text"])
+def test_a_dropped_feature_is_read_like_a_value_that_was_never_seen(wordpiece, mode):
+    processor = FlipProcessor.fit(rows(), HIDING, wordpiece)
+    encoded = processor.encode(rows())
+    dropping = FlipCTRCollator(processor, mode, oov_dropout={"user": 0.5, "title": 0.5, "device": 0.5}, seed=3)
+    found = dropping(encoded)
+    tables = [
+        FlipCTRCollator(processor)(encoded)["feature_ids"],
+        FlipCTRCollator(processor, oov_dropout={"user": 0.5, "title": 0.5, "device": 0.5}, seed=3)(encoded)[
+            "feature_ids"
+        ],
+    ]
+    changed = (tables[0] != tables[1]).numpy()
+    assert changed[:, [0, 1, -1]].mean(axis=0) == pytest.approx(0.5, abs=0.25)
+    unseen = [
+        row | {name: "never seen" for name, place in (("user", 0), ("device", -1)) if changed[i, place]}
+        for i, row in enumerate(rows())
+    ]
+    wanted = FlipCTRCollator(processor, mode)(processor.encode(unseen))
+    for name in ("input_ids", "attention_mask"):
+        torch.testing.assert_close(found[name], wanted[name])
+    texts = wordpiece.batch_decode(found["input_ids"], skip_special_tokens=True)
+    assert {"user is missing" in text for text in texts} == {True, False}
+    assert not any("title is missing" in text for text in texts), "its show_oov is on"
+    # A list of rows and their Arrow table are read alike.
+    torch.testing.assert_close(dropping(encoded.to_pylist())["input_ids"], found["input_ids"])
+
+
+def test_of_several_features_the_text_hides_none_until_all_are_dropped(wordpiece):
+    processor = FlipProcessor.fit(rows(), HIDING, wordpiece)
+    encoded = processor.encode(rows())
+    plain, collator = FlipCTRCollator(processor), FlipCTRCollator(processor, oov_dropout={"genres": 0.5}, seed=3)
+    batch, before = collator(encoded), plain(encoded)
+    genres = slice(2, 5)
+    kept = ((batch["feature_ids"] == before["feature_ids"]) & (before["feature_ids"] != PADDING_ID))[:, genres].any(1)
+    dropped = (batch["feature_ids"] != before["feature_ids"])[:, genres].any(1)
+    assert {(True, True), (True, False), (False, True)} <= set(zip(kept.tolist(), dropped.tolist(), strict=True))
+    say_missing = [
+        ["genres is missing" in text for text in wordpiece.batch_decode(b["input_ids"], skip_special_tokens=True)]
+        for b in (before, batch)
+    ]
+    assert say_missing[1] == [said or not left for said, left in zip(say_missing[0], kept.tolist(), strict=True)]
+
+
+def test_no_text_grows_when_a_feature_is_dropped(wordpiece, monkeypatch):
+    processor = FlipProcessor.fit(rows(), HIDING, wordpiece)
+    encoded = processor.encode(rows())
+    monkeypatch.setattr(type(processor.template), "missing_tokens", [5, 6, 7])
+    before = FlipCTRCollator(processor)(encoded)
+    after = FlipCTRCollator(processor, oov_dropout={"user": 0.9}, seed=3)(encoded)
+    assert (after["attention_mask"].sum(1) <= before["attention_mask"].sum(1)).all()
+    user_tokens = (np.stack(encoded["token_field_ids"].to_pylist()[0]) == 0).sum()
+    assert user_tokens == 1
+    assert (after["input_ids"] == 5).any(), "its first token stands for all"
+    assert not (after["input_ids"] == 6).any()
+
+
 def test_only_fields_with_an_oov_feature_drop_to_it(fitted):
     with pytest.raises(ValueError, match="'price' is not a field with an OOV feature: 'user'"):
         FlipCTRCollator(fitted, oov_dropout={"price": 0.5})

@@ -64,7 +64,8 @@ class FlipCTRCollator:
         oov_dropout: share of the features replaced by their field's OOV feature, for training: so the OOV feature is
             trained, and a gated fusion learns what it is worth. One number is every field's share, but fields that
             know no OOV are spared; a dict gives it for each field that it names. Which are replaced depends on the
-            seed, the epoch and the row's number alone.
+            seed, the epoch and the row's number alone. The text says "missing" in the place of a field of which no
+            feature is left, as it does of OOV ones, if the field's `show_oov` is off.
         seed: the run's seed; only read with `oov_dropout`.
         pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this; by default to 8, which suits
             an accelerator's matrix units, or to 2 where there is none.
@@ -91,6 +92,7 @@ class FlipCTRCollator:
             if mode != "text":
                 raise ValueError(f"text_towers are for mode='text', not for mode={mode!r}")
             check_text_towers(text_towers, processor.fields)
+        places = [i for i, field in enumerate(processor.fields) if field.traits.has_features]
         fields = list(_with_ranges(processor.fields))
         growing = [field.name for field, _ in fields if KINDS[field.kind].remembers(field)]
         given = oov_dropout.values() if isinstance(oov_dropout, Mapping) else [oov_dropout]
@@ -112,6 +114,14 @@ class FlipCTRCollator:
         # For each position its field's OOV feature, and how often to drop to it.
         self._oov_ids = np.array([r[0][0] + OOV_OFFSET for f, r in fields for _ in range(f.num_positions)])
         self._oov_shares = np.array([shares.get(f.name, 0.0) for f, _ in fields for _ in range(f.num_positions)])
+        num_positions = np.array([f.num_positions for f, _ in fields])
+        self.first_positions = num_positions.cumsum() - num_positions
+        # The fields that the text hides where they are dropped: their places in the table, and in the text.
+        self._hidden = [i for i, (f, _) in enumerate(fields) if not f.show_oov and shares.get(f.name, 0.0)]
+        self._hidden_places = [places[i] for i in self._hidden]
+        self._hides = mode != "id" and bool(self._hidden)
+        self._num_fields = len(processor.fields)
+        self._missing = np.array(processor.template.missing_tokens)
 
     def set_epoch(self, epoch: int) -> None:
         """What the next batches drop belongs to this epoch."""
@@ -121,20 +131,22 @@ class FlipCTRCollator:
     def columns(self) -> list[str]:
         """The columns of the encoded rows that are read."""
         views = ["input_ids"] if self.mode != "id" else []
-        views += ["token_field_ids"] if self.text_towers is not None else []
-        return [*views, *(["feature_ids"] if self.mode != "text" else []), "row", "label"]
+        views += ["token_field_ids"] if self.text_towers is not None or self._hides else []
+        return [*views, *(["feature_ids"] if self.mode != "text" or self._hides else []), "row", "label"]
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         batch: dict[str, torch.Tensor] = {}
-        if self.mode != "text":
+        hidden = None
+        if self.mode != "text" or self._hides:
             feature_ids = _matrix(rows, "feature_ids")
             if self._oov_shares.any():
-                feature_ids = self._drop(feature_ids, _numbers(rows))
-            batch["feature_ids"] = torch.from_numpy(feature_ids)
+                dropped = self._dropped(feature_ids, _numbers(rows))
+                hidden = self._fields_to_hide(feature_ids, dropped) if self._hides else None
+                feature_ids = np.where(dropped, self._oov_ids, feature_ids)
+            if self.mode != "text":
+                batch["feature_ids"] = torch.from_numpy(feature_ids)
         if self.mode != "id":
-            texts, towers = _ragged(rows, "input_ids"), self.text_towers
-            if towers is not None:
-                texts = _cut(texts, rows, towers)
+            texts, towers = self._texts(rows, hidden), self.text_towers
             padded = texts.padded(self.pad_token_id, self.pad_to_multiple_of)
             for name, values in (("input_ids", padded), ("attention_mask", texts.mask(padded.shape[1]))):
                 tensor = torch.from_numpy(values.astype(np.int64, copy=False))
@@ -143,11 +155,45 @@ class FlipCTRCollator:
             batch["labels"] = torch.from_numpy(_column(rows, "label").astype(np.float32))
         return batch
 
-    def _drop(self, feature_ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    def _dropped(self, feature_ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """The features that are replaced, bool (rows, positions)."""
         draws = uniform(self.seed, self.epoch, numbers, _OOV_STREAM, feature_ids.shape[1])
         # A value that is missing is not one that was never seen.
         droppable = (feature_ids != PADDING_ID) & (feature_ids != self._oov_ids - OOV_OFFSET + MISSING_OFFSET)
-        return np.where(droppable & (draws < self._oov_shares), self._oov_ids, feature_ids)
+        result: np.ndarray = droppable & (draws < self._oov_shares)
+        return result
+
+    def _fields_to_hide(self, feature_ids: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+        """The fields of which the text shall show nothing, bool (rows, fields + 1); the last one is no field."""
+        left = np.logical_or.reduceat((feature_ids != PADDING_ID) & ~dropped, self.first_positions, axis=1)
+        result = np.zeros((len(feature_ids), self._num_fields + 1), dtype=bool)
+        result[:, self._hidden_places] = ~left[:, self._hidden]
+        return result
+
+    def _texts(self, rows: Rows, hidden: np.ndarray | None) -> Ragged:
+        texts = _ragged(rows, "input_ids")
+        if hidden is None and self.text_towers is None:
+            return texts
+        _check_column(rows, "token_field_ids", "by which the values in the text are told apart")
+        fields = _ragged(rows, "token_field_ids")
+        if hidden is not None:
+            texts, fields = self._without(hidden, texts, fields)
+        return texts if self.text_towers is None else _cut(texts, fields.values, self.text_towers)
+
+    def _without(self, hidden: np.ndarray, texts: Ragged, fields: Ragged) -> tuple[Ragged, Ragged]:
+        """The texts, and their tokens' fields, with "missing" in the place of what is hidden."""
+        row_of_token = np.repeat(np.arange(len(texts.lengths)), texts.lengths)
+        is_hidden = hidden[row_of_token, fields.values]
+        # How far each token stands behind the first one of its value; fields stand apart.
+        order = np.arange(len(fields.values))
+        within = order - np.maximum.accumulate(np.where(np.diff(fields.values, prepend=NO_FIELD) != 0, order, 0))
+        # A text may not grow beyond what the encoder reads, so what a value's tokens leave no room for is cut.
+        says_missing = is_hidden & (within < len(self._missing))
+        values = texts.values.copy()
+        values[says_missing] = self._missing[within[says_missing]]
+        kept = ~is_hidden | says_missing
+        lengths = np.bincount(row_of_token[kept], minlength=len(texts.lengths))
+        return Ragged(values[kept], lengths), Ragged(fields.values[kept], lengths)
 
 
 class FlipPretrainingCollator:
@@ -193,8 +239,7 @@ class FlipPretrainingCollator:
         self.mask_token_id: int = processor.tokenizer.mask_token_id
         self.plain = FlipCTRCollator(processor, pad_to_multiple_of=pad_to_multiple_of)
         self.num_fields = len(processor.fields)
-        num_positions = np.array([f.num_positions for f in tabular_fields(processor.fields)])
-        self._first_positions = num_positions.cumsum() - num_positions
+        num_positions = [f.num_positions for f in tabular_fields(processor.fields)]
         self._position_fields = np.repeat(np.arange(len(num_positions)), num_positions)
         self.seed = seed
         self.text_mask_ratio = text_mask_ratio
@@ -216,11 +261,13 @@ class FlipPretrainingCollator:
         batch.pop("labels", None)
         feature_ids = batch["feature_ids"].numpy()
         numbers = _numbers(rows)
-        num_tabular = len(self._first_positions)
+        num_tabular = len(self.plain.first_positions)
 
         in_table = masked_fields(self.seed, self.epoch, numbers, num_tabular, self.tabular_mask_ratio, _TABULAR_STREAM)
         masked_ids = np.where(in_table[:, self._position_fields], PADDING_ID, feature_ids)
-        masked_ids[:, self._first_positions] = np.where(in_table, MASK_ID, feature_ids[:, self._first_positions])
+        masked_ids[:, self.plain.first_positions] = np.where(
+            in_table, MASK_ID, feature_ids[:, self.plain.first_positions]
+        )
         batch["masked_feature_ids"] = torch.from_numpy(masked_ids)
         targets = np.take_along_axis(feature_ids, self._target_positions(feature_ids, numbers), axis=1)
         batch["mtm_labels"] = torch.from_numpy(np.where(in_table, targets, IGNORED_LABEL))
@@ -242,9 +289,9 @@ class FlipPretrainingCollator:
 
     def _target_positions(self, feature_ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Where the feature to recover stands, for each field if it is masked, int64 (rows, fields)."""
-        present = np.add.reduceat(feature_ids != PADDING_ID, self._first_positions, axis=1)
-        draws = uniform(self.seed, self.epoch, numbers, _TARGET_STREAM, len(self._first_positions))
-        positions: np.ndarray = self._first_positions + (draws * present).astype(np.int64)
+        present = np.add.reduceat(feature_ids != PADDING_ID, self.plain.first_positions, axis=1)
+        draws = uniform(self.seed, self.epoch, numbers, _TARGET_STREAM, len(self.plain.first_positions))
+        positions: np.ndarray = self.plain.first_positions + (draws * present).astype(np.int64)
         return positions
 
 
@@ -259,10 +306,8 @@ def _column(rows: Rows, name: str) -> np.ndarray:
     return np.array([row[name] for row in rows])
 
 
-def _cut(texts: Ragged, rows: Rows, towers: Sequence[Sequence[str]]) -> Ragged:
+def _cut(texts: Ragged, field_ids: np.ndarray, towers: Sequence[Sequence[str]]) -> Ragged:
     """The parts of the rows' texts that the towers read, as texts of their own: as many a row as there are towers."""
-    _check_column(rows, "token_field_ids", "by which texts are cut into those of text_towers")
-    field_ids = _ragged(rows, "token_field_ids").values
     # Fields come in order and each has a token: a part ends behind its last value, the last one where the row does.
     of_values = np.flatnonzero(field_ids != NO_FIELD)
     row_of_token = np.repeat(np.arange(len(texts.lengths)), texts.lengths)

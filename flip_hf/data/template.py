@@ -81,6 +81,11 @@ class TextTemplate:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
+    @property
+    def missing_tokens(self) -> list[int]:
+        """What a value that is missing shows."""
+        return self._values.tokenize([f" {MISSING_TEXT}"])[0]
+
     def sentence(self, values: Sequence[str | list[str] | None]) -> str:
         """The text of one row, before it is cut to length: for each field a value, None where missing, or several."""
         several: list[list[Any]] = [(v or [None]) if isinstance(v, list) else [v] for v in values]

@@ -94,7 +94,8 @@ class TrainingConfig:
         text_learning_rate: peak learning rate of the text encoder.
         weight_decay: AdamW's, on matrices other than embeddings.
         oov_dropout: share of the features that finetuning replaces by their field's OOV feature, as a gated fusion
-            needs: of all fields, or of each field that is named, such as `{user_id: 0.3}`.
+            needs: of all fields, or of each field that is named, such as `{user_id: 0.3}`. The text says "missing" in
+            their place if the field's `show_oov` is off.
         feature_l2: L2 penalty on the feature embeddings that a batch reads.
         feature_updates: what an optimiser step changes of the feature table: its "dense" whole, or the "rows" that the
             batch read, which costs the same however large the table is. Rows that were not read then wait, where Adam
