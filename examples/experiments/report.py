@@ -20,11 +20,11 @@ from flip_hf.training.significance import paired_t
 
 # The models that model_cards/ shows, of the random split and its first seed.
 CARD_MODELS = {
-    "ml-100k-id-only": "dcnv2",
+    "ml-100k-id-only": "dcnv2-tuned",
     "ml-100k-pretrained": "pretraining",
-    "ml-100k-flip-id": "flip-id",
+    "ml-100k-flip-id": "flip-id-tuned",
     "ml-100k-flip-plm": "flip-plm",
-    "ml-100k-flip": "flip",
+    "ml-100k-flip": "flip-tuned",
 }
 METRICS = {"auc": "AUC", "logloss": "LogLoss", "gauc": "GAUC", "ece": "ECE"}
 SLICES = ("unseen user", "rare user", "unseen item", "rare item", "frequent")
