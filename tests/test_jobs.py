@@ -1,6 +1,11 @@
 """Jobs run in processes of their own: what is done is never run again, and the log of one that failed says why."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,13 +13,16 @@ import pytest
 from flip_hf.training.jobs import Job, run_jobs
 
 PROGRAM = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 
 result, deed = Path(sys.argv[1]), sys.argv[2]
 print("says", deed)
 if deed == "raise":
     raise ValueError("row 7 of clicks.csv")
+if deed == "wait":
+    (result.parent / "pid").write_text(str(os.getpid()))
+    time.sleep(120)
 if deed == "die":
     os._exit(9)
 if deed == "finish":
@@ -69,3 +77,35 @@ def test_a_job_that_was_killed_is_named(job):
     with pytest.raises(RuntimeError, match=r"1 of 1 jobs failed; see .*killed"):
         run_jobs([killed], 1)
     assert not killed.result.exists()
+
+
+def test_jobs_end_when_who_hands_them_out_is_killed(job):
+    waiting = job("waiting", "wait")
+    program = f"""
+from pathlib import Path
+from flip_hf.training.jobs import Job, run_jobs
+run_jobs([Job(Path({str(waiting.result)!r}), {list(waiting.command)!r})], 1)
+"""
+    runner = subprocess.Popen([sys.executable, "-c", program])
+    pid_file = waiting.result.parent / "pid"
+    until(lambda: pid_file.exists() and pid_file.read_text(), 120)
+    pid = int(pid_file.read_text())
+    runner.send_signal(signal.SIGKILL)
+    runner.wait()
+    until(lambda: not is_alive(pid), 30)
+
+
+def until(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # Whoever ended and was not yet asked for its exit code is a zombie.
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

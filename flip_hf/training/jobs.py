@@ -5,7 +5,9 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,7 +49,8 @@ def run_jobs(jobs: Iterable[Job], processes: int, when_done: Callable[[Job], obj
     """Runs what is not done yet, `processes` at a time, each with its share of the cores; output goes to `.log` files.
 
     `when_done` is called with each job as soon as it is done, in this process; with those that were done before, first.
-    Environment variables that say how many threads a run has stay set: one number of `processes` a program.
+    Environment variables that say how many threads a run has stay set: one number of `processes` a program. Should this
+    process die, the jobs are told to end, too.
 
     Raises:
         RuntimeError: a job failed; names its log. The others go on first, but where one was killed from outside: that
@@ -67,7 +70,7 @@ def run_jobs(jobs: Iterable[Job], processes: int, when_done: Callable[[Job], obj
     os.environ |= {"THP_MEM_ALLOC_ENABLE": "1"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["flip_hf.modeling_flip", "flip_hf.training.loop", "flip_hf.training.data"])
-    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(processes, context, _end_with_parent, max_tasks_per_child=1) as pool:
         ends = {pool.submit(_run, job): job for job in waiting}
         failed = []
         for end in as_completed(ends):
@@ -77,6 +80,21 @@ def run_jobs(jobs: Iterable[Job], processes: int, when_done: Callable[[Job], obj
                 failed.append(log)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(waiting)} jobs failed; see {', '.join(map(str, failed))}")
+
+
+def _end_with_parent() -> None:
+    """Has this process told to end (SIGTERM) when the one that hands out jobs has died.
+
+    It would train on, and whoever starts the jobs again would have two processes write one folder.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _log_of_failed(job: Job, end: Future[Path | None]) -> Path | None:
