@@ -111,11 +111,11 @@ class FlipCTRCollator:
         self.pad_to_multiple_of = pad_to_multiple_of
         self.text_towers = text_towers
         self.epoch = 0
+        self.num_positions = np.array([f.num_positions for f, _ in fields])
+        self.first_positions = self.num_positions.cumsum() - self.num_positions
         # For each position its field's OOV feature, and how often to drop to it.
-        self._oov_ids = np.array([r[0][0] + OOV_OFFSET for f, r in fields for _ in range(f.num_positions)])
-        self._oov_shares = np.array([shares.get(f.name, 0.0) for f, _ in fields for _ in range(f.num_positions)])
-        num_positions = np.array([f.num_positions for f, _ in fields])
-        self.first_positions = num_positions.cumsum() - num_positions
+        self._oov_ids = np.repeat([r[0][0] + OOV_OFFSET for _, r in fields], self.num_positions)
+        self._oov_shares = np.repeat([shares.get(f.name, 0.0) for f, _ in fields], self.num_positions)
         # The fields that the text hides where they are dropped: their places in the table, and in the text.
         self._hidden = [i for i, (f, _) in enumerate(fields) if not f.show_oov and shares.get(f.name, 0.0)]
         self._hidden_places = [places[i] for i in self._hidden]
@@ -239,7 +239,7 @@ class FlipPretrainingCollator:
         self.mask_token_id: int = processor.tokenizer.mask_token_id
         self.plain = FlipCTRCollator(processor, pad_to_multiple_of=pad_to_multiple_of)
         self.num_fields = len(processor.fields)
-        num_positions = [f.num_positions for f in tabular_fields(processor.fields)]
+        num_positions = self.plain.num_positions
         self._position_fields = np.repeat(np.arange(len(num_positions)), num_positions)
         self.seed = seed
         self.text_mask_ratio = text_mask_ratio

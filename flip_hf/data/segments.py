@@ -43,7 +43,8 @@ class ValueTokenizer:
         self._control_spellings = sorted(set(tokenizer.all_special_tokens) - {tokenizer.unk_token}, key=len)
         # Tokens that somebody added may hold white space, as no others do.
         self._reads_words = not any(map(_WHITE_SPACE.search, tokenizer.get_added_vocab()))
-        self._missing = self.tokenize([f" {MISSING_TEXT}"])[0]
+        self.missing_tokens = self.tokenize([f" {MISSING_TEXT}"])[0]
+        """What the text shows for a value that is missing."""
         self._known: dict[str, list[int]] = {}
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
@@ -86,7 +87,7 @@ class ValueTokenizer:
                 for word in value.split():
                     tokens += known[word]
             if len(tokens) == bounds[-1]:
-                tokens += self._missing
+                tokens += self.missing_tokens
             bounds.append(len(tokens))
         return Ragged(np.array(tokens, dtype=np.int32), np.diff(bounds))
 

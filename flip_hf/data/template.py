@@ -9,7 +9,7 @@ import numpy as np
 from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.kinds import FieldValues
 from flip_hf.data.ragged import Ragged, places
-from flip_hf.data.segments import MISSING_TEXT, Segments, ValueTokenizer
+from flip_hf.data.segments import Segments, ValueTokenizer
 
 NO_FIELD = -1
 """`token_field_ids` of tokens that are not part of a value."""
@@ -84,7 +84,7 @@ class TextTemplate:
     @property
     def missing_tokens(self) -> list[int]:
         """What a value that is missing shows."""
-        return self._values.tokenize([f" {MISSING_TEXT}"])[0]
+        return self._values.missing_tokens
 
     def sentence(self, values: Sequence[str | list[str] | None]) -> str:
         """The text of one row, before it is cut to length: for each field a value, None where missing, or several."""
@@ -169,7 +169,7 @@ class TextTemplate:
         constants[0], constants[-1] = head + constants[0], constants[-1] + tail
         # The first ones, so these numbers are the same each time.
         self._constant_segments = segments.store(Ragged.of(constants))
-        self._comma, self._missing = segments.store(Ragged.of(self._values.tokenize([" ,", f" {MISSING_TEXT}"])))
+        self._comma, self._missing = segments.store(Ragged.of([*self._values.tokenize([" ,"]), self.missing_tokens]))
         return segments
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
