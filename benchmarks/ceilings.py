@@ -7,14 +7,14 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-# Square matrices of this size are past what caches and starting threads cost.
-_GEMM_SIZE = 2048
+# Square matrices of this size are past what caches and starting threads cost, or an accelerator's starts.
+_GEMM_SIZE = 8192 if torch.accelerator.is_available() else 2048
 _COPY_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Of all threads that torch uses together.
+    """Of all threads that torch uses together, or of the accelerator.
 
     Attributes:
         bf16_gflops: billions of floating-point operations a second in products of bfloat16 matrices.
@@ -27,10 +27,23 @@ class Ceilings:
     memory_gbps: float
 
     def __str__(self) -> str:
+        where = "" if torch.accelerator.is_available() else f", {torch.get_num_threads()} threads"
         return (
             f"ceilings: {self.bf16_gflops:.0f} GFLOP/s in bf16 and {self.fp32_gflops:.0f} in fp32 matrix products, "
-            f"{self.memory_gbps:.1f} GB/s of memory, {torch.get_num_threads()} threads"
+            f"{self.memory_gbps:.1f} GB/s of memory{where}"
         )
+
+
+def device() -> torch.device:
+    """The accelerator, or the CPU where there is none."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def wait_for_device() -> None:
+    """Returns when an accelerator has done what it was given; a clock read before would not have seen it."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def measure_ceilings(before: Ceilings | None = None) -> Ceilings:
@@ -45,20 +58,23 @@ def seconds(call: Callable[[], object], least_seconds: float = 1.0, warm_up: int
     """The median time of one call, over as many as fit."""
     for _ in range(warm_up):
         call()
+    wait_for_device()
     times: list[float] = []
     while sum(times) < least_seconds or len(times) < 5:
         started = time.perf_counter()
         call()
+        wait_for_device()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
 
 def _gemm(dtype: torch.dtype) -> float:
-    a, b = (torch.randn(_GEMM_SIZE, _GEMM_SIZE).to(dtype) for _ in range(2))
+    a, b = (torch.randn(_GEMM_SIZE, _GEMM_SIZE, device=device()).to(dtype) for _ in range(2))
     # The best of several: a ceiling is not an average.
     return max(2 * _GEMM_SIZE**3 / seconds(lambda: a @ b, 0.5) / 1e9 for _ in range(3))
 
 
 def _copy() -> float:
-    source, target = torch.ones(_COPY_BYTES, dtype=torch.uint8), torch.empty(_COPY_BYTES, dtype=torch.uint8)
+    source = torch.ones(_COPY_BYTES, dtype=torch.uint8, device=device())
+    target = torch.empty_like(source)
     return 2 * _COPY_BYTES / seconds(lambda: target.copy_(source), 0.5) / 1e9

@@ -11,6 +11,8 @@ import copy
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
+from ceilings import device
 from pretrain_step import PackageStep, compare
 from torch import nn
 
@@ -27,7 +29,7 @@ class PlainStep:
     """A loop as one writes it down first."""
 
     def __init__(self, model: Any, rows: Any, collator: FlipCTRCollator, training: TrainingConfig) -> None:
-        self.model, self.rows, self.collator, self.training = model, rows, collator, training
+        self.model, self.rows, self.collator, self.training = model.to(device()), rows, collator, training
         for parent in model.modules():
             for name, child in parent.named_children():
                 if type(child) is ByteDropout:
@@ -42,7 +44,7 @@ class PlainStep:
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
         self.model.train()
-        self.model(**batch).loss.backward()
+        self.model(**send_to_device(batch, device())).loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()

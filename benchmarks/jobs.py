@@ -31,7 +31,8 @@ def machine() -> str:
     """A line on the machine, for below a table."""
     import torch
 
-    from flip_hf.training.hardware import processor_name, usable_cores
+    from flip_hf.training.hardware import describe_hardware
 
-    where = f"{processor_name()}, {usable_cores()} cores"
+    facts = describe_hardware()
+    where = ", ".join([*facts.get("accelerators", []), facts["processor"], f"{facts['cores']} cores"])
     return f"{where}, torch {torch.__version__}, Python {platform.python_version()}"

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from ceilings import measure_ceilings
+from accelerate.utils import send_to_device
+from ceilings import device, measure_ceilings, wait_for_device
 from jobs import machine
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -58,7 +59,8 @@ class PackageStep:
 
     def step(self, batch: Any) -> None:
         self.model.train()
-        loop._step(self.model, self.optimizer, [batch], self.training, self.run, 1)
+        window = send_to_device([batch], self.accelerator.device)
+        loop._step(self.model, self.optimizer, window, self.training, self.run, 1)
 
 
 def pretraining_step(log: Any, processor: Any, settings: ModelConfig, training: TrainingConfig) -> PackageStep:
@@ -86,7 +88,7 @@ class AsPaper:
         self.contrast = new_model(FlipForPreTraining, settings, processor)
         self.contrast.flip = self.masked.flip
         self.text_model: Any = self.masked.flip.text_model
-        self.model = nn.ModuleList([self.masked, self.contrast])
+        self.model = nn.ModuleList([self.masked, self.contrast]).to(device())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=training.text_learning_rate)
 
     def batch(self, number: int) -> dict[str, torch.Tensor]:
@@ -116,6 +118,7 @@ class AsPaper:
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
         self.model.train()
+        batch = send_to_device(batch, device())
         complete = {name: batch[name] for name in ("feature_ids", "input_ids", "attention_mask")}
         loss = self.masked(**batch).loss + self.contrast(**complete).loss
         loss.backward()
@@ -148,6 +151,7 @@ def compare(benchmark: str, sides: dict[str, Any], batch_size: int, num_steps: i
             batch = side.batch(number % num_steps)
             made = time.perf_counter()
             side.step(batch)
+            wait_for_device()
             if number >= 0:
                 times[name].append(time.perf_counter() - started)
                 collation[name].append(made - started)
