@@ -165,6 +165,19 @@ def name_of(model: Model) -> str:
     return model if isinstance(model, str) else model["model"]
 
 
+def device_name(device: Mapping[str, Any]) -> str:
+    """The accelerators of a recorded run, by what its record says of its device; "" for a CPU's."""
+    return ", ".join(device.get("accelerators", []))
+
+
+def machine_name(run: Mapping[str, Any]) -> str:
+    """What a run ran on, from its record."""
+    device, versions = run["device"], run["versions"]
+    on_cpu = f"{device.get('processor', device['kind'])}, {device['threads']} threads a run"
+    where = f"{device_name(device) or on_cpu}, {device['precision']}"
+    return f"{where}; torch {versions['torch']}, transformers {versions['transformers']}"
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a file of JSON lines; none where it is not there."""
     if not path.exists():

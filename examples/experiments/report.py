@@ -6,11 +6,12 @@ python examples/experiments/report.py
 import argparse
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import ALIGNED, RESULTS, Table, find_run, key_of, load_tables, read_lines
+from experiments import ALIGNED, RESULTS, Table, device_name, find_run, key_of, load_tables, machine_name, read_lines
 
 from flip_hf.hub.push import write_card
 from flip_hf.training.curves import Line, draw_calibration, draw_curves, draw_learning, draw_matrices
@@ -40,8 +41,8 @@ records, and goes on where it was stopped.
 MovieLens-100K with ratings of 3 dropped, split 8:1:1 at random (another split for each seed) or by time. A figure is
 the mean over seeds and, after ±, half of its 95% interval by Student's t, on the random split corrected for the rows
 that splits share (Nadeau and Bengio 2003); on the time split, where the rows are the same for all seeds, that is the
-spread of training alone. *Minutes* are the median wall time of a run with those that it starts from, while the other
-core was busy with another.
+spread of training alone. *Minutes* are the median wall time of a run with those that it starts from, while other runs
+shared the machine; on an accelerator where its name is beside them. What ran where is told at the end.
 
 Differences are those of the same seed and rows; *p* is that of the paired t-test over seeds, corrected likewise, but
 not for the number of comparisons. *Rows, +/-*: on how many seeds DeLong's test on the test rows finds the first one's
@@ -197,14 +198,22 @@ def models_table(found: Mapping[str, Mapping[int, Any]], runs: Mapping[str, Any]
     names = [name for name in METRICS if shows == "test" or name != "gauc"]
     for row, records in found.items():
         cells = [spread(measured(records, shows, name), test_ratio(records, runs)) for name in names]
-        minutes = [
-            sum(runs[stage]["run"]["wall_seconds"] for stage in record["stages"]) / 60
-            for record in records.values()
-            if "stages" in record
-        ]
-        rows.append([row, *cells, len(records), f"{statistics.median(minutes):.1f}" if minutes else ""])
+        rows.append([row, *cells, len(records), minutes(records.values(), runs)])
     where = "" if shows == "test" else f", {shows}"
     return markdown(["model", *(METRICS[name] + where for name in names), "seeds", "minutes"], rows) + "\n"
+
+
+def minutes(records: Iterable[Any], runs: Mapping[str, Any]) -> str:
+    """The median wall time of runs with those that they start from, on each kind of device that they ran on."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        stages = [runs[stage]["run"] for stage in record.get("stages", ())]
+        devices = {device_name(stage["device"]) for stage in stages}
+        # An average of runs is none itself; and of one that started from another machine's run there is no such time.
+        if len(devices) == 1:
+            found.setdefault(devices.pop(), []).append(sum(stage["wall_seconds"] for stage in stages) / 60)
+    shown = sorted((name, statistics.median(times)) for name, times in found.items())
+    return ", ".join(f"{time:.1f} ({name})" if name else f"{time:.1f}" for name, time in shown)
 
 
 def comparison(
@@ -300,31 +309,35 @@ def aligned(line: Mapping[str, Any], folder: Path) -> str:
     return f"## Alignment of fields\n\n{explained}\n\n{table}\n\n![Alignment of fields]({picture})\n"
 
 
-def machines(records: Any) -> str:
-    """What the runs ran on."""
-    found: dict[str, None] = {}
-    for record in records:
-        if "run" in record:
-            device, versions = record["run"]["device"], record["run"]["versions"]
-            where = (
-                f"{device.get('processor', device['kind'])}, {device['threads']} threads a run, {device['precision']}"
-            )
-            found[f"- {where}; torch {versions['torch']}, transformers {versions['transformers']}"] = None
-    return "## Machines\n\n" + "\n".join(found) + "\n"
+def machines(records: Iterable[Any]) -> str:
+    """What the runs ran on, and how many ran there."""
+    found = Counter(machine_name(record["run"]) for record in records if "run" in record)
+    return "## Machines\n\n" + "\n".join(f"- {name}: {number} runs" for name, number in found.items()) + "\n"
 
 
 def repeated(lines: Sequence[Any]) -> str:
-    """Recorded runs that were run once more."""
-    rows = [
-        [
-            line["key"],
-            f"{line['auc']:.4f}",
-            f"{line['again']:.4f}",
-            f"{line['interval'][0]:.4f} to {line['interval'][1]:.4f}",
+    """How recorded runs came out once more, by the machine they then ran on; and each that left its interval."""
+    machines: dict[str, list[Any]] = {}
+    for line in lines:
+        machines.setdefault(line["machine"], []).append(line)
+    rows, outside = [], []
+    for machine, own in machines.items():
+        over = [line["again"] - line["auc"] for line in own]
+        left = [line for line in own if not line["interval"][0] <= line["again"] <= line["interval"][1]]
+        mean = f"{statistics.fmean(over):+.4f}"
+        if len(over) > 1:
+            mean += f" ± {paired_t(over).high - statistics.fmean(over):.4f}"
+        rows.append([machine, len(own), len(own) - len(left), mean, f"{max(map(abs, over)):.4f}"])
+        low_high = [(f"{line['interval'][0]:.4f}", f"{line['interval'][1]:.4f}") for line in left]
+        outside += [
+            f"- {line['key']}: {line['auc']:.4f}, again {line['again']:.4f}, outside {low} to {high}.\n"
+            for line, (low, high) in zip(left, low_high, strict=True)
         ]
-        for line in lines
-    ]
-    return "## Run again\n\n" + markdown(["run", "test AUC", "again", "its 95% interval"], rows) + "\n"
+    header = ["again on", "runs", "within their 95% interval", "mean difference of AUC", "largest"]
+    caption = (
+        "Recorded runs that were run once more, with those that they start from; each is in `results/again.jsonl`."
+    )
+    return "\n".join([f"## Run again\n\n{caption}\n\n{markdown(header, rows)}\n", *outside])
 
 
 def spread(values: Sequence[float], ratio: float) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import DatasetDict
-from experiments import RESULTS, Run, Table, add_line, find_run, key_of, load_tables, read_lines
+from experiments import RESULTS, Run, Table, add_line, find_run, key_of, load_tables, machine_name, read_lines
 
 from flip_hf.data.splits import load_splits
 from flip_hf.hub.card import public_record
@@ -204,7 +204,9 @@ def repeat(number: int, folder: Path, processes: int) -> None:
         again = evidence(read_scores(run, folder))["test"]
         low, high = line["result"]["test_intervals"]["auc"]
         before = line["result"]["test"]["auc"]
-        add_line(AGAIN_FILE, {"key": run.key, "auc": before, "again": again["auc"], "interval": [low, high]})
+        machine = machine_name(run.job(folder).read())
+        found = {"key": run.key, "auc": before, "again": again["auc"], "interval": [low, high], "machine": machine}
+        add_line(AGAIN_FILE, found)
         print(f"{run.key}: AUC {before:.4f}, again {again['auc']:.4f}, interval {low:.4f} to {high:.4f}")
 
 
