@@ -174,7 +174,9 @@ def machine_name(run: Mapping[str, Any]) -> str:
     """What a run ran on, from its record."""
     device, versions = run["device"], run["versions"]
     on_cpu = f"{device.get('processor', device['kind'])}, {device['threads']} threads a run"
-    where = f"{device_name(device) or on_cpu}, {device['precision']}"
+    # "no" is accelerate's word for it.
+    precision = "fp32" if device["precision"] == "no" else device["precision"]
+    where = f"{device_name(device) or on_cpu}, {precision}"
     return f"{where}; torch {versions['torch']}, transformers {versions['transformers']}"
 
 
