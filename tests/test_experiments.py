@@ -31,7 +31,7 @@ TABLE = {
     "splits": ["random"],
     "seeds": 2,
     "pictures": ["Plain", "Both"],
-    "headline": True,
+    "headline": ["Plain", "Mean", "Both"],
     "rows": {
         "Plain": "plain",
         "Mean": ["plain", "words"],
@@ -287,6 +287,7 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     )
     assert re.search(r"^\| Plain \| 0\.\d{4} ± 0\.\d{4} \|  \| 2 \|$", readme, re.MULTILINE)
     assert "old" not in readme
+    assert "Wide" not in readme, "it is not of the headline"
     # Two minutes and five seconds for each of two stages.
     assert re.search(r"^\| Both \|.* \| 2 \| 4.2 \|$", text, re.MULTILINE)
     assert "## Machines\n\n- A CPU, 1 threads a run, bf16; torch 2.13.0, transformers 5.23.0" in text
@@ -337,6 +338,7 @@ def test_a_table_of_what_was_tried_shows_validation_rows_alone(workplace, monkey
         ({"shows": "training"}, "shows 'training'; it must be 'test' or 'validation'"),
         ({"compare": {"Both": ["Plane"]}}, "names 'Plane', which are none of its rows"),
         ({"pictures": ["Wider"]}, "names 'Wider'"),
+        ({"headline": ["Plane"]}, "names 'Plane'"),
     ],
 )
 def test_a_table_must_hold_together(workplace, changed, said):
@@ -349,6 +351,7 @@ def test_a_table_must_hold_together(workplace, changed, said):
 def test_rows_are_compared_on_the_seeds_that_both_have(workplace, monkeypatch):
     experiments, run, report, _, folder = workplace
     table = {**TABLE, "splits": ["random", "time"], "rows": {"Plain": "plain", "Both": "both"}, "pictures": []}
+    table["headline"] = ["Plain", "Both"]
     (folder / "tables" / "one.yaml").write_text(
         yaml.safe_dump({**table, "compare": {"Both": ["Plain"]}}, sort_keys=False)
     )
@@ -380,7 +383,7 @@ def test_rows_are_compared_on_the_seeds_that_both_have(workplace, monkeypatch):
 def test_slices_of_other_training_rows_show_their_counts(workplace, monkeypatch):
     _, run, report, _, folder = workplace
     few = {"model": "plain", "last": {"data.max_train_rows": 3}}
-    table = {**TABLE, "rows": {"Plain": "plain", "Few": few}, "compare": {}, "pictures": []}
+    table = {**TABLE, "rows": {"Plain": "plain", "Few": few}, "compare": {}, "pictures": [], "headline": []}
     (folder / "tables" / "one.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
     run.main()
     monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
@@ -390,6 +393,49 @@ def test_slices_of_other_training_rows_show_their_counts(workplace, monkeypatch)
     assert header.split(" | ")[1] == "unseen user (of seed 0)"
     # Of 60 rows of 7 users those of one have no training row, of four none among the first three: too few for an AUC.
     assert [line.split("|")[2].split() for line in (plain, other)] == [["(8)"], ["(33)"]]
+
+
+def test_minutes_are_those_of_each_device(workplace):
+    *_, report, _, _ = workplace
+    cpu, gpu = {"kind": "cpu"}, {"kind": "cuda", "accelerators": ["A GPU"]}
+    runs = {
+        f"{name}-{stage}": {"run": {"device": device, "wall_seconds": seconds}}
+        for name, stage, device, seconds in (
+            ("slow", 1, cpu, 300),
+            ("slow", 2, cpu, 60),
+            ("fast", 1, gpu, 30),
+            ("fast", 2, gpu, 6),
+            ("mixed", 1, cpu, 300),
+            ("mixed", 2, gpu, 6),
+        )
+    }
+    records = [{"stages": [f"{name}-{stage}" for stage in (1, 2)]} for name in ("slow", "fast", "mixed")]
+    assert report.minutes([*records, {"key": "an average"}], runs) == "6.0, 0.6 (A GPU)"
+    assert report.minutes(records[2:], runs) == ""
+
+
+def test_what_ran_again_is_told_by_machine(workplace):
+    *_, report, _, _ = workplace
+    lines = [
+        {"key": key, "auc": 0.8, "again": again, "interval": [0.79, 0.81], "machine": machine}
+        for key, again, machine in (("one", 0.8, "A CPU"), ("two", 0.804, "A GPU"), ("three", 0.812, "A GPU"))
+    ]
+    text = report.repeated(lines)
+    assert "| A CPU | 1 | 1 | +0.0000 | 0.0000 |" in text
+    half = 0.004 * 12.7062  # Student's t of one degree of freedom, and the standard error.
+    assert f"| A GPU | 2 | 1 | +0.0080 ± {half:.4f} | 0.0120 |" in text
+    assert text.endswith("- three: 0.8000, again 0.8120, outside 0.7900 to 0.8100.\n")
+
+
+def test_machines_are_named_by_their_accelerators(workplace):
+    experiments, *_ = workplace
+    run = {
+        "device": {"kind": "cuda", "accelerators": ["A GPU"], "processor": "A CPU", "threads": 4, "precision": "no"},
+        "versions": {"torch": "2.11.0", "transformers": "5.23.0"},
+    }
+    assert experiments.machine_name(run) == "A GPU, fp32; torch 2.11.0, transformers 5.23.0"
+    del run["device"]["accelerators"]
+    assert experiments.machine_name(run).startswith("A CPU, 4 threads a run, fp32; ")
 
 
 def test_learning_curves_are_those_of_the_towers(workplace):

@@ -85,7 +85,7 @@ class Table:
         rows: what each row shows: a model, or several, whose probabilities are averaged.
         compare: row -> the rows that it is tested against.
         pictures: the rows of which pictures show how they learn and how well they are calibrated.
-        headline: whether README shows it in short.
+        headline: the rows that README shows, beside the first of them.
         shows: "test", or "validation" for a table of what was tried, of which nothing on test rows is shown.
     """
 
@@ -97,7 +97,7 @@ class Table:
     rows: Mapping[str, Model | Sequence[Model]]
     compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pictures: Sequence[str] = ()
-    headline: bool = False
+    headline: Sequence[str] = ()
     shows: str = "test"
 
     def __post_init__(self) -> None:
@@ -107,7 +107,8 @@ class Table:
             raise ValueError(
                 f"table {self.name!r} shows validation rows; compare, pictures and headline are of test rows"
             )
-        named = {*self.pictures, *self.compare, *(row for others in self.compare.values() for row in others)}
+        compared = (row for others in self.compare.values() for row in others)
+        named = {*self.pictures, *self.headline, *self.compare, *compared}
         if unknown := sorted(named - set(self.rows)):
             raise ValueError(f"table {self.name!r} names {', '.join(map(repr, unknown))}, which are none of its rows")
 

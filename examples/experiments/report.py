@@ -170,10 +170,10 @@ def card(record: Mapping[str, Any], runs: Mapping[str, Any], folder: Path) -> No
 
 
 def headline(table: Table, runs: Mapping[str, Any]) -> str:
-    """The AUC of a table's rows on each split beside that of the first row; of those with as many seeds as it has."""
-    rows, first = [], next(iter(table.rows))
+    """The AUC of a table's headline on each split beside that of its first row; of rows with as many seeds as that."""
+    rows, first = [], table.headline[0]
     bases = {split: by_seed(table, first, split, runs) for split in table.splits}
-    for row in table.rows:
+    for row in table.headline:
         cells: list[Any] = []
         for split, base in bases.items():
             found = by_seed(table, row, split, runs)

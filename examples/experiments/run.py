@@ -2,6 +2,7 @@
 
 python examples/experiments/run.py                        # all of them: many hours on a CPU
 python examples/experiments/run.py 1-main --seeds 0 1     # some
+python examples/experiments/run.py --processes 15         # on a GPU, which one run leaves idle, by NVIDIA's MPS
 python examples/experiments/run.py --again 3              # three recorded runs once more, beside what they had
 
 A run that was stopped goes on where it was. `runs.jsonl` holds a line for each run, `scores/` its logits of the test
