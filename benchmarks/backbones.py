@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
+from ceilings import wait_for_device
 from jobs import example, machine, mean_and_deviation
 
 from flip_hf import FlipCTRCollator, FlipForCTR
@@ -115,8 +117,10 @@ def measure(variants: list[str]) -> dict[str, tuple[int, float, float]]:
     collator = FlipCTRCollator(processor, "id")
     rows = EncodedRows(test, collator.columns)
     numbers = np.arange(4 * TRAIN_BATCH).reshape(4, TRAIN_BATCH)
-    batches = [collator(rows.__getitems__(of_batch)) for of_batch in numbers.tolist()]
     accelerator = make_accelerator(FIXED["training.precision"])
+    batches = [
+        send_to_device(collator(rows.__getitems__(of_batch)), accelerator.device) for of_batch in numbers.tolist()
+    ]
 
     found = {}
     for name in variants:
@@ -132,6 +136,7 @@ def measure(variants: list[str]) -> dict[str, tuple[int, float, float]]:
                 accelerator.backward(prepared(**batches[step % len(batches)]).loss)
                 optimizer.step()
                 optimizer.zero_grad()
+            wait_for_device()
             training.append(STEPS * TRAIN_BATCH / (time.perf_counter() - started))
             started = time.perf_counter()
             click_logits(prepared, test, collator, SCORE_BATCH, accelerator, name)

@@ -3,13 +3,14 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 
-# Square matrices of this size are past what caches and starting threads cost, or an accelerator's starts.
-_GEMM_SIZE = 8192 if torch.accelerator.is_available() else 2048
+# Square matrices of these sizes are past what caches and starting threads cost, or an accelerator's starts.
+_CPU_SIZE, _ACCELERATOR_SIZE = 2048, 8192
 _COPY_BYTES = 1 << 28
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,16 @@ class Ceilings:
         bf16_gflops: billions of floating-point operations a second in products of bfloat16 matrices.
         fp32_gflops: the same in single precision.
         memory_gbps: billions of bytes a second read and written in copying.
+        threads: of torch; None of an accelerator.
     """
 
     bf16_gflops: float
     fp32_gflops: float
     memory_gbps: float
+    threads: int | None
 
     def __str__(self) -> str:
-        where = "" if torch.accelerator.is_available() else f", {torch.get_num_threads()} threads"
+        where = "" if self.threads is None else f", {self.threads} threads"
         return (
             f"ceilings: {self.bf16_gflops:.0f} GFLOP/s in bf16 and {self.fp32_gflops:.0f} in fp32 matrix products, "
             f"{self.memory_gbps:.1f} GB/s of memory{where}"
@@ -37,7 +40,7 @@ class Ceilings:
 def device() -> torch.device:
     """The accelerator, or the CPU where there is none."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    return found or CPU
 
 
 def wait_for_device() -> None:
@@ -46,12 +49,14 @@ def wait_for_device() -> None:
         torch.accelerator.synchronize()
 
 
-def measure_ceilings(before: Ceilings | None = None) -> Ceilings:
+def measure_ceilings(on: torch.device, before: Ceilings | None = None) -> Ceilings:
     """Takes a few seconds; with what was measured before, the best of both: other work may have come between."""
-    now = Ceilings(_gemm(torch.bfloat16), _gemm(torch.float32), _copy())
-    if before is None:
-        return now
-    return Ceilings(*(max(pair) for pair in zip(astuple(before), astuple(now), strict=True)))
+    size = _CPU_SIZE if on == CPU else _ACCELERATOR_SIZE
+    bf16, fp32, memory = _gemm(on, size, torch.bfloat16), _gemm(on, size, torch.float32), _copy(on)
+    if before is not None:
+        bf16, fp32 = max(bf16, before.bf16_gflops), max(fp32, before.fp32_gflops)
+        memory = max(memory, before.memory_gbps)
+    return Ceilings(bf16, fp32, memory, torch.get_num_threads() if on == CPU else None)
 
 
 def seconds(call: Callable[[], object], least_seconds: float = 1.0, warm_up: int = 2) -> float:
@@ -68,13 +73,13 @@ def seconds(call: Callable[[], object], least_seconds: float = 1.0, warm_up: int
     return statistics.median(times)
 
 
-def _gemm(dtype: torch.dtype) -> float:
-    a, b = (torch.randn(_GEMM_SIZE, _GEMM_SIZE, device=device()).to(dtype) for _ in range(2))
+def _gemm(on: torch.device, size: int, dtype: torch.dtype) -> float:
+    a, b = (torch.randn(size, size, device=on).to(dtype) for _ in range(2))
     # The best of several: a ceiling is not an average.
-    return max(2 * _GEMM_SIZE**3 / seconds(lambda: a @ b, 0.5) / 1e9 for _ in range(3))
+    return max(2 * size**3 / seconds(lambda: a @ b, 0.5) / 1e9 for _ in range(3))
 
 
-def _copy() -> float:
-    source = torch.ones(_COPY_BYTES, dtype=torch.uint8, device=device())
+def _copy(on: torch.device) -> float:
+    source = torch.ones(_COPY_BYTES, dtype=torch.uint8, device=on)
     target = torch.empty_like(source)
     return 2 * _COPY_BYTES / seconds(lambda: target.copy_(source), 0.5) / 1e9

@@ -22,7 +22,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ceilings import measure_ceilings
+from ceilings import CPU, measure_ceilings
 from jobs import machine
 
 from flip_hf import FieldConfig, FlipProcessor
@@ -89,7 +89,7 @@ def main() -> None:
             ]
         )
     header = ["million rows", "million features", "s to fit", "to open", "to encode", "rows/s, all", "peak memory, GiB"]
-    print(f"\n{markdown(header, rows)}\n\n{len(FIELDS)} fields. {measure_ceilings()}\n\n{machine()}")
+    print(f"\n{markdown(header, rows)}\n\n{len(FIELDS)} fields. {measure_ceilings(CPU)}\n\n{machine()}")
 
 
 def generate(path: Path, num_rows: int) -> None:

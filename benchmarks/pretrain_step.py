@@ -140,7 +140,7 @@ def count_flops(side: Any) -> float:
 
 def compare(benchmark: str, sides: dict[str, Any], batch_size: int, num_steps: int) -> dict[str, float]:
     """Prints what each side's steps take, one step of each after the other; returns the median seconds by side."""
-    ceilings = measure_ceilings()
+    ceilings = measure_ceilings(device())
     # Their first steps, which warm up too.
     counted = {name: count_flops(side) for name, side in sides.items()}
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -155,7 +155,7 @@ def compare(benchmark: str, sides: dict[str, Any], batch_size: int, num_steps: i
             if number >= 0:
                 times[name].append(time.perf_counter() - started)
                 collation[name].append(made - started)
-    ceilings = measure_ceilings(ceilings)
+    ceilings = measure_ceilings(device(), ceilings)
     medians = {name: statistics.median(own) for name, own in times.items()}
     rows = []
     for name, flops in counted.items():

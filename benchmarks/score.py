@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import torch
-from ceilings import measure_ceilings
+from ceilings import CPU, measure_ceilings
 from jobs import machine
 from peers import DIM, DROPOUT, HIDDEN, PEERS
 
@@ -136,7 +136,7 @@ def main() -> None:
     split = load_click_log(DataConfig(source="movielens-100k")).splits["test"].with_format("arrow")[:]
     rows = split.slice(0, arguments.rows)
     labels = rows["label"].to_numpy()
-    ceilings = measure_ceilings()
+    ceilings = measure_ceilings(CPU)
 
     table = id_models(processor, processor.encode(split, with_text=False))
     header = ["ID-based model", "rows/s", "rows/s, deepctr-torch", "times as fast"]
@@ -170,7 +170,7 @@ def main() -> None:
         found = np.array([r["probability"] for r in results]) if isinstance(results, list) else results
         table.append([name, f"{speed:,.0f}", f"{speed / whole:.2f}", *_quality(labels, found)])
     header = ["both towers", "rows/s", "times the pipeline", "AUC", "LogLoss"]
-    print(f"{markdown(header, table)}\n\n{len(rows)} test rows.\n\n{measure_ceilings(ceilings)}\n\n{machine()}")
+    print(f"{markdown(header, table)}\n\n{len(rows)} test rows.\n\n{measure_ceilings(CPU, ceilings)}\n\n{machine()}")
 
 
 def _quality(labels: np.ndarray, found: np.ndarray) -> list[str]:

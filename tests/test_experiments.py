@@ -33,8 +33,8 @@ TABLE = {
     "pictures": ["Plain", "Both"],
     "headline": ["Plain", "Mean", "Both"],
     "rows": {
-        "Plain": "plain",
         "Mean": ["plain", "words"],
+        "Plain": "plain",
         "Both": "both",
         "Wide": {"model": "both", "first": {"model.options.embedding_dim": 64}, "last": {"training.epochs": 3}},
     },
@@ -218,6 +218,7 @@ def test_recorded_runs_are_repeated(workplace, monkeypatch, capsys):
     assert capsys.readouterr().out.count("again") == 3
     again = lines(run.AGAIN_FILE)
     assert all(line["again"] == pytest.approx(line["auc"]) for line in again)
+    assert {line["machine"] for line in again} == {"A CPU, 1 threads a run, bf16; torch 2.13.0, transformers 5.23.0"}
     run.main()
     keys = [line["key"] for line in lines(run.AGAIN_FILE)]
     assert len(keys) == len(set(keys)) == 6, "others, the second time"
@@ -290,7 +291,7 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     assert "Wide" not in readme, "it is not of the headline"
     # Two minutes and five seconds for each of two stages.
     assert re.search(r"^\| Both \|.* \| 2 \| 4.2 \|$", text, re.MULTILINE)
-    assert "## Machines\n\n- A CPU, 1 threads a run, bf16; torch 2.13.0, transformers 5.23.0" in text
+    assert "## Machines\n\n- A CPU, 1 threads a run, bf16; torch 2.13.0, transformers 5.23.0: 12 runs\n" in text
 
 
 def test_cards_are_of_the_records(workplace, monkeypatch):
@@ -397,45 +398,38 @@ def test_slices_of_other_training_rows_show_their_counts(workplace, monkeypatch)
 
 def test_minutes_are_those_of_each_device(workplace):
     *_, report, _, _ = workplace
-    cpu, gpu = {"kind": "cpu"}, {"kind": "cuda", "accelerators": ["A GPU"]}
-    runs = {
-        f"{name}-{stage}": {"run": {"device": device, "wall_seconds": seconds}}
-        for name, stage, device, seconds in (
-            ("slow", 1, cpu, 300),
-            ("slow", 2, cpu, 60),
-            ("fast", 1, gpu, 30),
-            ("fast", 2, gpu, 6),
-            ("mixed", 1, cpu, 300),
-            ("mixed", 2, gpu, 6),
-        )
-    }
-    records = [{"stages": [f"{name}-{stage}" for stage in (1, 2)]} for name in ("slow", "fast", "mixed")]
-    assert report.minutes([*records, {"key": "an average"}], runs) == "6.0, 0.6 (A GPU)"
-    assert report.minutes(records[2:], runs) == ""
+
+    def ran(seconds, **device):
+        return {"run": {"device": device}, "seconds": seconds}
+
+    on_cpu, average = [ran(240, kind="cpu"), ran(360, kind="cpu", accelerators=["unused"])], {"key": "an average"}
+    on_gpu = [ran(36, kind="cuda", accelerators=["A GPU", "A GPU"]), ran(42, kind="mps")]
+    assert report.minutes([*on_cpu, average]) == "5.0"
+    assert report.minutes([*on_cpu, *on_gpu]) == "0.6 (1 on A GPU), 5.0 (2 on CPU), 0.7 (1 on mps)"
+    assert report.minutes([average]) == ""
 
 
-def test_what_ran_again_is_told_by_machine(workplace):
+def test_what_ran_again_is_told_by_model_and_machines(workplace):
     *_, report, _, _ = workplace
-    lines = [
-        {"key": key, "auc": 0.8, "again": again, "interval": [0.79, 0.81], "machine": machine}
-        for key, again, machine in (("one", 0.8, "A CPU"), ("two", 0.804, "A GPU"), ("three", 0.812, "A GPU"))
-    ]
-    text = report.repeated(lines)
-    assert "| A CPU | 1 | 1 | +0.0000 | 0.0000 |" in text
-    half = 0.004 * 12.7062  # Student's t of one degree of freedom, and the standard error.
-    assert f"| A GPU | 2 | 1 | +0.0080 ± {half:.4f} | 0.0120 |" in text
-    assert text.endswith("- three: 0.8000, again 0.8120, outside 0.7900 to 0.8100.\n")
 
+    def ran(kind):
+        versions = {"torch": "2.11.0", "transformers": "5.23.0"}
+        return {"device": {"kind": kind, "processor": "A CPU", "threads": 4, "precision": "no"}, "versions": versions}
 
-def test_machines_are_named_by_their_accelerators(workplace):
-    experiments, *_ = workplace
-    run = {
-        "device": {"kind": "cuda", "accelerators": ["A GPU"], "processor": "A CPU", "threads": 4, "precision": "no"},
-        "versions": {"torch": "2.11.0", "transformers": "5.23.0"},
+    runs = {
+        "one": {"model": "plain", "split": "time", "run": ran("cpu")},
+        "two": {"model": {"model": "both", "last": {"training.epochs": 3}}, "split": "random", "run": ran("cuda")},
     }
-    assert experiments.machine_name(run) == "A GPU, fp32; torch 2.11.0, transformers 5.23.0"
-    del run["device"]["accelerators"]
-    assert experiments.machine_name(run).startswith("A CPU, 4 threads a run, fp32; ")
+    runs["three"] = runs["two"]
+    lines = [
+        {"key": key, "auc": 0.8, "again": again, "interval": [0.79, 0.81], "machine": "Another"}
+        for key, again in (("one", 0.8), ("two", 0.804), ("three", 0.812))
+    ]
+    text = report.repeated(lines, runs)
+    by = "torch 2.11.0, transformers 5.23.0"
+    assert f"| plain; time | A CPU, 4 threads a run, fp32; {by} | Another | 1 | 1 | +0.0000 | 0.0000 |" in text
+    assert f"| both, training.epochs: 3; random | cuda, fp32; {by} | Another | 2 | 1 | +0.0080 | 0.0120 |" in text
+    assert text.endswith("- three: 0.8000, again 0.8120, outside 0.7900 to 0.8100.\n")
 
 
 def test_learning_curves_are_those_of_the_towers(workplace):

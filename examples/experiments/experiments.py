@@ -21,6 +21,7 @@ CONFIGS = EXAMPLES / "configs" / "ml-100k"
 RESULTS = EXAMPLES.parent / "results"
 # The model whose alignment of fields is recorded.
 ALIGNED = "pretraining"
+CPU = "CPU"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Table:
         rows: what each row shows: a model, or several, whose probabilities are averaged.
         compare: row -> the rows that it is tested against.
         pictures: the rows of which pictures show how they learn and how well they are calibrated.
-        headline: the rows that README shows, beside the first of them.
+        headline: the rows that README shows; the first is what the others are compared with.
         shows: "test", or "validation" for a table of what was tried, of which nothing on test rows is shown.
     """
 
@@ -167,18 +168,20 @@ def name_of(model: Model) -> str:
 
 
 def device_name(device: Mapping[str, Any]) -> str:
-    """The accelerators of a recorded run, by what its record says of its device; "" for a CPU's."""
-    return ", ".join(device.get("accelerators", []))
+    """What a run computed on, by what its record says of its device."""
+    if device["kind"] == "cpu":
+        return CPU
+    return ", ".join(dict.fromkeys(device.get("accelerators", [device["kind"]])))
 
 
 def machine_name(run: Mapping[str, Any]) -> str:
-    """What a run ran on, from its record."""
+    """What a run ran on and by what, from its record."""
     device, versions = run["device"], run["versions"]
-    on_cpu = f"{device.get('processor', device['kind'])}, {device['threads']} threads a run"
+    name = device_name(device)
+    where = f"{device.get('processor', CPU)}, {device['threads']} threads a run" if name == CPU else name
     # "no" is accelerate's word for it.
     precision = "fp32" if device["precision"] == "no" else device["precision"]
-    where = f"{device_name(device) or on_cpu}, {precision}"
-    return f"{where}; torch {versions['torch']}, transformers {versions['transformers']}"
+    return f"{where}, {precision}; torch {versions['torch']}, transformers {versions['transformers']}"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import ALIGNED, RESULTS, Table, device_name, find_run, key_of, load_tables, machine_name, read_lines
+from experiments import (
+    ALIGNED,
+    CPU,
+    RESULTS,
+    Table,
+    device_name,
+    find_run,
+    key_of,
+    load_tables,
+    machine_name,
+    name_of,
+    read_lines,
+)
 
 from flip_hf.hub.push import write_card
 from flip_hf.training.curves import Line, draw_calibration, draw_curves, draw_learning, draw_matrices
@@ -42,12 +54,18 @@ MovieLens-100K with ratings of 3 dropped, split 8:1:1 at random (another split f
 the mean over seeds and, after ±, half of its 95% interval by Student's t, on the random split corrected for the rows
 that splits share (Nadeau and Bengio 2003); on the time split, where the rows are the same for all seeds, that is the
 spread of training alone. *Minutes* are the median wall time of a run with those that it starts from, while other runs
-shared the machine; on an accelerator where its name is beside them. What ran where is told at the end.
+shared the machine, and where not all seeds ran on a CPU how many ran where.
 
 Differences are those of the same seed and rows; *p* is that of the paired t-test over seeds, corrected likewise, but
-not for the number of comparisons. *Rows, +/-*: on how many seeds DeLong's test on the test rows finds the first one's
-AUC higher, and on how many lower, at p < 0.05. The settings are those of `examples/configs/ml-100k` and
-`examples/experiments/models.yaml`.
+not for the number of comparisons. Some rows ran on another machine than those that they are compared with: what that
+alone does is at the end (*Run again*), and it adds to what the seeds differ by. *Rows, +/-*: on how many seeds DeLong's
+test on the test rows finds the first one's AUC higher, and on how many lower, at p < 0.05. The settings are those of
+`examples/configs/ml-100k` and `examples/experiments/models.yaml`.
+"""
+
+
+AGAIN = """Recorded runs that were run once more, with those that they start from (`results/again.jsonl`). On the same
+machine all is the same; on another the draws of dropout are others, and rounding.
 """
 
 
@@ -63,7 +81,7 @@ def main() -> None:
     parts += [aligned(line, folder) for line in read_lines(RESULTS / "alignment.jsonl") if line["key"] == pretraining]
     parts.append(machines(runs.values()))
     if again := read_lines(RESULTS / "again.jsonl"):
-        parts.append(repeated(again))
+        parts.append(repeated(again, runs))
     (folder / "results.md").write_text("\n".join(parts), encoding="utf-8")
     page = arguments.folder / "README.md"
     readme = page.read_text(encoding="utf-8")
@@ -198,22 +216,22 @@ def models_table(found: Mapping[str, Mapping[int, Any]], runs: Mapping[str, Any]
     names = [name for name in METRICS if shows == "test" or name != "gauc"]
     for row, records in found.items():
         cells = [spread(measured(records, shows, name), test_ratio(records, runs)) for name in names]
-        rows.append([row, *cells, len(records), minutes(records.values(), runs)])
+        rows.append([row, *cells, len(records), minutes(records.values())])
     where = "" if shows == "test" else f", {shows}"
     return markdown(["model", *(METRICS[name] + where for name in names), "seeds", "minutes"], rows) + "\n"
 
 
-def minutes(records: Iterable[Any], runs: Mapping[str, Any]) -> str:
-    """The median wall time of runs with those that they start from, on each kind of device that they ran on."""
+def minutes(records: Iterable[Any]) -> str:
+    """The median wall time of runs with those that they start from, for each kind of device where not all are CPUs."""
     found: dict[str, list[float]] = {}
     for record in records:
-        stages = [runs[stage]["run"] for stage in record.get("stages", ())]
-        devices = {device_name(stage["device"]) for stage in stages}
-        # An average of runs is none itself; and of one that started from another machine's run there is no such time.
-        if len(devices) == 1:
-            found.setdefault(devices.pop(), []).append(sum(stage["wall_seconds"] for stage in stages) / 60)
-    shown = sorted((name, statistics.median(times)) for name, times in found.items())
-    return ", ".join(f"{time:.1f} ({name})" if name else f"{time:.1f}" for name, time in shown)
+        # An average of runs is none itself.
+        if "run" in record:
+            found.setdefault(device_name(record["run"]["device"]), []).append(record["seconds"] / 60)
+    medians = {name: f"{statistics.median(times):.1f}" for name, times in sorted(found.items())}
+    if set(found) <= {CPU}:
+        return "".join(medians.values())
+    return ", ".join(f"{median} ({len(found[name])} on {name})" for name, median in medians.items())
 
 
 def comparison(
@@ -311,33 +329,32 @@ def aligned(line: Mapping[str, Any], folder: Path) -> str:
 
 def machines(records: Iterable[Any]) -> str:
     """What the runs ran on, and how many ran there."""
-    found = Counter(machine_name(record["run"]) for record in records if "run" in record)
-    return "## Machines\n\n" + "\n".join(f"- {name}: {number} runs" for name, number in found.items()) + "\n"
+    counts = Counter(machine_name(record["run"]) for record in records if "run" in record)
+    return "## Machines\n\n" + "\n".join(f"- {name}: {number} runs" for name, number in counts.items()) + "\n"
 
 
-def repeated(lines: Sequence[Any]) -> str:
-    """How recorded runs came out once more, by the machine they then ran on; and each that left its interval."""
-    machines: dict[str, list[Any]] = {}
+def repeated(lines: Sequence[Any], runs: Mapping[str, Any]) -> str:
+    """How recorded runs came out once more, by the model and the machines; and each that left its interval."""
+    groups: dict[tuple[str, str, str], list[Any]] = {}
     for line in lines:
-        machines.setdefault(line["machine"], []).append(line)
-    rows, outside = [], []
-    for machine, own in machines.items():
-        over = [line["again"] - line["auc"] for line in own]
-        left = [line for line in own if not line["interval"][0] <= line["again"] <= line["interval"][1]]
-        mean = f"{statistics.fmean(over):+.4f}"
-        if len(over) > 1:
-            mean += f" ± {paired_t(over).high - statistics.fmean(over):.4f}"
-        rows.append([machine, len(own), len(own) - len(left), mean, f"{max(map(abs, over)):.4f}"])
-        low_high = [(f"{line['interval'][0]:.4f}", f"{line['interval'][1]:.4f}") for line in left]
-        outside += [
-            f"- {line['key']}: {line['auc']:.4f}, again {line['again']:.4f}, outside {low} to {high}.\n"
-            for line, (low, high) in zip(left, low_high, strict=True)
-        ]
-    header = ["again on", "runs", "within their 95% interval", "mean difference of AUC", "largest"]
-    caption = (
-        "Recorded runs that were run once more, with those that they start from; each is in `results/again.jsonl`."
-    )
-    return "\n".join([f"## Run again\n\n{caption}\n\n{markdown(header, rows)}\n", *outside])
+        record = runs[line["key"]]
+        settings = {} if isinstance(record["model"], str) else record["model"].get("last", {})
+        model = ", ".join([name_of(record["model"]), *(f"{name}: {value}" for name, value in settings.items())])
+        group = f"{model}; {record['split']}", machine_name(record["run"]), line["machine"]
+        groups.setdefault(group, []).append(line)
+    rows = []
+    for group, found in groups.items():
+        over = [line["again"] - line["auc"] for line in found]
+        inside = [line["interval"][0] <= line["again"] <= line["interval"][1] for line in found]
+        rows.append([*group, len(found), sum(inside), f"{statistics.fmean(over):+.4f}", f"{max(map(abs, over)):.4f}"])
+    header = ["model; split", "first on", "again on", "runs", "in its 95% interval", "AUC higher by", "at most"]
+    outside = [
+        f"- {line['key']}: {line['auc']:.4f}, again {line['again']:.4f}, outside {low:.4f} to {high:.4f}.\n"
+        for line in lines
+        for low, high in [line["interval"]]
+        if not low <= line["again"] <= high
+    ]
+    return "\n".join([f"## Run again\n\n{AGAIN}\n{markdown(header, rows)}\n", *outside])
 
 
 def spread(values: Sequence[float], ratio: float) -> str:

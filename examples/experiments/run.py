@@ -113,8 +113,8 @@ def record(run: Run, folder: Path) -> dict[str, Any]:
     """What results/ keeps of a run that has ended: its own record, what it logged of learning, and its test rows'."""
     found = public_record(run.job(folder).read())
     result = found.pop("result")
-    # Of the run that it starts from results/ holds a line of its own.
-    found.pop("pretraining", None)
+    # Of the run that it starts from results/ holds a line of its own, which another machine may have run.
+    before = found.pop("pretraining", None)
     if run.script == "finetune":
         scores = read_scores(run, folder)
         result |= measure(scores, run)
@@ -128,6 +128,7 @@ def record(run: Run, folder: Path) -> dict[str, Any]:
         "revision": revision(),
         "stages": [stage.key for stage in run.stages],
         "run": found,
+        "seconds": round(found["wall_seconds"] + (before["wall_seconds"] if before else 0), 1),
         "result": result,
         "curves": curves_of(run.folder(folder) / "log.jsonl"),
     }
