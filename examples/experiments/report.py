@@ -345,16 +345,22 @@ def repeated(lines: Sequence[Any], runs: Mapping[str, Any]) -> str:
     rows = []
     for group, found in groups.items():
         over = [line["again"] - line["auc"] for line in found]
-        inside = [line["interval"][0] <= line["again"] <= line["interval"][1] for line in found]
-        rows.append([*group, len(found), sum(inside), f"{statistics.fmean(over):+.4f}", f"{max(map(abs, over)):.4f}"])
+        inside = sum(map(is_inside, found))
+        rows.append([*group, len(found), inside, f"{statistics.fmean(over):+.4f}", f"{max(map(abs, over)):.4f}"])
     header = ["model; split", "first on", "again on", "runs", "in its 95% interval", "AUC higher by", "at most"]
     outside = [
-        f"- {line['key']}: {line['auc']:.4f}, again {line['again']:.4f}, outside {low:.4f} to {high:.4f}.\n"
+        "- {key}: {auc:.4f}, again {again:.4f}, outside {interval[0]:.4f} to {interval[1]:.4f}.\n".format_map(line)
         for line in lines
-        for low, high in [line["interval"]]
-        if not low <= line["again"] <= high
+        if not is_inside(line)
     ]
     return "\n".join([f"## Run again\n\n{AGAIN}\n{markdown(header, rows)}\n", *outside])
+
+
+def is_inside(line: Mapping[str, Any]) -> bool:
+    """Whether a run that was run again landed within the interval that it had."""
+    low, high = line["interval"]
+    found: bool = low <= line["again"] <= high
+    return found
 
 
 def spread(values: Sequence[float], ratio: float) -> str:
