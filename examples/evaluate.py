@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
-from flip_hf.processing_flip import count_fallbacks
+from flip_hf.data.fallbacks import count_fallbacks
 from flip_hf.training.checkpoints import replace_file
 from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import click_logits, ctr_metrics, slice_masks, slice_metrics

@@ -11,11 +11,12 @@ import torch
 from transformers import Pipeline
 
 from flip_hf.data.collators import FlipCTRCollator
+from flip_hf.data.fallbacks import count_fallbacks
 from flip_hf.data.sampling import least_sure, text_lengths
 from flip_hf.data.schema import InputError
 from flip_hf.modeling_flip import FlipForCTR
 from flip_hf.outputs import FlipForCTROutput
-from flip_hf.processing_flip import FlipProcessor, count_fallbacks
+from flip_hf.processing_flip import FlipProcessor
 
 Result: TypeAlias = dict[str, float | None]
 """What is said of one row."""

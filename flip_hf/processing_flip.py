@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import PROCESSOR_NAME, cached_file
 
 from flip_hf.configuration_flip import FieldConfig, FlipConfig, as_fields, tabular_fields
+from flip_hf.data.fallbacks import FallbackReport
 from flip_hf.data.in_threads import in_threads
 from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.ragged import Ragged
@@ -29,14 +32,18 @@ from flip_hf.fetch import resolve_pretrained
 from flip_hf.growth import FeatureGrowth, FeatureTexts
 from flip_hf.loading_file import PROCESSOR_AUTO_MAP, write_loading_file
 
+logger = logging.getLogger(__name__)
+
 VOCABULARY_NAME = "vocabulary.parquet"
 _LONGEST_TEXT = 512
 # Enough that a call of Arrow or NumPy costs nothing beside what it does.
 _BATCH_ROWS = 1 << 15
+# A stream's first rows should not wait for so many.
+_STREAMED_ROWS = 1000
 # Batches wait for each other, so what they hold grows with the threads.
 _MOST_THREADS = 8
 # Part of the name of what datasets caches: to be raised when the same rows are encoded otherwise than before.
-_ENCODER = 2
+_ENCODER = 3
 # Features whose texts teach a model what a new feature's text says.
 _MOST_KNOWN_TEXTS = 4096
 
@@ -105,8 +112,8 @@ class FlipProcessor(ProcessorMixin):
         """Learns which values each field has. Fit on training rows only.
 
         Args:
-            dataset: a `datasets.Dataset`, a pandas or Arrow table, a dict of columns, a list of dicts, or the path
-                of a CSV or Parquet file, which is read in a stream.
+            dataset: rows in any form that `encode` takes; a `datasets.IterableDataset` or the path of a CSV or Parquet
+                file, which are read in a stream.
             fields: the fields, in the order of the text.
             tokenizer: a fast tokenizer, or the name or folder of one.
             label: name of the label column.
@@ -191,7 +198,8 @@ class FlipProcessor(ProcessorMixin):
         """Both views of rows, not yet padded.
 
         Args:
-            rows: a list of dicts, a dict of columns, a pandas or Arrow table, or a `datasets.Dataset`.
+            rows: a list of dicts, a dict of columns, a pandas, Arrow or polars table, anything else that hands over
+                Arrow data by `__arrow_c_stream__` or `__arrow_c_array__`, or a `datasets.Dataset`.
             first_row: number of the first row, for error messages and masks.
             with_label: whether to read the label column too.
             with_text: whether to make the textual view too, which the ID-based model alone does not read.
@@ -241,40 +249,52 @@ class FlipProcessor(ProcessorMixin):
             encoded["label"] = pa.array(canonical_labels(table[label], label, first_row=first_row, source=source))
         return pa.table(encoded)
 
-    def encode_dataset(
-        self,
-        dataset: datasets.Dataset,
-        *,
-        with_label: bool | None = None,
-        source: str | None = None,
-    ) -> datasets.Dataset:
+    def encode_dataset(self, dataset: Any, *, with_label: bool | None = None, source: str | None = None) -> Any:
         """Encodes a whole dataset in batches; cached by datasets where the dataset lies on disk.
 
-        As many threads as torch computes in share the work, at most 8.
+        As many threads as torch computes in share the work, at most 8. Logs how often each field fell back, and warns
+        where a field is unseen or missing in a far larger share of the rows than in fitting, with an example.
 
         Args:
-            dataset: the rows; columns that are no field are dropped.
+            dataset: rows in any form that `encode` takes; a `datasets.IterableDataset`, which stays lazy; or a
+                `datasets.DatasetDict`, each split of which is encoded. Columns that are no field are dropped.
             with_label: whether to read the label column; by default where the processor has a label.
             source: where the rows come from, for error messages.
 
         Returns:
-            A dataset of what `encode` returns.
+            A `datasets.Dataset` of what `encode` returns; of an IterableDataset another, whose rows are numbered in the
+            order in which each reader of the stream takes them, and of a DatasetDict another.
 
         Raises:
-            InputError: as in `encode`, or there are no rows.
+            InputError: as in `encode`, or there are no rows. Of a stream, when they are read.
         """
         if with_label is None:
             with_label = self.label is not None
+        if isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
+            parts = {
+                name: self.encode_dataset(
+                    part, with_label=with_label, source=name if source is None else f"{source} ({name})"
+                )
+                for name, part in dataset.items()
+            }
+            return type(dataset)(parts)
+        if isinstance(dataset, datasets.IterableDataset):
+            return self._encode_stream(dataset, with_label, source)
+        if not isinstance(dataset, datasets.Dataset):
+            dataset = self.read(dataset, with_label=with_label, source=source)
         if len(dataset) == 0:
             raise InputError("there are no rows to encode; check the file or the filter that made them", source=source)
 
         # What is no field need not be read.
-        table = dataset.select_columns([*self._columns, *([self._label_name()] if with_label else [])])
-        table = table.with_format("arrow")
+        columns = [*self._columns, *([self._label_name()] if with_label else [])]
+        is_table = isinstance(dataset, pa.Table)
+        raw = dataset if is_table else dataset.select_columns(columns).with_format("arrow")
+
+        def rows(start: int, number: int) -> pa.Table:
+            return raw.slice(start, number) if is_table else raw[start : start + number]
 
         def encode(start: int) -> pa.Table:
-            batch = table[start : start + _BATCH_ROWS]
-            return self.encode(batch, first_row=start, with_label=with_label, source=source)
+            return self.encode(rows(start, _BATCH_ROWS), first_row=start, with_label=with_label, source=source)
 
         def starts() -> Iterator[int]:
             # Before any thread needs them, and not at all where datasets has the rows encoded.
@@ -283,6 +303,13 @@ class FlipProcessor(ProcessorMixin):
 
         # The next batches are encoded while datasets writes one.
         batches = in_threads(encode, starts(), _num_threads())
+        with contextlib.closing(batches):
+            encoded = datasets.Dataset(pa.concat_tables(batches)) if is_table else self._map(raw, batches, with_label)
+        self._report_fallbacks(encoded.with_format("arrow"), rows, source)
+        return encoded.with_format("numpy")
+
+    def _map(self, raw: datasets.Dataset, batches: Iterator[pa.Table], with_label: bool) -> datasets.Dataset:
+        """The batches as a dataset that lies where datasets keeps what it makes of `raw`."""
 
         def next_batch(indices: list[int]) -> pa.Table:
             batch = next(batches)
@@ -290,21 +317,65 @@ class FlipProcessor(ProcessorMixin):
                 raise RuntimeError(f"datasets asks for row {indices[0]} where {batch['row'][0]} comes next")
             return batch
 
-        parts = [_ENCODER, dataset._fingerprint, self.content_hash(), with_label]
+        parts = [_ENCODER, raw._fingerprint, self.content_hash(), with_label]
         content = hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
-        with contextlib.closing(batches):
-            encoded = table.map(
-                next_batch,
-                batched=True,
-                with_indices=True,
-                batch_size=_BATCH_ROWS,
-                writer_batch_size=_BATCH_ROWS,
-                input_columns=[],
-                remove_columns=table.column_names,
-                new_fingerprint=content[:32],
-                desc="Encoding",
-            )
+        return raw.map(
+            next_batch,
+            batched=True,
+            with_indices=True,
+            batch_size=_BATCH_ROWS,
+            writer_batch_size=_BATCH_ROWS,
+            input_columns=[],
+            remove_columns=raw.column_names,
+            new_fingerprint=content[:32],
+            desc="Encoding",
+        )
+
+    def _encode_stream(
+        self, dataset: datasets.IterableDataset, with_label: bool, source: str | None
+    ) -> datasets.IterableDataset:
+        report = FallbackReport(self.vocabulary)
+        where = source or "the stream"
+
+        # Without features, Arrow would have to guess each row's types by themselves.
+        is_typed = dataset.features is not None
+
+        def encode(rows: Any, numbers: list[int]) -> Any:
+            table = self.read(rows, first_row=numbers[0], with_label=with_label, source=source)
+            encoded = self.encode(table, first_row=numbers[0], with_label=with_label, source=source)
+            report.add(encoded, lambda row: table.slice(row, 1))
+            for message in report.warnings(where):
+                logger.warning("%s", message)
+            return encoded if is_typed else encoded.to_pydict()
+
+        # Where a stream does not say its columns, its first row does.
+        names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
+        nothing = pa.table({name: pa.array([], pa.string()) for name in self._columns})
+        schema = self.encode(nothing).schema
+        if with_label:
+            schema = schema.append(pa.field("label", pa.float32()))
+        encoded = dataset.with_format("arrow" if is_typed else None).map(
+            encode,
+            batched=True,
+            with_indices=True,
+            batch_size=_STREAMED_ROWS,
+            remove_columns=names,
+            features=datasets.Features.from_arrow_schema(schema),
+        )
         return encoded.with_format("numpy")
+
+    def _report_fallbacks(
+        self, encoded: datasets.Dataset, rows: Callable[[int, int], pa.Table], source: str | None
+    ) -> None:
+        report = FallbackReport(self.vocabulary)
+        read = encoded.select_columns(["feature_ids", "fallbacks"])
+        for start in range(0, len(read), _BATCH_ROWS):
+            report.add(read[start : start + _BATCH_ROWS], partial(_row_after, rows, start))
+        where = source or "the dataset"
+        if report.counts:
+            logger.warning("%s: fallbacks in %d rows: %s", where, report.num_rows, report.counted())
+        for message in report.warnings(where):
+            logger.warning("%s", message)
 
     def __call__(self, rows: Any, return_tensors: str | None = None, pad_to_multiple_of: int = 8) -> BatchFeature:
         """What `FlipForCTR` takes.
@@ -481,6 +552,10 @@ def _batches(
     return in_threads(read, _numbered(_tables(dataset, fields, label)), _num_threads())
 
 
+def _row_after(rows: Callable[[int, int], pa.Table], start: int, row: int) -> pa.Table:
+    return rows(start + row, 1)
+
+
 def _num_threads() -> int:
     return min(torch.get_num_threads(), _MOST_THREADS)
 
@@ -496,30 +571,12 @@ def _tables(dataset: Any, fields: Sequence[FieldConfig], label: str | None) -> I
     columns, optional = [f.name for f in fields], [label] if label else []
     if isinstance(dataset, str | Path):
         return stream_tables(dataset, columns, optional=optional, batch_rows=_BATCH_ROWS)
-    if isinstance(dataset, datasets.Dataset):
-        batches = dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
-        return (to_table(batch, columns, optional=optional) for batch in batches)
-    return [to_table(dataset, columns, optional=optional, contents=_contents(fields))]
-
-
-def count_fallbacks(encoded: datasets.Dataset | pa.Table, fields: Sequence[FieldConfig]) -> dict[str, dict[str, int]]:
-    """How often each field fell back, by the name of the fallback; fields and fallbacks that never did are left out.
-
-    Args:
-        encoded: what `FlipProcessor.encode` or `encode_dataset` returned.
-        fields: the processor's fields.
-    """
-    table = encoded.with_format("arrow")[:] if isinstance(encoded, datasets.Dataset) else encoded
-    counts: dict[str, dict[str, int]] = {}
-    for chunk in table["fallbacks"].chunks:
-        flags = chunk.flatten().to_numpy().reshape(-1, len(fields))
-        for i in flags.any(axis=0).nonzero()[0].tolist():
-            field = fields[i]
-            for kind in Fallback:
-                if number := int(np.count_nonzero(flags[:, i] & kind)):
-                    of_field = counts.setdefault(field.name, {})
-                    of_field[str(kind.name).lower()] = of_field.get(str(kind.name).lower(), 0) + number
-    return counts
+    contents = _contents(fields)
+    if isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+        # Without features, Arrow would have to guess each row's types by themselves.
+        batches = dataset.with_format("arrow" if dataset.features else None).iter(batch_size=_BATCH_ROWS)
+        return (to_table(batch, columns, optional=optional, contents=contents) for batch in batches)
+    return [to_table(dataset, columns, optional=optional, contents=contents)]
 
 
 def value_tokens(encoded: datasets.Dataset) -> torch.Tensor:

@@ -13,8 +13,9 @@ import torch
 from transformers import BertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipProcessor, processing_flip
+from flip_hf.data.fallbacks import count_fallbacks
 from flip_hf.data.schema import Fallback, InputError
-from flip_hf.processing_flip import count_fallbacks, value_tokens
+from flip_hf.processing_flip import value_tokens
 
 
 def as_dicts(columns):

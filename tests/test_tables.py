@@ -150,7 +150,7 @@ def test_a_value_that_is_no_id_is_named(form, values, row, reason):
         pytest.param({"f": [1, 2], "o": [1]}, "'f' has 2, 'o' has 1 values", id="ragged"),
         pytest.param({"f": {0: 1, 1: 2}}, "field 'f', value {0: 1, 1: 2}: a column must be a list", id="dict of dicts"),
         pytest.param({}, "field 'f': the column is missing; the columns there are: none", id="no columns"),
-        pytest.param(datasets.DatasetDict(train=FORMS["dataset"]), "the columns there are: 'train'", id="splits"),
+        pytest.param(datasets.DatasetDict(train=FORMS["dataset"]), "several splits, 'train'; take one", id="splits"),
         pytest.param(pd.DataFrame([[1, 2]], columns=["f", "f"]), "field 'f': the column is there twice", id="pandas"),
         pytest.param(pa.table([[1], [2]], ["f", "f"]), "field 'f': the column is there twice", id="Arrow"),
     ],

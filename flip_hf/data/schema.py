@@ -1,6 +1,12 @@
-"""What a raw column value means: the canonical strings of a field, and labels."""
+"""What a raw column value means: the canonical strings of a field, and labels.
+
+One value has one spelling, whatever its column's type or its file's format: docs/values.md has the table.
+"""
 
 import enum
+import logging
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -9,8 +15,16 @@ import pyarrow.compute as pc
 
 from flip_hf.configuration_flip import printable
 
+logger = logging.getLogger(__name__)
+
 _NOTHING = object()
 _SHOWN_CHARACTERS = 80
+# From here on neighbouring whole numbers may share a float64.
+_EXACT_BELOW = 2.0**53
+# Whole numbers from here on are shown with an exponent.
+_DIGITS_BELOW = 1e21
+_LOOKS_LIKE_A_LIST = r"^\s*(\[.*\]|\(.*\)|\{.*\})\s*$"
+_already_warned: set[tuple[str | None, str]] = set()
 
 
 class InputError(ValueError):
@@ -65,11 +79,12 @@ def canonical_strings(
 ) -> tuple[pa.Array, np.ndarray]:
     """The string that stands for each value of a categorical field.
 
-    Whole numbers are written in decimal, whatever their type; strings are kept but for white space at their ends, so
-    `007` and `7` differ and `1` and `"1"` do not; bytes are read as UTF-8; Booleans are `true` and `false`; dates,
-    times and decimals are written as Arrow writes them. What is null, NaN or empty is missing. A column of
-    floating-point numbers, which is what integers with a null among them become in pandas, is read back as whole
-    numbers.
+    A typed value is spelled by its type, whatever the type's width: whole numbers and decimals without leading or
+    trailing zeros (`5` for `Decimal("5.00")`), floating-point numbers as the whole numbers that they are, Booleans as
+    `true` and `false`, dates and times in ISO form, without a fraction of zeros, and in UTC where they have a time
+    zone; a time at midnight without a zone is spelled as its date. Strings stay what they are, but for white space
+    at their ends and Unicode's normal form C (NFC), so `007` and `7` differ and `1` and `"1"` do not. Bytes are read as
+    UTF-8. Null, NaN, NaT and the empty string are missing.
 
     Args:
         column: the values.
@@ -82,10 +97,10 @@ def canonical_strings(
         BOOLEAN, uint8 (rows,).
 
     Raises:
-        InputError: a number is not whole, infinite or too large to be exact; bytes are not UTF-8; a value holds several
-            or is of a kind that has no string.
+        InputError: a floating-point number is not whole, infinite or too large to be exact; bytes are not UTF-8; a
+            value holds several or is of a kind that has no string.
     """
-    column = _plain(column)
+    column = plain_array(column)
     kind = column.type
     at = _Place(column, field, first_row, source)
     flags = np.zeros(len(column), dtype=np.uint8)
@@ -94,8 +109,12 @@ def canonical_strings(
         flags[_mask(pc.is_valid(column))] |= np.uint8(Fallback.BOOLEAN)
     elif pa.types.is_floating(kind):
         strings = _whole_numbers(column, at)
+    elif pa.types.is_decimal(kind):
+        strings = _decimals(column)
+    elif pa.types.is_timestamp(kind) or pa.types.is_time(kind):
+        strings = _times(column)
     elif _is_text(kind) or _is_bytes(kind):
-        strings = _decoded(column, at)
+        strings = _composed(_decoded(column, at))
     elif pa.types.is_nested(kind):
         at.fail(
             pc.is_valid(column),
@@ -123,7 +142,9 @@ def canonical_numbers(
     """The number that each value of a numeric field is, and how the text shows it.
 
     Numbers of any type are read, and strings that spell one (`-1.5`, `2e3`); a Boolean is 1 or 0. What is null, NaN or
-    empty is missing. Whole numbers are shown without a decimal point, others as short as they can be read back.
+    empty is missing. A number is the float64 nearest to its shortest decimal spelling in its own precision: 0.1 is the
+    same number as float16, float32, float64, decimal or string. Whole numbers are shown by their digits, others as
+    short as they can be read back.
 
     Args:
         column: the values.
@@ -138,38 +159,42 @@ def canonical_numbers(
     Raises:
         InputError: a value is infinite or no number.
     """
-    column = _plain(column)
+    column = plain_array(column)
     kind = column.type
     at = _Place(column, field, first_row, source)
     flags = np.zeros(len(column), dtype=np.uint8)
-    shown = None
+    # The spelling that a large whole number is shown by, which a float64 may not hold.
+    spelled = None
     if pa.types.is_null(kind):
         numbers = column.cast(pa.float64())
     elif pa.types.is_boolean(kind):
         flags[_mask(pc.is_valid(column))] |= np.uint8(Fallback.BOOLEAN)
         numbers = column.cast(pa.float64())
-    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        shown = column.cast(pa.string())
+    elif pa.types.is_float64(kind):
+        numbers = column
+    elif pa.types.is_floating(kind):
+        numbers = _spelled_floats(column).cast(pa.float64())
+    elif pa.types.is_integer(kind):
+        spelled = column
         # Not a safe cast: a number is put into a bucket, for which a float64 is near enough to a large integer.
         numbers = column.cast(pa.float64(), safe=False)
+    elif pa.types.is_decimal(kind):
+        spelled = column.cast(pa.string())
+        numbers = spelled.cast(pa.float64())
     elif _is_text(kind):
         texts = _decoded(column, at)
-        stripped = pc.utf8_trim_whitespace(texts)
-        flags[_mask(pc.not_equal(stripped, texts))] |= np.uint8(Fallback.STRIPPED)
-        numbers = _parsed(pc.if_else(pc.equal(stripped, ""), pa.scalar(None, pa.string()), stripped), at)
+        spelled = pc.utf8_trim_whitespace(texts)
+        flags[_mask(pc.not_equal(spelled, texts))] |= np.uint8(Fallback.STRIPPED)
+        spelled = pc.if_else(pc.equal(spelled, ""), pa.scalar(None, pa.string()), spelled)
+        numbers = _parsed(spelled, at)
     else:
         at.fail(pc.is_valid(column), f"a number can't be of type {kind}; store it as an integer or a float")
         numbers = pa.nulls(len(column), pa.float64())
     at.fail(pc.is_inf(numbers), "a number must be finite; drop the row, or leave the value empty if it is not known")
     # Adding zero makes the negative zero a plain one.
     numbers = pc.add(pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers), 0.0)
-    missing = _mask(pc.is_null(numbers))
-    flags[missing] |= np.uint8(Fallback.MISSING)
-    strings = numbers.cast(pa.string()) if shown is None else shown
-    strings = pc.if_else(
-        pa.array(missing), pa.scalar(None, pa.string()), pc.if_else(pc.equal(strings, "-0"), "0", strings)
-    )
-    return pc.fill_null(numbers, float("nan")).to_numpy(zero_copy_only=False), strings, flags
+    flags[_mask(pc.is_null(numbers))] |= np.uint8(Fallback.MISSING)
+    return pc.fill_null(numbers, float("nan")).to_numpy(zero_copy_only=False), _shown_numbers(numbers, spelled), flags
 
 
 def canonical_lists(
@@ -186,7 +211,8 @@ def canonical_lists(
     holds no value is missing.
 
     Args:
-        column: a column of lists, or of strings in which the separator stands between values.
+        column: a column of lists, or of strings in which the separator stands between values. Strings that look like
+            lists written as text (`"[11, 12]"`) are warned of, once for each field and file.
         field: the column's name, for errors.
         separator: what stands between the values of a string.
         first_row: number of the first row, for errors.
@@ -199,19 +225,20 @@ def canonical_lists(
     Raises:
         InputError: the column holds neither lists nor strings with a separator, or a value can't be an id.
     """
-    column = _plain(column)
+    column = plain_array(column)
     kind = column.type
     at = _Place(column, field, first_row, source)
     if _is_text(kind) or _is_bytes(kind):
         if separator is None:
             at.fail(pc.is_valid(column), f"strings need a separator between their values: set it for {field!r}")
         texts = _decoded(column, at)
+        at.warn_of_lists(texts)
         empty = pc.equal(pc.utf8_trim_whitespace(texts), "")
         texts = pc.if_else(empty, pa.scalar(None, pa.string()), texts)
         column = pc.split_pattern(texts, separator or ",")
     elif pa.types.is_null(kind):
         column = column.cast(pa.list_(pa.string()))
-    elif not any(is_list(kind) for is_list in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+    elif not is_list(kind):
         at.fail(pc.is_valid(column), "must be a list of values, or a string with a separator between them")
         column = pa.nulls(len(column), pa.list_(pa.string()))
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
@@ -235,8 +262,8 @@ def canonical_labels(
 ) -> np.ndarray:
     """Labels as numbers, float32 (rows,) of 0 and 1.
 
-    Takes whole or floating-point 0 and 1, Booleans, and the strings `0`, `1`, `0.0`, `1.0`, `true`, `false` in any
-    case.
+    Takes 0 and 1 of any type of number, decimals too, Booleans, and the strings `0`, `1`, both also with a fraction of
+    zeros (`1.0`), and `true` and `false` in any case.
 
     Args:
         column: the values.
@@ -247,14 +274,14 @@ def canonical_labels(
     Raises:
         InputError: a value is anything else, missing included.
     """
-    column = _plain(column)
+    column = plain_array(column)
     kind = column.type
     at = _Place(column, field, first_row, source)
     clicked = skipped = pa.array(np.zeros(len(column), dtype=bool))
-    if _is_text(kind):
-        words = pc.utf8_lower(pc.utf8_trim_whitespace(_decoded(column, at)))
-        clicked = pc.is_in(words, pa.array(["1", "1.0", "true"]))
-        skipped = pc.is_in(words, pa.array(["0", "0.0", "false"]))
+    if _is_text(kind) or pa.types.is_decimal(kind):
+        words = pc.utf8_lower(pc.utf8_trim_whitespace(_decoded(column, at) if _is_text(kind) else _decimals(column)))
+        clicked = pc.match_substring_regex(words, r"^(1(\.0+)?|true)$")
+        skipped = pc.match_substring_regex(words, r"^(0(\.0+)?|false)$")
     elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         # Not a safe cast: a whole number too large to be exact is no label either way.
         numbers = column.cast(pa.float64(), safe=False)
@@ -278,6 +305,25 @@ class _Place:
             value = self.column[row].as_py()
             raise InputError(message, source=self.source, field=self.field, row=self.first_row + row, value=value)
 
+    def warn_of_lists(self, texts: pa.Array) -> None:
+        """Warns where a text looks like a list that was written as text, once for each field and file."""
+        if (key := (self.source, self.field)) in _already_warned:
+            return
+        rows = np.flatnonzero(_mask(pc.match_substring_regex(texts, _LOOKS_LIKE_A_LIST)))
+        if len(rows):
+            _already_warned.add(key)
+            logger.warning(
+                "%s",
+                InputError(
+                    "looks like a list written as text, and is split at its separator, brackets included; store lists "
+                    "(Parquet, JSON Lines), or values with a separator alone",
+                    source=self.source,
+                    field=self.field,
+                    row=self.first_row + int(rows[0]),
+                    value=texts[int(rows[0])].as_py(),
+                ),
+            )
+
 
 def _shown(value: Any) -> str:
     if isinstance(value, str | bytes):
@@ -289,10 +335,20 @@ def _shown(value: Any) -> str:
     return shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + "..."
 
 
-def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def plain_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column in one piece, without dictionaries, runs and views, on which not all functions of Arrow work."""
     if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        # Arrow can't join pieces of all of these types.
+        chunks = [plain_array(chunk) for chunk in column.chunks]
+        column = pa.concat_arrays(chunks) if chunks else column.combine_chunks()
+    kind = column.type
+    if pa.types.is_run_end_encoded(kind):
+        return plain_array(pc.run_end_decode(column))
+    if pa.types.is_dictionary(kind):
+        return plain_array(column.dictionary).take(column.indices)
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        return column.cast(pa.string() if pa.types.is_string_view(kind) else pa.binary())
+    return column
 
 
 def _mask(condition: pa.Array) -> np.ndarray:
@@ -309,8 +365,85 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in views)
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of any kind."""
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    views = (pa.types.is_list_view, pa.types.is_large_list_view)
+    return any(is_kind(kind) for is_kind in (*kinds, *views))
+
+
+def _of_distinct(strings: pa.Array, spell: Callable[[str], str]) -> pa.Array:
+    """Other spellings of strings, each distinct one asked for once."""
+    encoded = strings.dictionary_encode()
+    return pa.array(map(spell, encoded.dictionary.to_pylist()), pa.string()).take(encoded.indices)
+
+
+def _shortest(decimal: str) -> str:
+    """The digits of a decimal number without zeros that say nothing."""
+    digits = format(Decimal(decimal), "f")
+    digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return "0" if digits == "-0" else digits
+
+
+def _decimals(column: pa.Array) -> pa.Array:
+    return _of_distinct(column.cast(pa.string()), _shortest)
+
+
+def _times(column: pa.Array) -> pa.Array:
+    """Timestamps and times of day, the same for every unit and time zone."""
+    kind = column.type
+    has_zone = pa.types.is_timestamp(kind) and kind.tz is not None
+    strings = (column.cast(pa.timestamp(kind.unit, "UTC")) if has_zone else column).cast(pa.string())
+    if kind.unit != "s":
+        strings = pc.replace_substring_regex(strings, r"\.?0*(Z?)$", r"\1")
+    # A column of dates is one of timestamps in libraries that know no dates.
+    if pa.types.is_timestamp(kind) and not has_zone:
+        strings = pc.replace_substring_regex(strings, " 00:00:00$", "")
+    return strings
+
+
+def _composed(texts: pa.Array) -> pa.Array:
+    """Texts in Unicode's normal form C."""
+    is_ascii = pc.all(pc.string_is_ascii(texts)).as_py()
+    return texts if is_ascii or is_ascii is None else pc.utf8_normalize(texts, form="NFC")
+
+
+def _spelled_floats(column: pa.Array) -> pa.Array:
+    """The shortest decimal that is read back as each number, in the precision of the column."""
+    if not pa.types.is_float16(column.type):
+        return column.cast(pa.string())
+    # Arrow spells the float64 that each one is.
+    numbers = column.cast(pa.float32()).fill_null(float("nan")).to_numpy(zero_copy_only=False).astype(np.float16)
+    distinct, places = np.unique(numbers, return_inverse=True)
+    return pa.array([str(number) for number in distinct], pa.string()).take(pa.array(places))
+
+
+def _shown_numbers(numbers: pa.Array, spelled: pa.Array | None) -> pa.Array:
+    """How the text shows numbers.
+
+    Args:
+        numbers: float64, finite or null.
+        spelled: the integers or strings that they were read from, where they were.
+    """
+    shown = numbers.cast(pa.string())
+    sizes = pc.abs(numbers)
+    small = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(sizes, _EXACT_BELOW))
+    if pc.any(small).as_py():
+        shown = pc.if_else(small, pc.if_else(small, numbers, 0.0).cast(pa.int64()).cast(pa.string()), shown)
+    large = pc.fill_null(pc.and_(pc.greater_equal(sizes, _EXACT_BELOW), pc.less(sizes, _DIGITS_BELOW)), False)
+    if pc.any(large).as_py():
+        digits = (shown if spelled is None else spelled).filter(large).cast(pa.string())
+        shown = pc.replace_with_mask(shown, large, _of_distinct(digits, _digits))
+    return shown
+
+
+def _digits(spelled: str) -> str:
+    """The digits of a whole number that may be written with an exponent or a fraction of zeros."""
+    return f"{Decimal(spelled):.0f}"
+
+
 def _whole_numbers(column: pa.Array, at: _Place) -> pa.Array:
-    exact_below = {16: 2.0**11, 32: 2.0**24, 64: 2.0**53}[column.type.bit_width]
+    exact_below = {16: 2.0**11, 32: 2.0**24, 64: _EXACT_BELOW}[column.type.bit_width]
     numbers = column.cast(pa.float64())
     numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
     broken = _mask(pc.not_equal(pc.floor(numbers), numbers)) | _mask(pc.is_inf(numbers))
@@ -360,8 +493,9 @@ def _is_utf8(value: bytes | None) -> bool:
 
 def _cast(column: pa.Array, at: _Place) -> pa.Array:
     message = f"an id can't be of type {column.type}; store it as a string or an integer"
-    # Arrow would cast what an extension type is stored as, such as the 16 bytes of a UUID.
-    if isinstance(column.type, pa.BaseExtensionType):
+    # Arrow would cast what an extension type is stored as, such as the 16 bytes of a UUID, and write a duration as a
+    # count of its unit.
+    if isinstance(column.type, pa.BaseExtensionType) or pa.types.is_duration(column.type):
         raise InputError(message, source=at.source, field=at.field)
     try:
         return column.cast(pa.string())

@@ -3,16 +3,19 @@
 import csv
 import io
 import logging
+import math
 import numbers
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -20,7 +23,7 @@ import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
 from flip_hf.configuration_flip import printable
-from flip_hf.data.schema import InputError, canonical_strings
+from flip_hf.data.schema import InputError, canonical_numbers, canonical_strings
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ _CSV_BLOCK_BYTES = 1 << 22
 Contents = Literal["ids", "numbers", "lists", "texts"]
 """What a column of Python objects of several types is to be read as."""
 
+# Numbers that a float64 holds as they are, or else Arrow says so.
+_WIDE = {int, float, np.float64}
 # What Arrow raises where it can't make an array of Python objects.
 _NOT_ARROW = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
@@ -49,8 +54,9 @@ def to_table(
     lists of strings) here, by the rules of `data.schema`, since Arrow can't hold it.
 
     Args:
-        rows: a list of dicts, one dict, a dict of columns, a pandas DataFrame, an Arrow table or record batch, or a
-            `datasets.Dataset`.
+        rows: a list of dicts, one dict, a dict of columns, a pandas DataFrame, an Arrow table or record batch, a
+            `datasets.Dataset`, or anything that hands over Arrow data by `__arrow_c_stream__` or `__arrow_c_array__`,
+            such as a polars DataFrame.
         columns: names of the columns that must be there, in the order of the result.
         optional: names of columns that are taken where they are there.
         contents: what columns hold, by name; "ids" where left out.
@@ -70,6 +76,9 @@ def to_table(
         names = [str(name) for name in rows.columns]
         wanted = _wanted(names, columns, optional, source)
         return _from_columns({name: rows.iloc[:, names.index(name)] for name in wanted}, contents, first_row, source)
+    if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict):
+        there = ", ".join(map(repr, rows))
+        raise InputError(f"these are several splits, {there}; take one of them, such as rows['train']", source=source)
     if isinstance(rows, Mapping):
         wanted = _wanted(list(rows), columns, optional, source)
         values = {name: rows[name] for name in wanted}
@@ -80,6 +89,9 @@ def to_table(
     if hasattr(rows, "with_format") and hasattr(rows, "__len__"):
         wanted = _wanted(rows.column_names, columns, optional, source)
         return rows.select_columns(wanted).with_format("arrow")[:].select(wanted)
+    if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__"):
+        table = pa.table(rows)
+        return table.select(_wanted(table.column_names, columns, optional, source))
     if not isinstance(rows, Iterable):
         raise InputError("rows must be a list of dicts, a dict of lists or a table", source=source, value=rows)
     return _from_dicts(list(rows), columns, optional, contents, first_row, source)
@@ -145,10 +157,16 @@ def _to_array(
 ) -> pa.Array | pa.ChunkedArray:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
+    if not isinstance(values, pd.Series):
+        if hasattr(values, "__arrow_c_stream__"):
+            return pa.chunked_array(values)
+        if hasattr(values, "__arrow_c_array__"):
+            return pa.array(values)
     # Arrow would make floating-point numbers of integers that stand beside them, which only numbers may become, and
-    # can't mix other types at all.
+    # widen those of lower precision; it can't mix other types at all.
     mixed = isinstance(values, list | tuple) or isinstance(getattr(values, "dtype", None), np.dtypes.ObjectDType)
-    if not mixed or contents == "numbers" or len({type(v) for v in values if v is not None}) <= 1:
+    types = {type(v) for v in values if v is not None} if mixed else set()
+    if (len(types) <= 1 and not _mixes_zones(values, types)) or (contents == "numbers" and types <= _WIDE):
         with suppress(*_NOT_ARROW):
             return pa.array(values, from_pandas=True)
     as_one_type = _CONVERSIONS[contents]
@@ -163,10 +181,19 @@ def _to_array(
         raise InputError(message, source=source, field=field, row=first_row + row, value=error.object) from error
 
 
+def _mixes_zones(values: Any, types: Set[type]) -> bool:
+    """Whether some of the times have a zone and others have none, which Arrow reads as if all had."""
+    are_times = any(issubclass(kind, datetime) for kind in types)
+    return are_times and len({v.tzinfo is None for v in values if v is not None and v is not pd.NaT}) > 1
+
+
 def _as_number(value: Any, field: str, row: int, source: str | None) -> str | None:
     """One number of a column of several types."""
-    if isinstance(value, str) or value is None:
-        return value
+    if isinstance(value, str) or value is None or value is pd.NA:
+        return None if value is pd.NA else value
+    if hasattr(value, "__array__"):
+        # A NumPy or PyTorch number; what holds several stays an array.
+        value = np.asarray(value)[()]
     if isinstance(value, bool | np.bool_):
         return str(int(value))
     if isinstance(value, numbers.Number | Decimal):
@@ -177,8 +204,10 @@ def _as_number(value: Any, field: str, row: int, source: str | None) -> str | No
 
 def _as_text(value: Any, field: str, row: int, source: str | None) -> str | None:
     """One text of a column of several types."""
-    if isinstance(value, float | np.floating):
-        return None if value != value else str(value)
+    if isinstance(value, float | np.floating | Decimal) and not _is_small_whole(value):
+        alone = pa.array([_as_number(value, field, row, source)], pa.string())
+        text: str | None = canonical_numbers(alone, field, first_row=row, source=source)[1][0].as_py()
+        return text
     return _as_string(value, field, row, source)
 
 
@@ -205,7 +234,7 @@ def _as_string(value: Any, field: str, row: int, source: str | None) -> str | No
         # Python refuses to write whole numbers of over 4300 digits.
         with suppress(ValueError):
             return str(int(value))
-    elif isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+    elif isinstance(value, float) and _is_small_whole(value):
         # What is left to `canonical_strings` below costs a hundred times as much a value.
         return str(int(value))
     elif isinstance(value, float) and value != value:
@@ -220,6 +249,10 @@ def _as_string(value: Any, field: str, row: int, source: str | None) -> str | No
         raise InputError(message, source=source, field=field, row=row, value=value) from error
     string: str | None = canonical_strings(alone, field, first_row=row, source=source)[0][0].as_py()
     return string
+
+
+def _is_small_whole(value: Any) -> bool:
+    return math.isfinite(value) and bool(abs(value) < 2**53 and value == int(value))
 
 
 _CONVERSIONS: dict[Contents, Callable[[Any, str, int, str | None], Any]] = {

@@ -176,6 +176,10 @@ class FeatureVocabulary:
         shifts = np.array([first for first, _ in ranges]) - (sizes.cumsum() - sizes)
         return places + shifts[np.searchsorted(sizes.cumsum(), places, side="right")]
 
+    def owner(self, field: int) -> int:
+        """The place of the field whose features the field at that place uses."""
+        return self._owners[field]
+
     def keys(self, field: int, ids: np.ndarray) -> np.ndarray | None:
         """`FieldValues.keys` of values whose features `lookup` found."""
         owner = self._owners[field]

@@ -13,8 +13,8 @@ class Text(FieldKind):
     column = "texts"
 
     def read(self, column: pa.ChunkedArray, field: FieldConfig, first_row: int, source: str | None) -> FieldValues:
-        if pa.types.is_floating(column.type):
-            # As an id a number that is not whole would be an error; as text it is what it is.
+        if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+            # As an id a number that is not whole would be an error; as text it is shown as a numeric field shows it.
             _, strings, flags = canonical_numbers(column, field.name, first_row=first_row, source=source)
             return FieldValues(strings, flags)
         return FieldValues(*canonical_strings(column, field.name, first_row=first_row, source=source))
