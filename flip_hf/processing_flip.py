@@ -21,11 +21,12 @@ from transformers.utils import PROCESSOR_NAME, cached_file
 
 from flip_hf.configuration_flip import FieldConfig, FlipConfig, as_fields, tabular_fields
 from flip_hf.data.fallbacks import FallbackReport
+from flip_hf.data.files import stream_tables
 from flip_hf.data.in_threads import in_threads
 from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.ragged import Ragged
 from flip_hf.data.schema import Fallback, InputError, canonical_labels
-from flip_hf.data.tables import Contents, stream_tables, to_table
+from flip_hf.data.tables import Contents, to_table
 from flip_hf.data.template import NO_FIELD, TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flip_hf import FieldConfig, FlipProcessor
+from flip_hf.data.files import read_table
 from flip_hf.data.schema import canonical_labels, canonical_lists, canonical_numbers, canonical_strings
-from flip_hf.data.tables import read_table, to_table
+from flip_hf.data.tables import to_table
 
 UNITS = ("s", "ms", "us", "ns")
 # Decimal digits that a number of each width gives back.

@@ -14,7 +14,6 @@ from datasets import Dataset
 from filelock import FileLock
 
 from flip_hf.data.schema import InputError
-from flip_hf.data.tables import plain_strings
 
 BLOCK_ROWS = 1 << 16
 """Rows of a table that are held in memory at a time."""
@@ -26,6 +25,12 @@ def file_state(path: Path) -> list[Any]:
     """What changes when the file does, without reading it: a part of the key of what is made of the file."""
     stat = path.stat()
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def plain_strings(table: pa.Table) -> pa.Table:
+    """A table without dictionaries, which may differ from one part of a file to the next."""
+    kinds = [f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in table.schema]
+    return table.cast(pa.schema([f.with_type(kind) for f, kind in zip(table.schema, kinds, strict=True)]))
 
 
 def rows_on_disk(key: Any, tables: Callable[[], Iterable[pa.Table]], source: str) -> Dataset:

@@ -9,9 +9,9 @@ from datasets import Dataset, DatasetDict
 
 from flip_hf.configuration_flip import FieldConfig, as_fields
 from flip_hf.data.arrow_files import BLOCK_ROWS, file_state, rows_on_disk
+from flip_hf.data.files import stream_tables
 from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import load_splits
-from flip_hf.data.tables import stream_tables
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.training.run_config import DataConfig
 

@@ -14,8 +14,8 @@ from datasets import Dataset
 from flip_hf.configuration_flip import printable
 from flip_hf.data.collators import FlipCTRCollator
 from flip_hf.data.fallbacks import count_fallbacks
+from flip_hf.data.files import stream_tables
 from flip_hf.data.sampling import least_sure
-from flip_hf.data.tables import stream_tables
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.training.evaluation import click_logits, probabilities
 from flip_hf.training.run_config import PredictRun
