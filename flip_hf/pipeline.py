@@ -1,6 +1,6 @@
 """The pipeline "ctr-prediction": rows of a click log -> click probabilities."""
 
-from collections import Counter
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeAlias
@@ -11,12 +11,14 @@ import torch
 from transformers import Pipeline
 
 from flip_hf.data.collators import FlipCTRCollator
-from flip_hf.data.fallbacks import count_fallbacks
+from flip_hf.data.fallbacks import FallbackReport
 from flip_hf.data.sampling import least_sure, text_lengths
 from flip_hf.data.schema import InputError
 from flip_hf.modeling_flip import FlipForCTR
 from flip_hf.outputs import FlipForCTROutput
 from flip_hf.processing_flip import FlipProcessor
+
+logger = logging.getLogger(__name__)
 
 Result: TypeAlias = dict[str, float | None]
 """What is said of one row."""
@@ -44,7 +46,8 @@ class CTRPredictionPipeline(Pipeline):
 
     Attributes:
         fallbacks: how often each field fell back since the pipeline was made, by the name of the fallback; with
-            `text_budget`, texts that were cut are not counted.
+            `text_budget`, texts that were cut are not counted. A field that is unseen or missing in a far larger share
+            of the rows than in training is warned of once.
 
     Raises:
         ValueError: the model has not learned clicks, has not the towers that are asked for, or does not belong to the
@@ -77,7 +80,8 @@ class CTRPredictionPipeline(Pipeline):
                 "resize the model and save both"
             )
         super().__init__(model=model, processor=processor, **kwargs)
-        self.fallbacks: dict[str, Counter[str]] = {}
+        self._report = FallbackReport(processor.vocabulary)
+        self.fallbacks = self._report.counts
         self._collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
         # Of a joint model, for rows whose text is not read.
         self._without_text = model.in_mode("id") if model.config.mode == "joint" else model
@@ -89,8 +93,9 @@ class CTRPredictionPipeline(Pipeline):
         """Scores rows.
 
         Args:
-            rows: one row as a dict; or a list of dicts, a pandas or Arrow table or a `datasets.Dataset`; or what can
-                only be iterated over, such as a generator of dicts or a `datasets.IterableDataset`.
+            rows: one row as a dict; or a list of dicts, a pandas, polars or Arrow table or a `datasets.Dataset`; or
+                what can only be iterated over, such as a generator of dicts, a `datasets.IterableDataset` or Arrow's
+                `RecordBatchReader`.
             batch_size: most rows of a batch; by default the pipeline's.
             kwargs: `towers`, `text_budget`; by default the pipeline's.
 
@@ -115,11 +120,13 @@ class CTRPredictionPipeline(Pipeline):
             raise InputError("rows must be a dict, a list of dicts, a table or an iterable of dicts", value=rows)
         if hasattr(rows, "__len__"):
             return self._score(rows, 0, batch_size, params)
-        return self._stream(iter(rows), batch_size, params)
+        chunk_rows = batch_size * _BATCHES_IN_A_CHUNK
+        chunks = _arrow_chunks(rows, chunk_rows) if hasattr(rows, "__arrow_c_stream__") else _chunks(rows, chunk_rows)
+        return self._stream(chunks, batch_size, params)
 
-    def _stream(self, rows: Iterator[Any], batch_size: int, params: Mapping[str, Any]) -> Iterator[Result]:
+    def _stream(self, chunks: Iterator[Any], batch_size: int, params: Mapping[str, Any]) -> Iterator[Result]:
         first_row = 0
-        while chunk := list(islice(rows, batch_size * _BATCHES_IN_A_CHUNK)):
+        for chunk in chunks:
             yield from self._score(chunk, first_row, batch_size, params)
             first_row += len(chunk)
 
@@ -169,9 +176,11 @@ class CTRPredictionPipeline(Pipeline):
     def preprocess(self, rows: Any, first_row: int = 0, with_text: bool = True) -> pa.Table:  # type: ignore[override]
         """What `FlipProcessor.encode` makes of rows, without a text where the model reads none."""
         with_text = with_text and self.model.config.mode != "id"
-        encoded = self.processor.encode(rows, first_row=first_row, with_text=with_text)
-        for field, counts in count_fallbacks(encoded, self.processor.fields).items():
-            self.fallbacks.setdefault(field, Counter()).update(counts)
+        table = self.processor.read(rows, first_row=first_row)
+        encoded = self.processor.encode(table, first_row=first_row, with_text=with_text)
+        self._report.add(encoded, lambda row: table.slice(row, 1))
+        for message in self._report.warnings(f"the {self._report.num_rows} rows so far"):
+            logger.warning("%s", message)
         return encoded
 
     def _forward(self, batch: dict[str, torch.Tensor]) -> FlipForCTROutput:  # type: ignore[override]
@@ -206,3 +215,15 @@ class CTRPredictionPipeline(Pipeline):
             raise ValueError("save_pretrained writes to a folder; push with pipe.push_to_hub(repo_id)")
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+def _chunks(rows: Iterable[Any], chunk_rows: int) -> Iterator[list[Any]]:
+    left = iter(rows)
+    while chunk := list(islice(left, chunk_rows)):
+        yield chunk
+
+
+def _arrow_chunks(rows: Any, chunk_rows: int) -> Iterator[pa.Table]:
+    for batch in pa.RecordBatchReader.from_stream(rows):
+        for start in range(0, len(batch), chunk_rows):
+            yield pa.Table.from_batches([batch.slice(start, chunk_rows)])

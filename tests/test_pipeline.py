@@ -7,6 +7,7 @@ import types
 import datasets
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
@@ -228,6 +229,29 @@ def test_fallbacks_are_counted_and_errors_name_the_row(pipe, rows):
         pipe(rows, batch_size=-1)
     with pytest.raises(TypeError, match="tower"):
         pipe(rows, tower=True)
+
+
+def test_arrow_data_of_any_library_is_scored(pipe, rows):
+    wanted = pytest.approx(probabilities(pipe(rows)), abs=1e-6)
+    frame, table = pl.DataFrame(rows), pa.Table.from_pylist(rows)
+    assert probabilities(pipe(frame)) == wanted
+    reader = pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=7))
+    stream = pipe(reader, batch_size=2)
+    assert isinstance(stream, types.GeneratorType)
+    assert probabilities(stream) == wanted
+
+
+def test_ids_that_are_spelled_otherwise_than_in_training_are_warned_of_once(folder, rows, caplog):
+    pipe = pipeline(TASK, model=folder, mode="id")
+    served = [{**row, "user_id": f"{row['user_id']}.0"} for row in rows[:30]]
+    seen = pipe.processor.vocabulary.values[0][0].as_py()
+    for row in served:
+        pipe(row)
+    warned = [m for m in caplog.messages if "user_id" in m]
+    assert warned == [
+        f"the 10 rows so far, field 'user_id': 100% of the rows unseen (0% in training); "
+        f"seen in training: {seen!r}; here: {served[0]['user_id']!r}"
+    ]
 
 
 def test_what_was_saved_loads_again(pipe, folder, rows, tmp_path):
