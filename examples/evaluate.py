@@ -14,6 +14,7 @@ from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import click_logits, ctr_metrics, slice_masks, slice_metrics
 from flip_hf.training.run import make_accelerator
 from flip_hf.training.run_config import EvaluateRun, parse_run
+from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,4 +38,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

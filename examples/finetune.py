@@ -17,6 +17,7 @@ from flip_hf.training.fusion import fit_fusion
 from flip_hf.training.loop import Goal, train
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import FinetuneRun, parse_run
+from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,4 +77,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

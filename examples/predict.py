@@ -9,6 +9,7 @@ from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.training.prediction import predict_file
 from flip_hf.training.run import make_accelerator
 from flip_hf.training.run_config import PredictRun, parse_run
+from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,4 +24,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

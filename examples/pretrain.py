@@ -15,6 +15,7 @@ from flip_hf.training.evaluation import evaluate_pretraining
 from flip_hf.training.loop import Goal, train
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import PretrainRun, parse_run
+from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,4 +58,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
