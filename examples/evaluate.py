@@ -3,12 +3,12 @@
 python examples/evaluate.py --model runs/flip/model --data.source movielens-100k --rows test
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.processing_flip import count_fallbacks
+from flip_hf.standard_json import measures_json
 from flip_hf.training.checkpoints import replace_file
 from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import click_logits, ctr_metrics, slice_masks, slice_metrics
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results: dict[str, Any] = {"rows": len(rows), "metrics": ctr_metrics(scores)}
         if slices:
             results["slices"] = slice_metrics(scores, slices)
-        report = json.dumps(results | {"fallbacks": count_fallbacks(rows, processor.fields)}, indent=2)
+        report = measures_json(results | {"fallbacks": count_fallbacks(rows, processor.fields)}, indent=2)
         print(report)
         if settings.output is not None:
             replace_file(settings.output, report + "\n")

@@ -91,8 +91,9 @@ class Progress:
 
     @classmethod
     def of(cls, saved: dict[str, Any]) -> "Progress":
-        """What `asdict` made of one."""
-        return cls(**{**saved, "meter": Meter(**saved["meter"])})
+        """What `asdict` made of one, out of a checkpoint, where a metric without a value is null."""
+        best = {name: math.nan if value is None else value for name, value in saved["best"].items()}
+        return cls(**{**saved, "best": best, "meter": Meter(**saved["meter"])})
 
     def result(self, total_steps: int) -> dict[str, Any]:
         """What training has come to, where it was to take `total_steps`."""

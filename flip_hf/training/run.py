@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from flip_hf import __version__
 from flip_hf.hub.card import flat
 from flip_hf.hub.push import HubRepo, stage
+from flip_hf.standard_json import measures_json
 from flip_hf.training.checkpoints import Checkpoints, read_facts, recover_folder, replace_file, replace_folder
 from flip_hf.training.curves import draw_calibration, draw_curves, read_curves
 from flip_hf.training.hardware import describe_hardware
@@ -269,7 +270,7 @@ class Run:
         if self.is_main:
             line = {"event": event, "seconds": round(time.monotonic() - self._started, 2), **values}
             with self._log_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(measures_json(line) + "\n")
         self._step = values.get("step", self._step)
         self.accelerator.log(trackable(event, values), step=self._step)
 
@@ -379,7 +380,7 @@ class Run:
         """
         if self.is_main:
             self.record = self._with_measures({**self.record, **results})
-            text = json.dumps(self.record, indent=2, ensure_ascii=False, default=str)
+            text = measures_json(self.record, indent=2, ensure_ascii=False, default=str)
             replace_file(self._record_file, text + "\n")
             self._checkpoints.clear()
             drawn = draw_curves(read_curves(self._log_file), self.folder.name, self.folder / _CURVES)
@@ -483,7 +484,7 @@ def _model_facts(model: Any) -> dict[str, Any]:
 
 def _compared(values: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a run's weights, as JSON has it, by dotted names."""
-    found = flat(json.loads(json.dumps(values, default=str)))
+    found = flat(json.loads(measures_json(values, default=str)))
     # Where a model's configuration comes from and which library wrote it.
     origins = ("_name_or_path", "transformers_version")
     return {name: value for name, value in found.items() if name not in _FREE_SETTINGS and not name.endswith(origins)}
