@@ -1,6 +1,7 @@
 """Evaluates a finetuned FLIP on labelled rows.
 
-python examples/evaluate.py --model runs/flip/model --data.source movielens-100k --rows test
+python examples/evaluate.py --model runs/flip/model --data.test_file clicks.csv
+python examples/evaluate.py --model runs/flip/model --data.source movielens-100k --rows validation
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.processing_flip import count_fallbacks
 from flip_hf.standard_json import measures_json
+from flip_hf.training.build import load_finetuned
 from flip_hf.training.checkpoints import replace_file
 from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import click_logits, ctr_metrics, slice_masks, slice_metrics
@@ -20,9 +22,11 @@ from flip_hf.training.script import run_script
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_run(EvaluateRun, arguments)
     accelerator = make_accelerator(settings.precision)
+    model = load_finetuned(FlipForCTR, settings.model, settings.mode)
     processor = FlipProcessor.from_pretrained(settings.model)
-    model = FlipForCTR.from_pretrained(settings.model, **({"mode": settings.mode} if settings.mode else {}))
-    rows = load_click_log(settings.data).encode(processor, settings.rows)
+    log = load_click_log(settings.data, processor, split=settings.rows)
+    processor.label = log.label
+    rows = log.encode(processor, settings.rows)
     slices = slice_masks(rows, processor.fields, settings.slices)
     collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
