@@ -21,6 +21,8 @@ from flip_hf.training.script import run_script
 
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_run(EvaluateRun, arguments)
+    if settings.output is not None:
+        settings.output.parent.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(settings.precision)
     model = load_finetuned(FlipForCTR, settings.model, settings.mode)
     processor = FlipProcessor.from_pretrained(settings.model)

@@ -1,6 +1,6 @@
-"""Scores the rows of a CSV or Parquet file in a stream and writes click probabilities as Parquet.
+"""Scores the rows of a CSV or Parquet file in a stream and writes click probabilities as Parquet, CSV or JSON Lines.
 
-python examples/predict.py --model runs/flip/model --input impressions.csv --output scores.parquet
+python examples/predict.py --model runs/flip/model --input impressions.csv --output scores.csv --keep '[request_id]'
 """
 
 from collections.abc import Sequence

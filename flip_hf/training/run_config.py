@@ -10,6 +10,7 @@ from transformers.utils import CONFIG_NAME
 
 from flip_hf.fetch import MINILM
 from flip_hf.training.ranges import check_ranges
+from flip_hf.training.table_writers import check_output, ending_of
 
 LABEL = "label"
 """The label column where neither the settings nor a saved processor name one."""
@@ -277,6 +278,8 @@ class EvaluateRun:
     def __post_init__(self) -> None:
         check_ranges(self)
         check_model_folder(self.model, "model")
+        if self.output is not None:
+            check_output(self.output, [self.data.train_file, self.data.validation_file, self.data.test_file])
 
 
 @dataclass
@@ -286,7 +289,9 @@ class PredictRun:
     Args:
         model: folder or repository of the model.
         input: CSV or Parquet file with the fields' columns.
-        output: Parquet file to write: the input's row numbers and click probabilities.
+        output: file to write: row numbers, kept columns and click probabilities. Its name says the format: .parquet,
+            .csv or .csv.gz, and for JSON Lines .jsonl, .json, .jsonl.gz or .json.gz.
+        keep: columns of the input to copy to the output unchanged, such as `[request_id]`. They need not be fields.
         mode: score with both towers or with one; by default as the model was saved.
         text_budget: share of the rows whose text is read, those that the ID-based model of both towers is least sure
             of; all others get the ID-based model's probability. Each chunk of rows is looked at by itself.
@@ -298,6 +303,7 @@ class PredictRun:
     model: str
     input: Path
     output: Path
+    keep: list[str] = field(default_factory=list)
     mode: Literal["joint", "id", "text"] | None = None
     text_budget: float | None = None
     batch_size: int = 512
@@ -307,6 +313,8 @@ class PredictRun:
     def __post_init__(self) -> None:
         check_ranges(self)
         check_model_folder(self.model, "model")
+        ending_of(self.output)
+        check_output(self.output, [self.input])
 
 
 RunConfig = TypeVar("RunConfig", PretrainRun, FinetuneRun, EvaluateRun, PredictRun)
