@@ -15,6 +15,7 @@ from flip_hf.training.evaluation import evaluate_pretraining
 from flip_hf.training.loop import Goal, train
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import PretrainRun, parse_run
+from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run.publish()
         return
 
-    log = load_click_log(settings.data)
+    log = load_click_log(settings.data, needs_label=False)
     processor = fit_processor(log, settings.model)
     train_rows, validation_rows = (log.encode(processor, split, with_label=False) for split in ("train", "validation"))
 
@@ -57,4 +58,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -6,7 +6,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from transformers.utils import CONFIG_NAME
+
 from flip_hf.fetch import MINILM
+from flip_hf.training.ranges import check_ranges
+from flip_hf.training.table_writers import check_output, ending_of
+
+LABEL = "label"
+"""The label column where neither the settings nor a saved processor name one."""
+MODEL_FOLDER = "model"
+"""The folder of the best model, in a run's folder."""
 
 
 @dataclass
@@ -24,7 +33,8 @@ class DataConfig:
         fields: the fields in the order of the text: column names, or mappings of `FieldConfig`'s settings. Of a named
             dataset all of its own by default, and a mapping replaces some of a field's settings. Beside a pretrained
             model, whose fields these must be, its settings hold.
-        label: the files' label column.
+        label: the label column of the files. By default it is the one that the model to start from was saved with, or
+            else "label". Pretraining reads no labels, so its files may lack this column.
         max_train_rows: train on the first rows of the training split only, for a smaller budget.
         max_validation_rows: validate on the first rows of the validation split only, for a smaller budget.
     """
@@ -37,9 +47,14 @@ class DataConfig:
     validation_file: Path | None = None
     test_file: Path | None = None
     fields: list[str | dict[str, Any]] = field(default_factory=list)
-    label: str = "label"
+    label: str | None = None
     max_train_rows: int | None = None
     max_validation_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "data")
+        if self.source is None:
+            check_label(self.label or LABEL, [f if isinstance(f, str) else f.get("name") for f in self.fields])
 
 
 @dataclass
@@ -60,6 +75,9 @@ class ModelConfig:
     max_length: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_ranges(self, "model")
+
 
 @dataclass
 class MaskingConfig:
@@ -77,6 +95,9 @@ class MaskingConfig:
     tabular_mask_ratio: float = 0.15
     text_mask_unit: Literal["field", "token"] = "field"
     mlm_vocabulary: Literal["all", "seen"] = "all"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "masking")
 
 
 @dataclass
@@ -147,10 +168,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "accumulation", "evaluations_per_epoch", "patience", "log_steps")
-        for name in (*counts, "checkpoint_steps", "checkpoints_kept"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name}={getattr(self, name)} must be 1 or more")
+        check_ranges(self, "training")
 
 
 @dataclass
@@ -209,7 +227,8 @@ class FinetuneRun(TrainingRun):
             else, as in the paper; or after that those of "validation", which the towers do not know by heart.
 
     Raises:
-        ValueError: one tower alone has nothing to weigh.
+        ValueError: one tower alone has nothing to weigh; `pretrained` is a folder without a model, or it lies in the
+            folder that this run writes to.
     """
 
     pretrained: str | None = None
@@ -218,6 +237,13 @@ class FinetuneRun(TrainingRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pretrained is not None:
+            check_model_folder(self.pretrained, "pretrained")
+            if _lies_in(self.pretrained, self.output_dir):
+                raise ValueError(
+                    f"pretrained={self.pretrained} lies in output_dir={self.output_dir}, and this run would overwrite "
+                    "it: choose another output_dir"
+                )
         if self.fusion_rows != "training" and self.mode != "joint":
             raise ValueError(f"fusion_rows={self.fusion_rows!r} is for mode='joint', not for mode={self.mode!r}")
 
@@ -230,8 +256,10 @@ class EvaluateRun:
         model: folder or repository of the model.
         output: JSON file to write the metrics to; printed only where left out.
         mode: score with both towers or with one; by default as the model was saved.
-        data: the click log, which must be the one the model was trained on for the split to mean anything.
-        rows: which split is read.
+        data: the labelled rows: one file, such as `data.test_file`, or the named dataset and the split that the model
+            was trained on. Fields and label of a file are by default the model's.
+        rows: the split to read, and with files the one of `data.train_file`, `data.validation_file` and
+            `data.test_file` to read.
         slices: fields whose unseen values make slices of their own: the rows where each is unseen, and those where all
             of them are seen.
         batch_size: rows of a batch.
@@ -247,6 +275,12 @@ class EvaluateRun:
     batch_size: int = 512
     precision: Literal["auto", "bf16", "fp32"] = "auto"
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        check_model_folder(self.model, "model")
+        if self.output is not None:
+            check_output(self.output, [self.data.train_file, self.data.validation_file, self.data.test_file])
+
 
 @dataclass
 class PredictRun:
@@ -255,7 +289,9 @@ class PredictRun:
     Args:
         model: folder or repository of the model.
         input: CSV or Parquet file with the fields' columns.
-        output: Parquet file to write: the input's row numbers and click probabilities.
+        output: file to write: row numbers, kept columns and click probabilities. Its name says the format: .parquet,
+            .csv or .csv.gz, and for JSON Lines .jsonl, .json, .jsonl.gz or .json.gz.
+        keep: columns of the input to copy to the output unchanged, such as `[request_id]`. They need not be fields.
         mode: score with both towers or with one; by default as the model was saved.
         text_budget: share of the rows whose text is read, those that the ID-based model of both towers is least sure
             of; all others get the ID-based model's probability. Each chunk of rows is looked at by itself.
@@ -267,11 +303,18 @@ class PredictRun:
     model: str
     input: Path
     output: Path
+    keep: list[str] = field(default_factory=list)
     mode: Literal["joint", "id", "text"] | None = None
     text_budget: float | None = None
     batch_size: int = 512
     chunk_rows: int = 8192
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        check_model_folder(self.model, "model")
+        ending_of(self.output)
+        check_output(self.output, [self.input])
 
 
 RunConfig = TypeVar("RunConfig", PretrainRun, FinetuneRun, EvaluateRun, PredictRun)
@@ -312,6 +355,36 @@ def _spelled_out(arguments: Sequence[str], switches: Container[str]) -> list[str
                 equals, value = "=", "true"
         spelled.append(f"{name}{equals}{value}")
     return spelled
+
+
+def check_label(label: str, fields: Sequence[str | None]) -> None:
+    """Raises a ValueError where the label column is one of the fields."""
+    if label in fields:
+        raise ValueError(
+            f"data.fields names {label!r}, which is the label: the model would read the answer. Leave it out of the "
+            "fields, or set data.label"
+        )
+
+
+def check_model_folder(name: str, setting: str) -> None:
+    """Raises a ValueError where a local folder holds no model; what is no local folder may be a repository's name.
+
+    Args:
+        name: folder or repository of a model.
+        setting: what sets it, for the error.
+    """
+    folder = Path(name)
+    if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
+        return
+    hint = ""
+    if (folder / MODEL_FOLDER / CONFIG_NAME).is_file():
+        hint = f"; did you mean {folder / MODEL_FOLDER}?"
+    raise ValueError(f"{setting}={name}: this folder holds no model, as it lacks {CONFIG_NAME}{hint}")
+
+
+def _lies_in(name: str, folder: Path) -> bool:
+    path = Path(name)
+    return path.exists() and path.resolve().is_relative_to(folder.resolve())
 
 
 def as_plain(run: Any) -> dict[str, Any]:
