@@ -13,7 +13,7 @@ from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    settings = parse_run(PredictRun, arguments)
+    settings = parse_run(PredictRun, arguments, __doc__)
     accelerator = make_accelerator(settings.precision)
     processor = FlipProcessor.from_pretrained(settings.model)
     model = FlipForCTR.from_pretrained(settings.model, **({"mode": settings.mode} if settings.mode else {}))

@@ -1,6 +1,7 @@
 """The FLIP models: wiring of the two towers, the objectives and the heads."""
 
 import copy
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -24,8 +25,10 @@ from flip_hf.configuration_flip import (
     NUM_RESERVED_FEATURES,
     FieldConfig,
     FlipConfig,
+    check_settings,
     num_features,
     owned_ranges,
+    with_nearest,
 )
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.growth import FeatureGrowth
@@ -77,6 +80,14 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     fresh_parameters: tuple[str, ...] = ()
     """Names of the parameters that the checkpoint lacked and `from_pretrained` started afresh; none once saved."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """As in Python; names a setting of `from_pretrained` that nobody knows, which transformers hands on to here."""
+        own = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        if unknown := kwargs.keys() - set(own):
+            known = [*own, *sorted(_SETTINGS)]
+            raise ValueError(f"{cls.__name__} has no setting {with_nearest(sorted(unknown), known)}")
+        return super().__new__(cls)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -167,6 +178,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         if isinstance(config := kwargs.get("config"), FlipConfig):
             # transformers would hand them to __init__. Its pipelines give both the configuration and what made it.
             settings = {name: kwargs.pop(name) for name in _SETTINGS & kwargs.keys()}
+            check_settings(settings)
             if any(getattr(config, name) != value for name, value in settings.items()):
                 kwargs["config"] = type(config).from_dict(config.to_dict() | settings)
         source = pretrained_model_name_or_path
@@ -476,6 +488,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         super().__init__(config)
         if config.mode != "joint":
             raise ValueError(f"pretraining aligns both towers: mode must be 'joint', got {config.mode!r}")
+        # A configuration from a file may name those of another version.
         if unknown := sorted(set(config.objectives) - set(OBJECTIVES)):
             raise ValueError(f"objectives {', '.join(map(repr, unknown))} are not among {', '.join(OBJECTIVES)}")
         self.flip = FlipModel(config, text_model)
