@@ -61,3 +61,25 @@ def test_help_describes_every_setting(name):
     settings = [part.split() for part in shown.split("\n  --")[1:]]
     assert [words for words in settings if any(word.startswith("(type:") for word in words[1:3])] == []
     assert "docstring-parser" in Path(ROOT / "setup.cfg").read_text()
+
+
+@pytest.mark.parametrize("mode", ["joint", "id"])
+def test_weights_that_are_dropped_on_purpose_are_not_reported(ctr_folder, tmp_path, mode):
+    load = "import sys; from flip_hf import FlipForCTR, FlipModel; FlipModel.from_pretrained(sys.argv[1], mode=sys.argv[2])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", load, str(ctr_folder), mode]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "LOAD REPORT" not in shown.stdout + shown.stderr
+    assert "UNEXPECTED" not in shown.stdout + shown.stderr
+
+
+def test_a_pretrained_model_that_is_loaded_for_clicks_is_one_line(ctr_folder, tmp_path):
+    from flip_hf import FlipForPreTraining
+
+    FlipForPreTraining(FlipConfig.from_pretrained(ctr_folder)).save_pretrained(tmp_path)
+    load = "import sys; from flip_hf import FlipForCTR; FlipForCTR.from_pretrained(sys.argv[1])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-c", load, str(tmp_path)]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
+    assert "MISSING" not in shown
+    assert [line for line in shown.splitlines() if "finetune it before you use its logits" in line]
