@@ -7,7 +7,6 @@ An allocator that is not installed (`apt-get install libtcmalloc-minimal4 libjem
 
 import argparse
 import ctypes.util
-import json
 import os
 import statistics
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from jobs import example, machine
 
+from flip_hf.standard_json import measures_json
 from flip_hf.training.curves import read_curves
 from flip_hf.training.jobs import markdown
 
@@ -39,7 +39,7 @@ def main() -> None:
         rows.append([side, f"{statistics.fmean(rates):.0f}", f"{losses[-1]:.6f}"])
     print(markdown(["allocator", "rows/s", "last loss"], rows))
     print(f"\n{machine()}, one thread. Finetuning of mode {arguments.mode!r} in batches of 32, one layer of MiniLM.")
-    print(json.dumps({row[0]: float(row[1]) for row in rows}))
+    print(measures_json({row[0]: float(row[1]) for row in rows}))
 
 
 def run(environment: dict[str, str], mode: str, steps: int) -> list[list[float]]:

@@ -9,7 +9,6 @@ the whole batch, and masks tokens with transformers' `DataCollatorForLanguageMod
 
 import argparse
 import functools
-import json
 from typing import Any
 
 from ceilings import seconds
@@ -17,6 +16,7 @@ from jobs import machine
 from transformers import DataCollatorForLanguageModeling
 
 from flip_hf import FlipPretrainingCollator
+from flip_hf.standard_json import measures_json
 from flip_hf.training.build import fit_processor
 from flip_hf.training.data import load_click_log
 from flip_hf.training.jobs import markdown
@@ -47,7 +47,7 @@ def main() -> None:
         numbers = list(range(size))
         times = [seconds(functools.partial(side, numbers)) for side in (assembled, tokenised)]
         facts = {"benchmark": "collate", "batch_size": size, "assembled_s": times[0], "tokenised_s": times[1]}
-        print(json.dumps(facts))
+        print(measures_json(facts))
         per_row = [f"{1e6 * each / size:.1f}" for each in times]
         table.append([size, *per_row, f"{times[1] / times[0]:.1f}"])
     header = ["rows a batch", "µs a row, assembled", "µs a row, tokenised", "times as fast"]

@@ -86,7 +86,8 @@ def peak_memory() -> float:
 
 def measured(*arguments: int) -> dict[str, float]:
     """What `take_step` finds in a new process."""
-    code = f"import json, contrastive_memory as b; print(json.dumps(b.take_step(*{arguments})))"
+    imports = "import contrastive_memory as b; from flip_hf.standard_json import measures_json"
+    code = f"{imports}; print(measures_json(b.take_step(*{arguments})))"
     # This Python, with numbers that this file holds.
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=sys.path[0])  # nosec B603

@@ -35,6 +35,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging as transformers_logging
 
 from flip_hf.fetch import MINILM, resolve_pretrained
+from flip_hf.standard_json import settings_json
 from flip_hf.training import loop
 from flip_hf.training.checkpoints import Checkpoints
 from flip_hf.training.jobs import markdown
@@ -147,7 +148,7 @@ def note_rows(path: Path, processes: int) -> None:
         values = real(model, optimizer, window, config, run, number)
         rows = torch.cat([numbers for numbers, _ in window]).tolist()
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": number, "rows": rows}) + "\n")
+            file.write(settings_json({"step": number, "rows": rows}) + "\n")
         return values
 
     loop._step = step  # type: ignore[assignment]
@@ -183,7 +184,7 @@ def outcome(folder: Path) -> str:
     digest = hashlib.sha256((folder / "model" / "model.safetensors").read_bytes())
     for line in read_lines(folder / "log.jsonl"):
         kept = {name: value for name, value in line.items() if name not in MEASURED}
-        digest.update(json.dumps(kept).encode())
+        digest.update(settings_json(kept).encode())
     return digest.hexdigest()
 
 

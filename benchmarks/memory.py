@@ -26,6 +26,7 @@ from jobs import machine
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR
 from flip_hf.configuration_flip import NUM_RESERVED_FEATURES, PADDING_ID
+from flip_hf.standard_json import measures_json
 from flip_hf.training import loop
 from flip_hf.training.jobs import markdown
 from flip_hf.training.optimization import build_optimizer
@@ -46,12 +47,12 @@ def main() -> None:
     parser.add_argument("--measure", help="take steps, as this program does in its processes")
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.batch_size, arguments.steps, **json.loads(arguments.measure))))
+        print(measures_json(measure(arguments.batch_size, arguments.steps, **json.loads(arguments.measure))))
         return
     rows = []
     for millions in arguments.features:
         for updates in arguments.updates:
-            wanted = json.dumps({"features": round(millions * 1e6), "updates": updates})
+            wanted = measures_json({"features": round(millions * 1e6), "updates": updates})
             sizes = ["--batch_size", str(arguments.batch_size), "--steps", str(arguments.steps)]
             # This very program.
             done = subprocess.run(  # nosec B603
@@ -62,7 +63,7 @@ def main() -> None:
                 rows.append([*name, "did not fit" if done.returncode < 0 else "failed", "", ""])
                 continue
             facts = json.loads(done.stdout.splitlines()[-1])
-            print(json.dumps({"benchmark": "memory", "updates": updates, **facts}))
+            print(measures_json({"benchmark": "memory", "updates": updates, **facts}))
             rows.append(
                 [*name, f"{facts['peak_gib']:.2f}", f"{facts['step_ms']:.0f}", f"{facts['rows_per_second']:,.0f}"]
             )

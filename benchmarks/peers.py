@@ -26,6 +26,7 @@ from backbones import job as our_job
 from jobs import machine, mean_and_deviation
 from transformers import set_seed
 
+from flip_hf.standard_json import measures_json, settings_json
 from flip_hf.training.build import fit_processor
 from flip_hf.training.checkpoints import replace_file
 from flip_hf.training.data import load_click_log
@@ -90,7 +91,7 @@ def job(name: str, settings: dict[str, Any], seed: int, folder: Path) -> Job:
     label = "-".join([name.replace(", ", "-"), *(f"{value:g}" for value in settings.values()), str(seed)])
     result = folder / label / "result.json"
     wanted = {"name": name, "seed": seed, "result": str(result), **settings}
-    return Job(result, [__file__, "--train", json.dumps(wanted)])
+    return Job(result, [__file__, "--train", settings_json(wanted)])
 
 
 def train(name: str, seed: int, result: str, learning_rate: float, l2_reg_embedding: float) -> None:
@@ -134,7 +135,7 @@ def train(name: str, seed: int, result: str, learning_rate: float, l2_reg_embedd
             break
     best["test"] = compute_metrics(labels["test"], best["test"])
     best["seconds"] = time.monotonic() - started
-    replace_file(Path(result), json.dumps(best, indent=2) + "\n")
+    replace_file(Path(result), measures_json(best, indent=2) + "\n")
 
 
 if __name__ == "__main__":

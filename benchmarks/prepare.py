@@ -27,6 +27,7 @@ from jobs import machine
 
 from flip_hf import FieldConfig, FlipProcessor
 from flip_hf.fetch import MINILM
+from flip_hf.standard_json import measures_json
 from flip_hf.training.data import open_click_log_file
 from flip_hf.training.jobs import markdown
 
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, help="prepare this file, as this program does in its processes")
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure)))
+        print(measures_json(measure(arguments.measure)))
         return
     rows = []
     for millions in arguments.millions:
@@ -76,7 +77,7 @@ def main() -> None:
             facts = json.loads(done.stdout.splitlines()[-1])
         finally:
             shutil.rmtree(folder)
-        print(json.dumps({"benchmark": "prepare", **facts}), flush=True)
+        print(measures_json({"benchmark": "prepare", **facts}), flush=True)
         rows.append(
             [
                 f"{millions:g}",

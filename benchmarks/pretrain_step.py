@@ -9,7 +9,6 @@ single precision, and every position is scored over the vocabulary: that is what
 """
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import replace
@@ -29,6 +28,7 @@ from flip_hf import FlipForPreTraining, FlipPretrainingCollator
 from flip_hf.configuration_flip import IGNORED_LABEL
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.processing_flip import value_tokens
+from flip_hf.standard_json import measures_json
 from flip_hf.training import loop
 from flip_hf.training.build import fit_processor, new_model
 from flip_hf.training.compiling import compile_text_encoder
@@ -169,7 +169,7 @@ def compare(benchmark: str, sides: dict[str, Any], batch_size: int, num_steps: i
             "gflop": flops,
             "peak_share": flops / step / ceilings.bf16_gflops,
         }
-        print(json.dumps(facts))
+        print(measures_json(facts))
         rows.append(
             [
                 name,

@@ -67,11 +67,10 @@ def table(rows: list[tuple[str, Path]]) -> str:
         result, seconds = record["result"], record["wall_seconds"]
         total += seconds
         cells = [
-            f"{result.get(split, {}).get(m, float('nan')):.4f}"
+            "" if (value := result.get(split, {}).get(metric)) is None else f"{value:.4f}"
             for split in ("validation", "test")
-            for m in ("auc", "logloss")
+            for metric in ("auc", "logloss")
         ]
-        cells = ["" if cell == "nan" else cell for cell in cells]
         cells += [f"{int(seconds // 60)} min {int(seconds % 60):02d} s", f"{record['peak_memory_gib']:.1f} GiB"]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     lines.append(f"| all |  |  |  |  | {int(total // 60)} min {int(total % 60):02d} s |  |")

@@ -1,14 +1,16 @@
 """Evaluates a finetuned FLIP on labelled rows.
 
-python examples/evaluate.py --model runs/flip/model --data.source movielens-100k --rows test
+python examples/evaluate.py --model runs/flip/model --data.test_file clicks.csv
+python examples/evaluate.py --model runs/flip/model --data.source movielens-100k --rows validation
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.processing_flip import count_fallbacks
+from flip_hf.standard_json import measures_json
+from flip_hf.training.build import load_finetuned
 from flip_hf.training.checkpoints import replace_file
 from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import click_logits, ctr_metrics, slice_masks, slice_metrics
@@ -19,10 +21,14 @@ from flip_hf.training.script import run_script
 
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_run(EvaluateRun, arguments, __doc__)
+    if settings.output is not None:
+        settings.output.parent.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(settings.precision)
+    model = load_finetuned(FlipForCTR, settings.model, settings.mode)
     processor = FlipProcessor.from_pretrained(settings.model)
-    model = FlipForCTR.from_pretrained(settings.model, **({"mode": settings.mode} if settings.mode else {}))
-    rows = load_click_log(settings.data).encode(processor, settings.rows)
+    log = load_click_log(settings.data, processor, split=settings.rows)
+    processor.label = log.label
+    rows = log.encode(processor, settings.rows)
     slices = slice_masks(rows, processor.fields, settings.slices)
     collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
@@ -31,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results: dict[str, Any] = {"rows": len(rows), "metrics": ctr_metrics(scores)}
         if slices:
             results["slices"] = slice_metrics(scores, slices)
-        report = json.dumps(results | {"fallbacks": count_fallbacks(rows, processor.fields)}, indent=2)
+        report = measures_json(results | {"fallbacks": count_fallbacks(rows, processor.fields)}, indent=2)
         print(report)
         if settings.output is not None:
             replace_file(settings.output, report + "\n")

@@ -10,11 +10,11 @@ import numpy as np
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.nn.sharded_embeddings import sharded_features
-from flip_hf.training.build import fit_processor, new_model
+from flip_hf.training.build import check_towers, fit_processor, new_model
 from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import click_logits, ctr_metrics, evaluate_ctr, evidence
 from flip_hf.training.fusion import fit_fusion
-from flip_hf.training.loop import Goal, train
+from flip_hf.training.loop import click_goal, train
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import FinetuneRun, parse_run
 from flip_hf.training.script import run_script
@@ -23,15 +23,20 @@ from flip_hf.training.script import run_script
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_run(FinetuneRun, arguments, __doc__)
     training = settings.training
+    if settings.pretrained is not None:
+        check_towers(settings.pretrained, settings.mode)
     run = Run(settings)
     if run.has_ended:
         run.publish()
         return
 
-    log = load_click_log(settings.data)
     if settings.pretrained is not None:
         processor = FlipProcessor.from_pretrained(settings.pretrained)
+        log = load_click_log(settings.data, processor)
+        # Clicks may be learned from another column than pretraining saw, or from its first.
+        processor.label = log.label
     else:
+        log = load_click_log(settings.data)
         processor = fit_processor(log, settings.model)
     with sharded_features(training.shard_features):
         if settings.pretrained is not None:
@@ -49,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         FlipCTRCollator(processor, settings.mode, training.oov_dropout, training.seed, text_towers=towers),
         training,
         run,
-        Goal("auc", larger_is_better=True),
+        click_goal(rows["validation"].with_format("numpy")["label"][:]),
         lambda prepared, moment: evaluate_ctr(
             prepared, rows["validation"], collator, training.evaluation_batch_size, run.accelerator, moment
         ),

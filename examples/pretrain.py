@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run.publish()
         return
 
-    log = load_click_log(settings.data)
+    log = load_click_log(settings.data, needs_label=False)
     processor = fit_processor(log, settings.model)
     train_rows, validation_rows = (log.encode(processor, split, with_label=False) for split in ("train", "validation"))
 

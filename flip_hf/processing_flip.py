@@ -28,6 +28,7 @@ from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.growth import FeatureGrowth, FeatureTexts
 from flip_hf.loading_file import PROCESSOR_AUTO_MAP, write_loading_file
+from flip_hf.standard_json import settings_json
 
 VOCABULARY_NAME = "vocabulary.parquet"
 _LONGEST_TEXT = 512
@@ -332,7 +333,7 @@ class FlipProcessor(ProcessorMixin):
 
     def content_hash(self) -> str:
         """A hash of everything that decides how a row is encoded."""
-        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode())
+        digest = hashlib.sha256(settings_json(self.to_dict(), sort_keys=True).encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
         sink = pa.BufferOutputStream()
         table = self.vocabulary.to_table()
@@ -371,7 +372,7 @@ class FlipProcessor(ProcessorMixin):
         if self.has_loading_code:
             settings["auto_map"] = PROCESSOR_AUTO_MAP
             files.append(str(write_loading_file(folder)))
-        (folder / PROCESSOR_NAME).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        (folder / PROCESSOR_NAME).write_text(settings_json(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
         return [*files, str(folder / VOCABULARY_NAME), str(folder / PROCESSOR_NAME)]
 
     @classmethod

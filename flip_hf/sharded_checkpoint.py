@@ -1,11 +1,12 @@
 """Checkpoints of a feature table that no process holds whole: written and read a block of rows at a time."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+
+from flip_hf.standard_json import settings_json
 
 _FIRST, _SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -27,7 +28,7 @@ def add_table(
     num_bytes = torch.Size(shape).numel() * dtype.itemsize
     # The format: the header's length in eight bytes, the header, the values; the values begin at a multiple of eight.
     described = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [0, num_bytes]}
-    header = json.dumps({"__metadata__": {"format": "pt"}, name: described}).encode()
+    header = settings_json({"__metadata__": {"format": "pt"}, name: described}).encode()
     header += b" " * (-len(header) % 8)
     with (folder / _SECOND).open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
@@ -38,7 +39,7 @@ def add_table(
         places = dict.fromkeys(names, _FIRST) | {name: _SECOND}
     (folder / _WHOLE).rename(folder / _FIRST)
     index = {"metadata": {"total_size": num_bytes + (folder / _FIRST).stat().st_size}, "weight_map": places}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / _INDEX).write_text(settings_json(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_rows(files: Iterable[str | Path], name: str, shape: Sequence[int], first: int, end: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Imports run one way; registries and public names are what the documentation says."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ ALLOWED = {
     "backbones": {"configuration_flip", "nn"},
     "objectives": {"configuration_flip", "nn"},
     "saved_weights": {"configuration_flip"},
-    "sharded_checkpoint": set(),
+    "standard_json": set(),
+    "sharded_checkpoint": {"standard_json"},
     "modeling_flip": {
         "configuration_flip",
         "outputs",
@@ -33,13 +35,13 @@ ALLOWED = {
         "backbones",
         "objectives",
     },
-    "data": {"configuration_flip", "fetch"},
-    "processing_flip": {"configuration_flip", "fetch", "growth", "data", "loading_file"},
-    "training": {"configuration_flip", "fetch", "backbones", "data", "processing_flip", "hub"},
+    "data": {"configuration_flip", "fetch", "standard_json"},
+    "processing_flip": {"configuration_flip", "fetch", "growth", "data", "loading_file", "standard_json"},
+    "training": {"configuration_flip", "fetch", "backbones", "data", "processing_flip", "hub", "standard_json"},
     "pipeline": {"configuration_flip", "outputs", "data", "modeling_flip", "processing_flip"},
     "export": {"modeling_flip"},
     "batch": {"modeling_flip", "pipeline", "processing_flip"},
-    "hub": {"loading_file"},
+    "hub": {"loading_file", "standard_json"},
     "__init__": {"configuration_flip", "modeling_flip", "processing_flip", "data", "pipeline"},
 }
 
@@ -96,3 +98,11 @@ def test_nothing_writes_or_reads_a_pickle():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 called = ast.unparse(node.func)
                 assert called not in {"torch.load", "torch.save"}, path
+
+
+def test_json_is_written_in_one_place():
+    # `json.dumps` writes NaN, which no other JSON reader takes.
+    root = PACKAGE.parent
+    programs = [path for folder in ("flip_hf", "examples", "benchmarks") for path in (root / folder).rglob("*.py")]
+    writers = {path for path in programs if re.search(r"json\.dumps?\b|JSONEncoder", path.read_text(encoding="utf-8"))}
+    assert writers == {PACKAGE / "standard_json.py"}

@@ -63,6 +63,18 @@ def test_the_card_says_what_the_record_says(record):
     assert "One training run with one seed (3)" in card
 
 
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_a_metric_without_a_value_leaves_its_cells_empty(record, nothing):
+    for split in ("validation", "test"):
+        record["result"][split] |= {"auc": nothing, "text_auc": nothing}
+    record["result"]["test_intervals"]["auc"] = [nothing, nothing]
+    card = render_card(record, "org/name", {})
+    assert "| AUC |  |  |  |" in card
+    assert "| LogLoss | 0.4980 | 0.4800 to 0.5200 | 0.5000 |" in card
+    (index,) = parts(card)[0]["model-index"]
+    assert {metric["type"] for metric in index["results"][0]["metrics"]} == {"logloss", "ece", "id_auc"}
+
+
 def test_a_card_without_test_rows_says_so(record):
     for name in ("test", "test_rows", "test_intervals"):
         del record["result"][name]

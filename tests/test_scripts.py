@@ -489,3 +489,6 @@ def test_demo_table_reads_records(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(record))
     shown = demo.table([("FLIP", tmp_path)])
     assert "| FLIP | 0.8000 | 0.4000 | 0.8000 | 0.4000 | 1 min 05 s | 1.5 GiB |" in shown
+    record["result"]["validation"] = {"auc": None, "logloss": 0.4}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert "| FLIP |  | 0.4000 | 0.8000 |" in demo.table([("FLIP", tmp_path)])

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from flip_hf.data.sources import dataset_source
+from flip_hf.standard_json import measures_json, settings_json
 from flip_hf.training.jobs import Job, flags
 
 Model: TypeAlias = str | Mapping[str, Any]
@@ -51,7 +52,7 @@ class Run:
         base = _parsed((CONFIGS / f"{self.script}.yaml").read_text(encoding="utf-8"))
         fields = [kept.to_dict() for kept in dataset_source(base["data"]["source"]).fields]
         depends = [base, fields, self.settings, self.after.key if self.after else None]
-        digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(settings_json(depends, sort_keys=True).encode()).hexdigest()[:8]
         return f"{name_of(self.model)}-{self.split}-{self.seed}-{digest}"
 
     @property
@@ -200,4 +201,4 @@ def add_line(path: Path, record: Mapping[str, Any]) -> None:
         file.seek(0)
         # What a program that was killed while it wrote has left of a line goes.
         file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(f"{json.dumps(record)}\n".encode())
+        file.write(f"{measures_json(record)}\n".encode())

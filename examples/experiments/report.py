@@ -162,7 +162,8 @@ def panels_of(records: Mapping[str, Any]) -> dict[str, dict[str, Line]]:
         own = {"id": "id_loss", "text": "text_loss"} if mode == "joint" else {mode: "loss"}
         for tower, name in own.items():
             losses[tower][row] = train[name]
-        aucs[row] = record["curves"]["validation"]["auc"]
+        if "auc" in record["curves"]["validation"]:
+            aucs[row] = record["curves"]["validation"]["auc"]
     panels = {
         "training LogLoss, ID-based models": losses["id"],
         "training LogLoss, text encoders": losses["text"],
@@ -259,8 +260,9 @@ def comparison(
 
 
 def measured(records: Mapping[int, Any], shows: str, metric: str) -> list[float]:
-    """A metric of a row's seeds."""
-    return [record["result"][shows][metric] for record in records.values()]
+    """A metric of a row's seeds, of those where it has a value."""
+    values = (record["result"][shows][metric] for record in records.values())
+    return [value for value in values if value is not None]
 
 
 def differences(first: Mapping[int, Any], second: Mapping[int, Any], metric: str) -> list[float]:
@@ -296,7 +298,7 @@ def slices_table(found: Mapping[str, Mapping[int, Any]]) -> str:
         cells = []
         for name in SLICES:
             slices = [record["result"]["slices"][name] for record in records.values()]
-            values = [part["auc"] for part in slices if part["rows"] >= FEW_ROWS and part["auc"] == part["auc"]]
+            values = [part["auc"] for part in slices if part["rows"] >= FEW_ROWS and part["auc"] is not None]
             cell = f"{statistics.fmean(values):.4f}" if values else ""
             cells.append(cell if alike[name] or row not in numbers[name] else f"{cell} ({numbers[name][row]:,})")
         rows.append([row, *cells])
@@ -364,7 +366,9 @@ def is_inside(line: Mapping[str, Any]) -> bool:
 
 
 def spread(values: Sequence[float], ratio: float) -> str:
-    """Mean and half of its 95% interval over seeds."""
+    """Mean and half of its 95% interval over seeds; empty without values."""
+    if not values:
+        return ""
     mean = f"{statistics.fmean(values):.4f}"
     if len(values) < 2:
         return mean

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from filelock import FileLock
 
 from flip_hf.data.schema import InputError
 from flip_hf.data.tables import plain_strings
+from flip_hf.standard_json import settings_json
 
 BLOCK_ROWS = 1 << 16
 """Rows of a table that are held in memory at a time."""
@@ -41,7 +41,7 @@ def rows_on_disk(key: Any, tables: Callable[[], Iterable[pa.Table]], source: str
     Raises:
         InputError: there are no rows.
     """
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    name = hashlib.sha256(settings_json(key).encode()).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "flip_hf"
     folder.mkdir(parents=True, exist_ok=True)
     cached = folder / f"{name}.arrow"

@@ -4,12 +4,14 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
+
+from flip_hf.standard_json import measures_json
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -48,7 +50,7 @@ def escaped(value: object) -> Markdown:
 
 def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """A run's record without the paths of the machine that it ran on: of a path its last part is left."""
-    public: dict[str, Any] = _without_paths(json.loads(json.dumps(record, default=str)))
+    public: dict[str, Any] = _without_paths(json.loads(measures_json(record, default=str)))
     return public
 
 
@@ -68,10 +70,10 @@ def render_card(record: Mapping[str, Any], repo_id: str, pictures: Mapping[str, 
         undefined=jinja2.StrictUndefined, finalize=escaped, keep_trailing_newline=True, autoescape=False
     )
     environment.filters |= {
-        "code": lambda value: Markdown(json.dumps(value, indent=4)),
+        "code": lambda value: Markdown(measures_json(value, indent=4)),
         "verbatim": lambda value: Markdown(str(value).replace("```", "'''")),
         "number": lambda value: Markdown("" if value is None else f"{value:.4f}"),
-        "interval": lambda value: Markdown("" if value is None else f"{value[0]:.4f} to {value[1]:.4f}"),
+        "interval": lambda value: Markdown(f"{value[0]:.4f} to {value[1]:.4f}" if _is_known(value) else ""),
         "duration": lambda seconds: Markdown(f"{int(seconds // 60)} min {int(seconds % 60):02d} s"),
         "url": lambda value: Markdown(re.sub(r"[^\w.:/?#=&%~-]", "", str(value))),
     }
@@ -131,10 +133,12 @@ def _metadata(record: Mapping[str, Any], repo_id: str) -> ModelCardData:
             metric_name=_metric_name(name),
             metric_value=round(value, 6),
             metric_args={"interval": [round(end, 6) for end in result["test_intervals"][name]], "level": 0.95}
-            if name in result["test_intervals"]
+            if _is_known(result["test_intervals"].get(name))
             else None,
         )
         for name, value in result.get("test", {}).items()
+        # The AUC of rows of one class has no value.
+        if value is not None
     ]
     # A name without an owner may be a folder's.
     base = model["text_base_model"] if "/" in (model["text_base_model"] or "") else None
@@ -167,6 +171,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return found
+
+
+def _is_known(interval: Sequence[float | None] | None) -> bool:
+    return interval is not None and None not in interval
 
 
 def _metric_name(name: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME
 
 from flip_hf.loading_file import CONFIG_AUTO_MAP, PROCESSOR_AUTO_MAP, write_loading_file
+from flip_hf.standard_json import settings_json
 
 
 def add_loading_code(folder: Path) -> None:
@@ -30,5 +31,5 @@ def add_loading_code(folder: Path) -> None:
     for path, auto_map in files.items():
         settings = json.loads(path.read_text(encoding="utf-8"))
         settings["auto_map"] = auto_map
-        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(settings_json(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_loading_file(folder)

@@ -1,6 +1,5 @@
 """Pushing a model to the Hub: one commit that holds all of it, or none."""
 
-import json
 import logging
 import re
 import shutil
@@ -16,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from flip_hf.hub.card import is_untouched, public_record, render_card
 from flip_hf.hub.loading_code import add_loading_code
+from flip_hf.standard_json import measures_json
 
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """How long to wait before each further attempt, where the Hub does not say."""
@@ -214,7 +214,7 @@ def write_card(folder: Path, repo_id: str, record: Mapping[str, Any], pictures: 
         shutil.copyfile(path, folder / path.name)
     captions = {path.name: caption for path, caption in shown.items()}
     (folder / _CARD).write_text(render_card(record, repo_id, captions), encoding="utf-8")
-    text = json.dumps(public_record(record), indent=2, ensure_ascii=False)
+    text = measures_json(public_record(record), indent=2, ensure_ascii=False)
     (folder / _RECORD).write_text(text + "\n", encoding="utf-8")
 
 

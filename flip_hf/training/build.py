@@ -25,6 +25,38 @@ def fit_processor(log: ClickLog, settings: ModelConfig) -> FlipProcessor:
     )
 
 
+def load_finetuned(cls: type[Model], name: str, mode: str | None = None) -> Model:
+    """A model that has learned clicks, or one of its towers.
+
+    Args:
+        cls: `FlipForCTR`.
+        name: folder or repository of the model.
+        mode: "id" or "text" loads one tower of a model of both; by default the model is as it was saved.
+
+    Raises:
+        ValueError: the model was never finetuned, or it lacks the tower.
+        OSError: there is no such model.
+    """
+    check_towers(name, mode)
+    load: Any = cls
+    model: Any = load.from_pretrained(name, **({"mode": mode} if mode else {}))
+    model.check_finetuned()
+    loaded: Model = model
+    return loaded
+
+
+def check_towers(name: str, mode: str | None) -> None:
+    """Raises a ValueError where a saved model lacks the towers of a mode; reads its configuration alone.
+
+    Args:
+        name: folder or repository of the model.
+        mode: "joint", "id" or "text"; None is the mode that the model was saved in.
+    """
+    saved = FlipConfig.from_pretrained(name).mode
+    if mode not in (None, saved) and saved != "joint":
+        raise ValueError(f"mode={mode}: {name} was saved in mode={saved} and has no other tower; leave mode out")
+
+
 def new_model(cls: type[Model], settings: ModelConfig, processor: FlipProcessor, mode: str = "joint") -> Model:
     """A model with fresh heads and ID-based model, and where the mode has one the text encoder.
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from flip_hf.standard_json import measures_json
+
 _STATE_NAME = "state.json"
 _PREFIX = "step-"
 
@@ -101,7 +103,7 @@ class Checkpoints:
         def fill(folder: Path) -> None:
             write(folder)
             sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-            (folder / _STATE_NAME).write_text(json.dumps({**facts, "files": sizes}, indent=1), encoding="utf-8")
+            (folder / _STATE_NAME).write_text(measures_json({**facts, "files": sizes}, indent=1), encoding="utf-8")
 
         target = self.folder / f"{_PREFIX}{step}"
         replace_folder(target, fill)

@@ -13,7 +13,7 @@ from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import load_splits
 from flip_hf.data.tables import stream_tables
 from flip_hf.processing_flip import FlipProcessor
-from flip_hf.training.run_config import DataConfig
+from flip_hf.training.run_config import LABEL, DataConfig, check_label
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class ClickLog:
     Attributes:
         splits: "train" and "validation", and where there is one "test".
         fields: the fields in the order of the text.
-        label: the label column.
+        label: the label column; None if training rows for pretraining have none.
         sources: where each split comes from, for error messages.
         facts: what a run's record says of the data.
     """
 
     splits: DatasetDict
     fields: Sequence[FieldConfig]
-    label: str
+    label: str | None
     sources: dict[str, str]
     facts: dict[str, Any]
 
@@ -53,11 +53,21 @@ class ClickLog:
         return processor.encode_dataset(self.splits[split], with_label=with_label, source=self.sources[split])
 
 
-def load_click_log(config: DataConfig) -> ClickLog:
+def load_click_log(
+    config: DataConfig, processor: FlipProcessor | None = None, *, split: str | None = None, needs_label: bool = True
+) -> ClickLog:
     """The click log that a run's settings name.
 
+    Args:
+        config: the settings.
+        processor: the processor of the model to start from. Its fields and its label are those of files for which the
+            settings name none.
+        split: "train", "validation" or "test" reads this split alone; by default training and validation rows must be
+            there.
+        needs_label: whether every file must have the label column.
+
     Raises:
-        ValueError: neither a named dataset nor files, or both.
+        ValueError: neither a named dataset nor files, or both; or a split that is needed is not there.
         InputError: a file can't be read or lacks a column.
         flip_hf.fetch.FetchError: the named dataset can't be had.
     """
@@ -71,7 +81,8 @@ def load_click_log(config: DataConfig) -> ClickLog:
         if unknown := sorted(set(config.histories) - set(offered)):
             raise ValueError(f"data.histories: {unknown[0]!r} is not one of {', '.join(offered)}")
         histories = [offered[name] for name in config.histories]
-        splits, label = load_splits(config.source, config.split, config.split_seed, histories), "label"
+        splits = load_splits(config.source, config.split, config.split_seed, histories)
+        label: str | None = LABEL
         fields: Sequence[FieldConfig] = [*source.fields, *(history.field for history in histories)]
         if config.fields:
             fields = _chosen(config.fields, fields, config.source)
@@ -84,18 +95,28 @@ def load_click_log(config: DataConfig) -> ClickLog:
             name: getattr(source, name) for name in ("name", "description", "homepage", "licence", "citation")
         }
     else:
-        if not config.fields or "train" not in given or "validation" not in given:
-            raise ValueError("with files, data.train_file, data.validation_file and data.fields must all be set")
+        for name in [split] if split else ["train", "validation"]:
+            if name not in given:
+                raise ValueError(f"data.{name}_file is not set: name the file of {name} rows")
+        if not config.fields and processor is None:
+            raise ValueError("data.fields is not set: list the files' columns to learn from, such as [user_id, title]")
         if config.histories:
             raise ValueError(
                 "data.histories are those of a named dataset; flip_hf.data.history.add_history makes them for files"
             )
-        fields, label = as_fields(config.fields), config.label
-        splits = DatasetDict({name: open_click_log_file(path, fields, label) for name, path in given.items()})
+        given = {split: given[split]} if split else given
+        fields = as_fields(config.fields) if config.fields or processor is None else processor.fields
+        label = config.label or (processor.label if processor else None) or LABEL
+        check_label(label, [f.name for f in fields])
+        splits = DatasetDict(
+            {name: open_click_log_file(path, fields, label, needs_label) for name, path in given.items()}
+        )
+        if label not in next(iter(splits.values())).column_names:
+            label = None
         sources = {name: str(path) for name, path in given.items()}
         facts = {"files": [path.name for path in given.values()]}
     for name, most in (("train", config.max_train_rows), ("validation", config.max_validation_rows)):
-        if most is not None:
+        if most is not None and name in splits:
             splits[name] = splits[name].select(range(min(most, len(splits[name]))))
     facts["rows"] = {name: len(rows) for name, rows in splits.items()}
     facts["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
@@ -113,7 +134,7 @@ def _chosen(
     return as_fields([{**own[value["name"]], **value} for value in settings])
 
 
-def open_click_log_file(path: Path, fields: Sequence[FieldConfig], label: str) -> Dataset:
+def open_click_log_file(path: Path, fields: Sequence[FieldConfig], label: str, needs_label: bool = True) -> Dataset:
     """The wanted columns of a CSV or Parquet file as a Dataset on disk: memory does not grow with the file.
 
     Written once, as Arrow, into the folder where datasets keeps what it makes of files, and opened again as long as the
@@ -123,11 +144,13 @@ def open_click_log_file(path: Path, fields: Sequence[FieldConfig], label: str) -
         path: the file.
         fields: whose columns are wanted.
         label: the label column.
+        needs_label: whether it must be there; otherwise it is read if it is there.
 
     Raises:
         InputError: the file can't be read, lacks a column, or has no rows.
     """
-    columns = [*(f.name for f in fields), label]
+    names = [f.name for f in fields]
+    columns, optional = ([*names, label], []) if needs_label else (names, [label])
     # Raised here if there is no such file.
-    tables = stream_tables(path, columns, batch_rows=BLOCK_ROWS)
-    return rows_on_disk([*file_state(path), columns], lambda: tables, str(path))
+    tables = stream_tables(path, columns, optional=optional, batch_rows=BLOCK_ROWS)
+    return rows_on_disk([*file_state(path), columns, optional], lambda: tables, str(path))

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flip_hf.standard_json import settings_json
+
 
 @dataclass(frozen=True)
 class Job:
@@ -42,7 +44,7 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _flag(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else settings_json(value)
 
 
 def run_jobs(jobs: Iterable[Job], processes: int, when_done: Callable[[Job], object] | None = None) -> None:

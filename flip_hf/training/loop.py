@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
@@ -40,10 +41,28 @@ class Goal:
     larger_is_better: bool
 
     def better(self, value: float, best: float | None) -> bool:
-        """Whether `value` beats the best so far; NaN, as of an AUC over one class, beats nothing at all."""
-        if best is None or math.isnan(best):
+        """Whether `value` beats the best so far: any value beats None, any number beats NaN, NaN beats no number."""
+        if best is None:
             return True
+        if math.isnan(value) or math.isnan(best):
+            return math.isnan(best) and not math.isnan(value)
         return value > best if self.larger_is_better else value < best
+
+
+def click_goal(labels: np.ndarray) -> Goal:
+    """The goal of learning clicks: AUC, or LogLoss if all validation rows have the same label.
+
+    Args:
+        labels: of the validation rows, 0 or 1 (rows,).
+    """
+    if labels.min() != labels.max():
+        return Goal("auc", larger_is_better=True)
+    logger.warning(
+        "all %d validation rows have the label %d: AUC is undefined there, so LogLoss chooses the best model",
+        len(labels),
+        labels[0],
+    )
+    return Goal("logloss", larger_is_better=False)
 
 
 @dataclass
@@ -91,8 +110,9 @@ class Progress:
 
     @classmethod
     def of(cls, saved: dict[str, Any]) -> "Progress":
-        """What `asdict` made of one."""
-        return cls(**{**saved, "meter": Meter(**saved["meter"])})
+        """What `asdict` made of one, out of a checkpoint, where a metric without a value is null."""
+        best = {name: math.nan if value is None else value for name, value in saved["best"].items()}
+        return cls(**{**saved, "best": best, "meter": Meter(**saved["meter"])})
 
     def result(self, total_steps: int) -> dict[str, Any]:
         """What training has come to, where it was to take `total_steps`."""
@@ -152,6 +172,7 @@ def train(
         OSError: a checkpoint or model could not be written; those that were there before are whole.
     """
     accelerator = run.accelerator
+    run.record["goal"] = asdict(goal)
     if config.contrastive_batches == "window" and "icl" not in getattr(model, "objectives", {}):
         raise ValueError(
             "training.contrastive_batches is 'window', but this model has no contrastive objective; it is for "

@@ -1,13 +1,13 @@
 """Scores of a file's rows, in a stream."""
 
 import contextlib
+import itertools
 import os
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from accelerate import Accelerator
 from datasets import Dataset
 
@@ -18,6 +18,7 @@ from flip_hf.data.tables import stream_tables
 from flip_hf.processing_flip import FlipProcessor, count_fallbacks
 from flip_hf.training.evaluation import click_logits, probabilities
 from flip_hf.training.run_config import PredictRun
+from flip_hf.training.table_writers import ending_of, open_writer
 
 
 def predict_file(
@@ -25,8 +26,10 @@ def predict_file(
 ) -> str:
     """Scores a CSV or Parquet file chunk by chunk; memory does not grow with the file.
 
-    Writes Parquet with `row` (int64, from 0), `probability` (float32), and with both towers `id_probability` and
-    `text_probability`, which is null where the text was not read. The file appears under its name when it is complete.
+    Writes `row` (int64, from 0), the columns that `settings.keep` names, as they are, `probability` (float32), and with
+    both towers `id_probability` and `text_probability`, which is null where the text was not read. The format is that
+    of the file's name, one of `flip_hf.training.table_writers.WRITERS`. The file appears under its name when it is
+    complete.
 
     Args:
         model: a prepared `FlipForCTR`.
@@ -40,7 +43,8 @@ def predict_file(
 
     Raises:
         InputError: the file can't be read, lacks a column, or holds a value that can't be an id.
-        ValueError: `text_budget` is no share of the rows, or the model has not both towers.
+        ValueError: `text_budget` is no share of the rows, or the model has not both towers; or a kept column has the
+            name of one that is written.
     """
     plain = accelerator.unwrap_model(model)
     mode, share = plain.config.mode, settings.text_budget
@@ -72,29 +76,45 @@ def predict_file(
     names = {"logits": "probability"}
     if mode == "joint":
         names |= {"id_logits": "id_probability", "text_logits": "text_probability"}
-    schema = pa.schema([("row", pa.int64()), *((name, pa.float32()) for name in names.values())])
+    if taken := [name for name in settings.keep if name in ("row", *names.values())]:
+        raise ValueError(
+            f"keep: {taken[0]!r} is also the name of a column that is written; rename the column in {settings.input}"
+        )
+    read = [f.name for f in processor.fields]
+    columns = list(dict.fromkeys([*read, *settings.keep]))
+    optional = [processor.label] if processor.label and processor.label not in columns else []
     fallbacks: Counter[tuple[str, str]] = Counter()
     num_rows = 0
+    ending = ending_of(settings.output)
     aside = settings.output.with_name(settings.output.name + ".new")
     settings.output.parent.mkdir(parents=True, exist_ok=True)
-    columns = [f.name for f in processor.fields]
-    optional = [processor.label] if processor.label else []
-    with contextlib.ExitStack() as cleanup:
-        cleanup.callback(aside.unlink, missing_ok=True)
+    with contextlib.ExitStack() as cleanup, contextlib.ExitStack() as written:
+        tables = stream_tables(settings.input, columns, optional=optional, batch_rows=settings.chunk_rows)
+        # Whatever keeps the output from being written is known before anything is scored.
+        first = next(tables)
+        kept = [first.schema.field(name) for name in dict.fromkeys(settings.keep)]
+        probability = [pa.field(name, pa.float32()) for name in names.values()]
+        schema = pa.schema([pa.field("row", pa.int64()), *kept, *probability])
+        writer = None
         # Every process knows all scores; one writes them.
-        writer = cleanup.enter_context(pq.ParquetWriter(aside, schema)) if accelerator.is_main_process else None
-        for table in stream_tables(settings.input, columns, optional=optional, batch_rows=settings.chunk_rows):
+        if accelerator.is_main_process:
+            cleanup.callback(aside.unlink, missing_ok=True)
+            compression = "gzip" if ending.endswith(".gz") else None
+            sink = written.enter_context(pa.output_stream(str(aside), compression=compression))
+            writer = written.enter_context(open_writer(sink, ending, schema))
+        for table in itertools.chain([first], tables):
             if len(table) == 0:
                 continue
-            encoded, logits = score(table, num_rows)
+            encoded, logits = score(table.select(read), num_rows)
             for field, counts in count_fallbacks(encoded, processor.fields).items():
                 fallbacks.update({(field, kind): number for kind, number in counts.items()})
             if writer is not None:
                 scores = {name: pa.array(probabilities(logits[key]), from_pandas=True) for key, name in names.items()}
-                writer.write_table(pa.table({"row": encoded["row"], **scores}).cast(schema))
+                copied = {field.name: table[field.name] for field in kept}
+                writer.write_table(pa.table({"row": encoded["row"], **copied, **scores}).cast(schema))
             num_rows += len(table)
-        if writer is not None:
-            writer.close()
+        written.close()
+        if accelerator.is_main_process:
             os.replace(aside, settings.output)
     lines = [f"scored {num_rows} rows of {settings.input} into {settings.output}"]
     lines += [f"  {printable(field)}: {number} {kind}" for (field, kind), number in sorted(fallbacks.items())]

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType
 from transformers.utils import cached_file
@@ -29,10 +30,12 @@ from transformers.utils import logging as transformers_logging
 from flip_hf import __version__
 from flip_hf.hub.card import flat
 from flip_hf.hub.push import HubRepo, stage
+from flip_hf.standard_json import measures_json
 from flip_hf.training.checkpoints import Checkpoints, read_facts, recover_folder, replace_file, replace_folder
 from flip_hf.training.curves import draw_calibration, draw_curves, read_curves
 from flip_hf.training.hardware import describe_hardware
-from flip_hf.training.run_config import FinetuneRun, PretrainRun, TrainingRun, as_plain
+from flip_hf.training.locks import FolderLock, lock_in_main_process
+from flip_hf.training.run_config import MODEL_FOLDER, FinetuneRun, PretrainRun, TrainingRun, as_plain
 from flip_hf.training.state import TrainingState, seed_everything
 from flip_hf.training.tracking import PROJECT, TENSORBOARD_FOLDER, make_trackers, trackable
 
@@ -76,12 +79,20 @@ def make_accelerator(precision: str, trackers: Sequence[GeneralTracker] = ()) ->
     """
     if precision == "auto":
         precision = "bf16" if computes_bf16() else "fp32"
-    on_cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no", cpu=on_cpu, log_with=trackers or None
-    )
     atexit.register(leave_process_group)
-    return accelerator
+    return Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no", cpu=_is_on_cpu(), log_with=trackers or None
+    )
+
+
+def join_process_group() -> PartialState:
+    """Joins the other processes of this program, if there are any, as `make_accelerator` does."""
+    atexit.register(leave_process_group)
+    return PartialState(cpu=_is_on_cpu())
+
+
+def _is_on_cpu() -> bool:
+    return not torch.accelerator.is_available()
 
 
 def leave_process_group() -> None:
@@ -107,11 +118,14 @@ class Run:
     logits, `run.json`, the record, `curves.png`, the log as a picture, and `calibration.png`; and with `push_to_hub`
     the repository on the Hub.
 
+    Until it ends the run locks its folder. A run that is no longer used unlocks it, and so does the end of the process.
+
     Args:
         settings: of the run. Without `resume` a log and a record that lie in its folder are replaced, TensorBoard's
             files too.
 
     Raises:
+        FolderInUseError: another process runs in the folder.
         FileExistsError: the folder holds checkpoints of a run that did not end, and `resume` is not set.
         ValueError: `resume` is set, and the run that ended there had other settings, or parameters are spread over
             processes; or a tracker can't be had; or the repository is not as private as asked for.
@@ -119,8 +133,19 @@ class Run:
     """
 
     def __init__(self, settings: TrainingRun) -> None:
-        training = settings.training
         self.folder = settings.output_dir
+        # Before anything is read that another run may be about to change.
+        lock = FolderLock(self.folder)
+        lock_in_main_process(lock, join_process_group())
+        self._unlock = weakref.finalize(self, lock.release)
+        try:
+            self._open(settings)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _open(self, settings: TrainingRun) -> None:
+        training = settings.training
         self._checkpoints = Checkpoints(self.folder / "checkpoints", training.checkpoints_kept)
         last = self._checkpoints.last()
         self._checkpoint = last if settings.resume else None
@@ -204,7 +229,7 @@ class Run:
     @property
     def model_folder(self) -> Path:
         """The best model so far, with its processor: what `from_pretrained` loads."""
-        return self.folder / "model"
+        return self.folder / MODEL_FOLDER
 
     @property
     def _log_file(self) -> Path:
@@ -269,7 +294,7 @@ class Run:
         if self.is_main:
             line = {"event": event, "seconds": round(time.monotonic() - self._started, 2), **values}
             with self._log_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(measures_json(line) + "\n")
         self._step = values.get("step", self._step)
         self.accelerator.log(trackable(event, values), step=self._step)
 
@@ -379,7 +404,7 @@ class Run:
         """
         if self.is_main:
             self.record = self._with_measures({**self.record, **results})
-            text = json.dumps(self.record, indent=2, ensure_ascii=False, default=str)
+            text = measures_json(self.record, indent=2, ensure_ascii=False, default=str)
             replace_file(self._record_file, text + "\n")
             self._checkpoints.clear()
             drawn = draw_curves(read_curves(self._log_file), self.folder.name, self.folder / _CURVES)
@@ -397,17 +422,20 @@ class Run:
         Raises:
             OSError: it could not be pushed; it is whole in the run's folder.
         """
-        if self._repo is None or not self.is_main:
-            return
+        if self._repo is not None and self.is_main:
+            self._push_at_end(self._repo)
+        self._unlock()
+
+    def _push_at_end(self, repo: HubRepo) -> None:
         record = json.loads(self._record_file.read_text(encoding="utf-8"))
         try:
             commit = self._push(f"Model of the run begun {record['started']}", self._copy_model, record)
         except OSError as error:
             raise OSError(
-                f"{self._repo.repo_id} was not pushed ({error}). Nothing is lost: the model lies in "
+                f"{repo.repo_id} was not pushed ({error}). Nothing is lost: the model lies in "
                 f"{self.model_folder}. Run the same command with --resume true to push it again"
             ) from error
-        logger.info("%s is at %s, commit %s", self._repo.repo_id, self._repo.revision, commit)
+        logger.info("%s is at %s, commit %s", repo.repo_id, repo.revision, commit)
 
     def _push_in_passing(self, message: str, save: Callable[[Path], object], record: Mapping[str, Any] | None) -> None:
         if self._repo is None or not self.is_main:
@@ -483,7 +511,7 @@ def _model_facts(model: Any) -> dict[str, Any]:
 
 def _compared(values: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a run's weights, as JSON has it, by dotted names."""
-    found = flat(json.loads(json.dumps(values, default=str)))
+    found = flat(json.loads(measures_json(values, default=str)))
     # Where a model's configuration comes from and which library wrote it.
     origins = ("_name_or_path", "transformers_version")
     return {name: value for name, value in found.items() if name not in _FREE_SETTINGS and not name.endswith(origins)}

@@ -6,9 +6,18 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from transformers.utils import CONFIG_NAME
+
 from flip_hf.backbones import check_backbone_options
 from flip_hf.configuration_flip import FieldConfig, FlipConfig, check_settings
 from flip_hf.fetch import MINILM
+from flip_hf.training.ranges import check_ranges
+from flip_hf.training.table_writers import check_output, ending_of
+
+LABEL = "label"
+"""The label column where neither the settings nor a saved processor name one."""
+MODEL_FOLDER = "model"
+"""The folder of the best model, in a run's folder."""
 
 # Settings of `FlipConfig` that a run sets elsewhere.
 _NOT_OPTIONS = {
@@ -36,7 +45,8 @@ class DataConfig:
             settings, such as `{name: title, max_tokens: 16}`. A named dataset uses all of its own fields by default; a
             mapping then changes settings of one of them. With a pretrained model, list that model's fields; their
             saved settings are used.
-        label: name of the label column in the files.
+        label: name of the label column in the files. The default is the label of the model to start from, or else
+            "label". Files for pretraining may lack this column.
         max_train_rows: use only the first rows of the training split.
         max_validation_rows: use only the first rows of the validation split.
     """
@@ -49,7 +59,7 @@ class DataConfig:
     validation_file: Path | None = None
     test_file: Path | None = None
     fields: list[str | dict[str, Any]] = field(default_factory=list)
-    label: str = "label"
+    label: str | None = None
     max_train_rows: int | None = None
     max_validation_rows: int | None = None
 
@@ -57,6 +67,9 @@ class DataConfig:
         for value in self.fields:
             if isinstance(value, dict):
                 FieldConfig.check_names(value)
+        check_ranges(self, "data")
+        if self.source is None:
+            check_label(self.label or LABEL, [f if isinstance(f, str) else f.get("name") for f in self.fields])
 
 
 @dataclass
@@ -79,6 +92,7 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_ranges(self, "model")
         for name, place in _NOT_OPTIONS.items():
             if name in self.options:
                 raise ValueError(f"model.options.{name} can't be set: set {place} instead")
@@ -107,6 +121,9 @@ class MaskingConfig:
     tabular_mask_ratio: float = 0.15
     text_mask_unit: Literal["field", "token"] = "field"
     mlm_vocabulary: Literal["all", "seen"] = "all"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "masking")
 
 
 @dataclass
@@ -177,10 +194,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "accumulation", "evaluations_per_epoch", "patience", "log_steps")
-        for name in (*counts, "checkpoint_steps", "checkpoints_kept"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name}={getattr(self, name)} must be 1 or more")
+        check_ranges(self, "training")
 
 
 @dataclass
@@ -243,7 +257,8 @@ class FinetuneRun(TrainingRun):
             memorise.
 
     Raises:
-        ValueError: `fusion_rows` is set for a model with one tower.
+        ValueError: `fusion_rows` is set for a model with one tower; `pretrained` is a folder without a model, or it
+            lies in the folder that this run writes to.
     """
 
     pretrained: str | None = None
@@ -254,6 +269,13 @@ class FinetuneRun(TrainingRun):
         super().__post_init__()
         if self.pretrained is None or "backbone" in self.model.options:
             self.model.check_backbone()
+        if self.pretrained is not None:
+            check_model_folder(self.pretrained, "pretrained")
+            if _lies_in(self.pretrained, self.output_dir):
+                raise ValueError(
+                    f"pretrained={self.pretrained} lies in output_dir={self.output_dir}, and this run would overwrite "
+                    "it: choose another output_dir"
+                )
         if self.fusion_rows != "training" and self.mode != "joint":
             raise ValueError(f"fusion_rows={self.fusion_rows!r} is for mode='joint', not for mode={self.mode!r}")
 
@@ -266,8 +288,9 @@ class EvaluateRun:
         model: folder or Hub repository of a finetuned model.
         output: JSON file for the metrics; by default they are only printed.
         mode: score with both towers ("joint") or with one ("id", "text"); the default is the saved mode.
-        data: The click log; use the settings of training, so that the split is the same
-        rows: the split to evaluate.
+        data: The labelled rows: one file, such as `data.test_file`, or the named dataset and split of training
+        rows: the split to evaluate. With files it selects `data.train_file`, `data.validation_file` or
+            `data.test_file`.
         slices: fields to slice the metrics by: rows whose value of the field is unseen, for each field, and rows whose
             values of all these fields are seen.
         batch_size: rows in a batch.
@@ -283,6 +306,12 @@ class EvaluateRun:
     batch_size: int = 512
     precision: Literal["auto", "bf16", "fp32"] = "auto"
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        check_model_folder(self.model, "model")
+        if self.output is not None:
+            check_output(self.output, [self.data.train_file, self.data.validation_file, self.data.test_file])
+
 
 @dataclass
 class PredictRun:
@@ -291,7 +320,9 @@ class PredictRun:
     Args:
         model: folder or Hub repository of a finetuned model.
         input: CSV or Parquet file with the columns of the model's fields.
-        output: Parquet file for the row numbers and click probabilities.
+        output: file for the row numbers, kept columns and click probabilities. Its name selects the format: .parquet,
+            .csv or .csv.gz; for JSON Lines .jsonl, .json, .jsonl.gz or .json.gz.
+        keep: columns of the input to copy to the output, such as `[request_id]`. They need not be fields.
         mode: score with both towers ("joint") or with one ("id", "text"); the default is the saved mode.
         text_budget: share of the rows whose text is read, from 0 to 1: those that the ID-based model is least sure
             of. All other rows get the ID-based model's probability. It applies to each chunk of rows separately.
@@ -303,11 +334,18 @@ class PredictRun:
     model: str
     input: Path
     output: Path
+    keep: list[str] = field(default_factory=list)
     mode: Literal["joint", "id", "text"] | None = None
     text_budget: float | None = None
     batch_size: int = 512
     chunk_rows: int = 8192
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        check_model_folder(self.model, "model")
+        ending_of(self.output)
+        check_output(self.output, [self.input])
 
 
 RunConfig = TypeVar("RunConfig", PretrainRun, FinetuneRun, EvaluateRun, PredictRun)
@@ -348,6 +386,36 @@ def _spelled_out(arguments: Sequence[str], switches: Container[str]) -> list[str
                 equals, value = "=", "true"
         spelled.append(f"{name}{equals}{value}")
     return spelled
+
+
+def check_label(label: str, fields: Sequence[str | None]) -> None:
+    """Raises a ValueError where the label column is one of the fields."""
+    if label in fields:
+        raise ValueError(
+            f"data.fields names {label!r}, which is the label: the model would read the answer. Leave it out of the "
+            "fields, or set data.label"
+        )
+
+
+def check_model_folder(name: str, setting: str) -> None:
+    """Raises a ValueError where a local folder holds no model; what is no local folder may be a repository's name.
+
+    Args:
+        name: folder or repository of a model.
+        setting: what sets it, for the error.
+    """
+    folder = Path(name)
+    if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
+        return
+    hint = ""
+    if (folder / MODEL_FOLDER / CONFIG_NAME).is_file():
+        hint = f"; did you mean {folder / MODEL_FOLDER}?"
+    raise ValueError(f"{setting}={name}: this folder holds no model, as it lacks {CONFIG_NAME}{hint}")
+
+
+def _lies_in(name: str, folder: Path) -> bool:
+    path = Path(name)
+    return path.exists() and path.resolve().is_relative_to(folder.resolve())
 
 
 def as_plain(run: Any) -> dict[str, Any]:

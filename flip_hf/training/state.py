@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, load_model, save_file, save_model
 
+from flip_hf.standard_json import settings_json
+
 _MODEL, _OPTIMIZER, _RANDOM = "model.safetensors", "optimizer.safetensors", "random.safetensors"
 _RATES = "rates.json"
 
@@ -100,7 +102,7 @@ class TrainingState:
         save_file(slots, folder / _OPTIMIZER)
         save_file(random_states, folder / _RANDOM)
         groups = {"optimizer": optimizer["param_groups"], "schedule": self.schedule.state_dict()}
-        (folder / _RATES).write_text(json.dumps(groups), encoding="utf-8")
+        (folder / _RATES).write_text(settings_json(groups), encoding="utf-8")
 
     def read(self, folder: Path) -> None:
         """Takes over what `write` wrote; every process does."""

@@ -65,7 +65,7 @@ def test_help_describes_every_setting(name):
 
 @pytest.mark.parametrize("mode", ["joint", "id"])
 def test_weights_that_are_dropped_on_purpose_are_not_reported(ctr_folder, tmp_path, mode):
-    load = "import sys; from flip_hf import FlipForCTR, FlipModel; FlipModel.from_pretrained(sys.argv[1], mode=sys.argv[2])"
+    load = "import sys; from flip_hf import FlipModel; FlipModel.from_pretrained(sys.argv[1], mode=sys.argv[2])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", load, str(ctr_folder), mode]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

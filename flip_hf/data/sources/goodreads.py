@@ -29,6 +29,7 @@ from flip_hf.data.arrow_files import BLOCK_ROWS, file_state, rows_on_disk
 from flip_hf.data.sources.base import DatasetSource
 from flip_hf.data.sources.lines import OddLines
 from flip_hf.fetch import FetchError, cache_dir, first_of
+from flip_hf.standard_json import measures_json
 
 HOMEPAGE = "https://cseweb.ucsd.edu/~jmcauley/datasets/goodreads.html"
 AUTHORS = "goodreads_book_authors.json.gz"
@@ -200,7 +201,7 @@ def _records(
                     record = json.loads(line)
                     if b"\\ud" in line or b"\\uD" in line:
                         # Half of a surrogate pair is no text that Arrow could hold.
-                        json.dumps(record, ensure_ascii=False).encode()
+                        measures_json(record, ensure_ascii=False).encode()
                     parsed = parse(record, number)
                 except _Unusable as error:
                     odd.add(f"left out: {error}", number)

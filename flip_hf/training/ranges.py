@@ -1,0 +1,93 @@
+"""The ranges of the numbers among a run's settings."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers between two bounds.
+
+    Attributes:
+        low: the lower bound.
+        high: the upper bound.
+        has_low: whether the lower bound itself is in the range.
+        has_high: whether the upper bound itself is in the range.
+    """
+
+    low: float
+    high: float = math.inf
+    has_low: bool = True
+    has_high: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        is_above = value >= self.low if self.has_low else value > self.low
+        is_below = value <= self.high if self.has_high else value < self.high
+        return is_above and is_below and math.isfinite(value)
+
+    def __str__(self) -> str:
+        low = f"{self.low} or more" if self.has_low else f"above {self.low}"
+        if self.high == math.inf:
+            return low
+        if self.has_low and self.has_high:
+            return f"from {self.low} to {self.high}"
+        return f"{low} and {'at most' if self.has_high else 'below'} {self.high}"
+
+
+_COUNT, _AMOUNT, _SHARE = Range(1), Range(0), Range(0, 1)
+# What NumPy takes.
+_SEED = Range(0, 2**32 - 1)
+
+RANGES: Mapping[str, Range] = {
+    "split_seed": _SEED,
+    "max_train_rows": _COUNT,
+    "max_validation_rows": _COUNT,
+    "text_layers": _COUNT,
+    "max_length": _COUNT,
+    "text_mask_ratio": _SHARE,
+    "tabular_mask_ratio": _SHARE,
+    "epochs": _COUNT,
+    "max_steps": _COUNT,
+    "batch_size": _COUNT,
+    "accumulation": _COUNT,
+    "learning_rate": _AMOUNT,
+    "text_learning_rate": _AMOUNT,
+    "weight_decay": _AMOUNT,
+    "oov_dropout": Range(0, 1, has_high=False),
+    "feature_l2": _AMOUNT,
+    "warmup_ratio": _SHARE,
+    "max_gradient_norm": Range(0, has_low=False),
+    "evaluation_batch_size": _COUNT,
+    "evaluations_per_epoch": _COUNT,
+    "patience": _COUNT,
+    "log_steps": _COUNT,
+    "checkpoint_steps": _COUNT,
+    "checkpoints_kept": _COUNT,
+    "workers": _AMOUNT,
+    "seed": _SEED,
+    "text_budget": _SHARE,
+    "chunk_rows": _COUNT,
+}
+"""The range of each setting that is a number, of all dataclasses in `run_config`, by the setting's name."""
+
+
+def check_ranges(settings: Any, section: str = "") -> None:
+    """Checks all numbers among the settings against `RANGES`.
+
+    Args:
+        settings: one of the dataclasses in `run_config`.
+        section: its place in a run's settings, such as `training`; empty for the run itself.
+
+    Raises:
+        ValueError: a number is out of range; names the setting, its value and the range.
+    """
+    for name in (f.name for f in fields(settings)):
+        value = getattr(settings, name)
+        if name not in RANGES or value is None:
+            continue
+        # `oov_dropout` may be a mapping of fields to shares.
+        numbers = value.values() if isinstance(value, Mapping) else [value]
+        if any(number not in RANGES[name] for number in numbers):
+            raise ValueError(f"{section}{'.' if section else ''}{name}={value} must be {RANGES[name]}")
