@@ -20,7 +20,7 @@ from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    settings = parse_run(EvaluateRun, arguments)
+    settings = parse_run(EvaluateRun, arguments, __doc__)
     if settings.output is not None:
         settings.output.parent.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(settings.precision)

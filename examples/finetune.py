@@ -21,7 +21,7 @@ from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    settings = parse_run(FinetuneRun, arguments)
+    settings = parse_run(FinetuneRun, arguments, __doc__)
     training = settings.training
     if settings.pretrained is not None:
         check_towers(settings.pretrained, settings.mode)

@@ -14,7 +14,7 @@ from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    settings = parse_run(PredictRun, arguments)
+    settings = parse_run(PredictRun, arguments, __doc__)
     accelerator = make_accelerator(settings.precision)
     model = load_finetuned(FlipForCTR, settings.model, settings.mode)
     processor = FlipProcessor.from_pretrained(settings.model)

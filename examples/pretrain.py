@@ -19,7 +19,7 @@ from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    settings = parse_run(PretrainRun, arguments)
+    settings = parse_run(PretrainRun, arguments, __doc__)
     training = settings.training
     run = Run(settings)
     if run.has_ended:

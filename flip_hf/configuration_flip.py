@@ -1,10 +1,12 @@
 """Configuration of FLIP: what the fields are, and how the two towers are built. Needs no torch of its own."""
 
 import copy
+import difflib
+import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +16,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from flip_hf.loading_file import CONFIG_AUTO_MAP, write_loading_file
+
+logger = logging.getLogger(__name__)
 
 PADDING_ID = 0
 """Feature id that stands for nothing; its embedding is zero."""
@@ -43,6 +47,8 @@ FUSIONS = ("learned_weight", "gated")
 TEXT_POOLINGS = ("cls", "mean")
 MTM_LOSSES = ("nce", "sampled_softmax", "full_softmax")
 MTM_NEGATIVES = ("field", "global")
+PRETRAINING_OBJECTIVES = ("mlm", "mtm", "icl", "text_mlm")
+"""The keys of `flip_hf.objectives.OBJECTIVES`."""
 
 
 @dataclass(frozen=True)
@@ -192,13 +198,15 @@ class FieldConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FieldConfig":
         """The field that `to_dict` wrote down; a setting that does not exist is a ValueError."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(
-                f"field {values.get('name')!r}: unknown settings {', '.join(map(repr, unknown))}; "
-                f"known: {', '.join(sorted(known))}"
-            )
+        cls.check_names(values)
         return cls(**values)
+
+    @classmethod
+    def check_names(cls, values: Mapping[str, Any]) -> None:
+        """Raises ValueError for settings, by their names, that a field does not have."""
+        known = sorted(f.name for f in fields(cls))
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"field {values.get('name')!r}: unknown settings {with_nearest(unknown, known)}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that are not at their defaults, as plain JSON types."""
@@ -215,6 +223,20 @@ class FieldConfig:
 
 
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(FieldConfig) if f.name != "name"}
+
+
+def with_nearest(unknown: Iterable[str], known: Collection[str]) -> str:
+    """Unknown names for an error message, each with the known name that is nearest, or with all where none is near."""
+    shown = []
+    for name in unknown:
+        near = nearest(name, known)
+        shown.append(f"{name!r} (did you mean {near!r}?)" if near else f"{name!r} (known: {', '.join(known)})")
+    return ", ".join(shown)
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The known name that is most like a misspelt one; None where none is like it."""
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def _is_whole(value: Any) -> bool:
@@ -385,6 +407,7 @@ class FlipConfig(PreTrainedConfig):
     mtm_num_negatives: int = 64
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_settings({**kwargs, "objectives": self.objectives})
         super().__post_init__(**kwargs)
         self.fields = as_fields(self.fields)
         self.num_labels = 1
@@ -457,7 +480,9 @@ class FlipConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but for what a file from anywhere must not ask for.
+        """As in transformers, except that a file from anywhere may not ask for everything.
+
+        Unknown settings of the file, as of a newer version, are ignored and named in a warning. They are saved again.
 
         Args:
             config_dict: what `config.json` holds.
@@ -465,15 +490,40 @@ class FlipConfig(PreTrainedConfig):
 
         Raises:
             ValueError: the file does not describe a FLIP model, or would have transformers load something else than
-                that.
+                that; or the caller passed a setting that does not exist.
         """
         _check_file(config_dict)
+        wants_unused = kwargs.pop("return_unused_kwargs", False)
+        check_settings({name: value for name, value in kwargs.items() if name == "objectives"})
+        if unknown := _unknown_settings(config_dict):
+            logger.warning(
+                "config.json: this version of flip_hf ignores the settings %s, which it does not know; another version "
+                "may have written them",
+                ", ".join(map(repr, unknown)),
+            )
+        # Set afterwards, because the constructor takes them for the caller's.
+        later = {name: config_dict[name] for name in {name.partition(".")[0] for name in unknown}}
         try:
-            return super().from_dict(config_dict, **kwargs)
+            known = {name: value for name, value in config_dict.items() if name not in later}
+            config, unused = super().from_dict(known, return_unused_kwargs=True, **kwargs)
+            # The constructor has checked the settings of the file alone.
+            config.validate()
+            for name in later.keys() - kwargs.keys():
+                setattr(config, name, later[name])
         # What transformers raises over a setting of the wrong type is of any type, and does not say whose it is.
         except Exception as error:
             why = printable(str(error))
             raise ValueError(f"config.json, or a setting passed with it, is not of a FLIP model: {why}") from error
+        if wants_unused:
+            # Whoever asks for them knows other settings, too: a model passes them to its constructor.
+            return config, unused
+        check_settings(unused)
+        return config
+
+    @classmethod
+    def from_json_file(cls, json_file: Any) -> Any:
+        """As in transformers; the file is read as by `from_pretrained`."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @property
     def tabular_fields(self) -> list[FieldConfig]:
@@ -504,6 +554,45 @@ class FlipConfig(PreTrainedConfig):
             # Where the text encoder lay on the machine that built this; transformers leaves out only FLIP's own.
             output["text_config"]["_name_or_path"] = ""
         return output
+
+
+def check_settings(settings: Mapping[str, Any], owner: str = "FlipConfig") -> None:
+    """Raises ValueError for a setting of a caller that `FlipConfig` does not have, with the name that is nearest.
+
+    Args:
+        settings: the settings by name; of `objectives` the names inside are checked, too.
+        owner: what the error names as the place of the settings.
+    """
+    if unknown := _unknown_settings(settings):
+        inherited = {f.name for f in fields(PreTrainedConfig)}
+        known = [f.name for f in fields(FlipConfig) if f.name not in inherited]
+        known += [f"objectives.{name}" for name in PRETRAINING_OBJECTIVES]
+        raise ValueError(f"{owner} has no setting {with_nearest(unknown, known)}")
+
+
+def _unknown_settings(settings: Mapping[str, Any]) -> list[str]:
+    unknown = [name for name in settings if not _is_setting(name)]
+    objectives = settings.get("objectives")
+    if isinstance(objectives, dict):
+        unknown += [f"objectives.{name}" for name in objectives if name not in PRETRAINING_OBJECTIVES]
+    return unknown
+
+
+def _is_setting(name: str) -> bool:
+    """Whether FLIP or transformers reads a setting of that name.
+
+    transformers would silently drop any other one (`temperature`, or whatever generates text has), or keep it as an
+    attribute that nobody reads.
+    """
+    properties = (getattr(FlipConfig, spelled, None) for spelled in (name, f"_{name}"))
+    return (
+        name in {f.name for f in fields(FlipConfig)}
+        or name in FlipConfig.attribute_map
+        # What to_dict writes, the type of the model and where its code lies included.
+        or name in (*vars(PreTrainedConfig()), "model_type", "auto_map")
+        or any(isinstance(found, property) and found.fset is not None for found in properties)
+        or name in _ONLY_CALLERS_SET
+    )
 
 
 def _first_layers(text_config: Any, layers: int) -> Any:

@@ -1,6 +1,7 @@
 """The FLIP models: wiring of the two towers, the objectives and the heads."""
 
 import copy
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -24,8 +25,10 @@ from flip_hf.configuration_flip import (
     NUM_RESERVED_FEATURES,
     FieldConfig,
     FlipConfig,
+    check_settings,
     num_features,
     owned_ranges,
+    with_nearest,
 )
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.growth import FeatureGrowth
@@ -40,7 +43,7 @@ from flip_hf.nn.ridge import ridge_predictions
 from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding, feature_embedding_class
 from flip_hf.objectives import OBJECTIVES, ContrastiveShare, ObjectiveOutput, PretrainingBatch
 from flip_hf.outputs import FlipForCTROutput, FlipForPreTrainingOutput, FlipModelOutput
-from flip_hf.saved_weights import expecting, find_weights, limited_building
+from flip_hf.saved_weights import expecting, find_weights, limited_building, some_of, without_load_report
 from flip_hf.sharded_checkpoint import add_table, read_rows
 
 logger = logging.getLogger(__name__)
@@ -75,8 +78,19 @@ class FlipPreTrainedModel(PreTrainedModel):
     new_parameters: tuple[str, ...] = ()
     """Prefixes of what a checkpoint of another FLIP model may lack: the heads that this model starts afresh."""
 
+    unused_parameters: tuple[str, ...] = ()
+    """Prefixes of what a checkpoint of another FLIP model may hold: the heads that this model does not have."""
+
     fresh_parameters: tuple[str, ...] = ()
     """Names of the parameters that the checkpoint lacked and `from_pretrained` started afresh; none once saved."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """As in Python; names a setting of `from_pretrained` that nobody knows, which transformers hands on to here."""
+        own = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        if unknown := kwargs.keys() - set(own):
+            known = [*own, *sorted(_SETTINGS)]
+            raise ValueError(f"{cls.__name__} has no setting {with_nearest(sorted(unknown), known)}")
+        return super().__new__(cls)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -167,11 +181,12 @@ class FlipPreTrainedModel(PreTrainedModel):
         if isinstance(config := kwargs.get("config"), FlipConfig):
             # transformers would hand them to __init__. Its pipelines give both the configuration and what made it.
             settings = {name: kwargs.pop(name) for name in _SETTINGS & kwargs.keys()}
+            check_settings(settings)
             if any(getattr(config, name) != value for name, value in settings.items()):
                 kwargs["config"] = type(config).from_dict(config.to_dict() | settings)
         source = pretrained_model_name_or_path
         weights = None if source is None else find_weights(str(source), kwargs)
-        with expecting(weights):
+        with expecting(weights), without_load_report():
             loaded: Any = super().from_pretrained(
                 source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
@@ -182,12 +197,16 @@ class FlipPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path}: {name} has the shape {tuple(saved)} in the weights, but config.json "
                 f"describes {tuple(wanted)}; one of the two was edited or belongs to another model"
             )
-        if missing := sorted(k for k in info["missing_keys"] if not k.startswith(cls.new_parameters)):
-            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        if missing := [name for name in info["missing_keys"] if not name.startswith(cls.new_parameters)]:
             raise ValueError(
-                f"{pretrained_model_name_or_path} lacks weights that mode={model.config.mode!r} needs: {shown}. Load "
-                "it in the mode it was saved in, or repair config.json so that it describes these weights"
+                f"{pretrained_model_name_or_path} lacks weights that mode={model.config.mode!r} needs: "
+                f"{some_of(missing)}. Load it in the mode it was saved in, or repair config.json so that it describes "
+                "these weights"
             )
+        if reshaped := [name for name, *_ in info["mismatched_keys"]]:
+            logger.warning("%s has other shapes of %s, which start afresh", source, some_of(reshaped))
+        if unexpected := [name for name in info["unexpected_keys"] if not name.startswith(cls.unused_parameters)]:
+            logger.warning("%s holds weights that %s does not have: %s", source, cls.__name__, some_of(unexpected))
         model.fresh_parameters = tuple(sorted(info["missing_keys"]))
         if (table := model._sharded_table) is not None and weights is not None:
             shape = table.num_features, table.rows.shape[1]
@@ -259,11 +278,14 @@ class FlipPreTrainedModel(PreTrainedModel):
                     f"{name_or_path} has {getattr(saved, setting)!r}; build the configuration with "
                     f"text_config=AutoConfig.from_pretrained({str(path)!r})"
                 )
-        text_model, info = AutoModel.from_pretrained(  # nosec B615
-            path, config=wanted, output_loading_info=True, use_safetensors=True, **kwargs
-        )
+        with without_load_report():
+            text_model, info = AutoModel.from_pretrained(  # nosec B615
+                path, config=wanted, output_loading_info=True, use_safetensors=True, **kwargs
+            )
         if missing := sorted(k for k in info["missing_keys"] if not k.startswith("pooler.")):
-            raise ValueError(f"the text encoder {name_or_path} lacks weights: {', '.join(missing[:3])}")
+            raise ValueError(f"the text encoder {name_or_path} lacks weights: {some_of(missing)}")
+        if unexpected := [name for name in info["unexpected_keys"] if not _is_left_out(name, text_model)]:
+            logger.warning("%s holds weights that its configuration does not have: %s", path, some_of(unexpected))
         # Of a folder its own name: where it lies is nobody else's business.
         config.text_base_model = Path(name_or_path).name if Path(name_or_path).exists() else name_or_path
         return cls(config, text_model=text_model)
@@ -339,6 +361,8 @@ class FlipPreTrainedModel(PreTrainedModel):
 class FlipModel(FlipPreTrainedModel):
     """The two towers: an ID-based model over the tabular view, a text encoder over the textual view."""
 
+    unused_parameters = ("objectives.", "text_head.", "fusion.")
+
     def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.feature_embeddings: FeatureEmbedding | None = None
@@ -369,6 +393,8 @@ class FlipModel(FlipPreTrainedModel):
             if getattr(self.text_model, "pooler", None) is not None:
                 # Nothing reads it, and distributed training stops at parameters without gradients.
                 self.text_model.pooler = None
+        absent = {"joint": (), "id": ("text_model",), "text": ("feature_embeddings", "field_pooling", "backbone")}
+        self._keys_to_ignore_on_load_unexpected: Any = [rf"^(flip\.)?{part}\." for part in absent[config.mode]]
         self.post_init()
 
     @property
@@ -471,11 +497,13 @@ class FlipForPreTraining(FlipPreTrainedModel):
     """
 
     new_parameters = ("objectives.",)
+    unused_parameters = ("text_head.", "fusion.")
 
     def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if config.mode != "joint":
             raise ValueError(f"pretraining aligns both towers: mode must be 'joint', got {config.mode!r}")
+        # A configuration from a file may name those of another version.
         if unknown := sorted(set(config.objectives) - set(OBJECTIVES)):
             raise ValueError(f"objectives {', '.join(map(repr, unknown))} are not among {', '.join(OBJECTIVES)}")
         self.flip = FlipModel(config, text_model)
@@ -662,9 +690,7 @@ class FlipForCTR(FlipPreTrainedModel):
         if config.mode == "joint":
             self.fusion = FUSION[config.fusion](len(config.tabular_fields))
             self._keep_in_fp32_modules_strict = {"fusion"}
-        absent = {"joint": [], "id": [r"^flip\.text_model\.", r"^text_head\.", r"^fusion\."]}
-        absent["text"] = [rf"^flip\.{part}\." for part in ("feature_embeddings", "field_pooling", "backbone")]
-        absent["text"].append(r"^fusion\.")
+        absent = {"joint": [], "id": [r"^text_head\.", r"^fusion\."], "text": [r"^fusion\."]}
         self._keys_to_ignore_on_load_unexpected = [*self._keys_to_ignore_on_load_unexpected, *absent[config.mode]]
         self.post_init()
 
@@ -791,6 +817,16 @@ def _mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, divisor: tor
 
 def _feature_penalty(field_embeddings: torch.Tensor | None) -> torch.Tensor | None:
     return None if field_embeddings is None else field_embeddings.float().square().sum(dim=(1, 2)).mean()
+
+
+def _is_left_out(name: str, text_model: Any) -> bool:
+    """Whether a text encoder is built without a weight of its checkpoint: a head's, the pooler's or a later layer's."""
+    inner = name.removeprefix(f"{text_model.base_model_prefix}.")
+    parts = inner.split(".")
+    layers = [int(part) for part in parts if part.isdigit()]
+    if layers and layers[0] >= text_model.config.num_hidden_layers:
+        return True
+    return parts[0] == "pooler" or parts[0] not in dict(text_model.named_children())
 
 
 def _check_growth(fields: Sequence[FieldConfig], grown: Sequence[FieldConfig]) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from transformers import Pipeline
 
+from flip_hf.configuration_flip import with_nearest
 from flip_hf.data.collators import FlipCTRCollator
 from flip_hf.data.fallbacks import FallbackReport
 from flip_hf.data.sampling import least_sure, text_lengths
@@ -160,9 +161,11 @@ class CTRPredictionPipeline(Pipeline):
                 results[place] = result
         return results
 
-    def _sanitize_parameters(  # type: ignore[override]
-        self, towers: bool | None = None, text_budget: float | None = None
+    def _sanitize_parameters(
+        self, towers: bool | None = None, text_budget: float | None = None, **unknown: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if unknown:
+            raise TypeError(f"ctr-prediction has no setting {with_nearest(unknown, ('towers', 'text_budget', 'mode'))}")
         for name, value in (("towers", towers), ("text_budget", text_budget)):
             if value and self.model.config.mode != "joint":
                 raise ValueError(

@@ -210,7 +210,7 @@ def test_factorization_machine_sums_all_pairs():
 def test_what_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"^backbone='dcn9' is not one of lr, fm, .*, gdcn$"):
         build_backbone("dcn9", 2, 4, {})
-    with pytest.raises(ValueError, match="backbone 'deepfm' has no option 'layers'; it has hidden_sizes, dropout"):
+    with pytest.raises(ValueError, match="backbone 'deepfm' has no option 'layers' \\(known: hidden_sizes, dropout"):
         build_backbone("deepfm", 2, 4, {"layers": 3})
 
 

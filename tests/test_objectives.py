@@ -10,6 +10,7 @@ from scipy.special import log_softmax
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining
 from flip_hf.backbones import BACKBONES
+from flip_hf.configuration_flip import PRETRAINING_OBJECTIVES
 from flip_hf.objectives import OBJECTIVES
 
 SIZES = [30, 5, 60]
@@ -342,8 +343,12 @@ def test_only_declared_views_are_encoded(name, monkeypatch):
 
 
 def test_an_unknown_objective_is_refused():
-    with pytest.raises(ValueError, match="objectives 'rtd' are not among mlm, mtm, icl, text_mlm"):
-        build(objectives={"rtd": 1.0})
+    with pytest.raises(ValueError, match=r"FlipConfig has no setting 'objectives.mtn' \(did you mean 'objectives.mtm'"):
+        build(objectives={"mtn": 1.0})
+
+
+def test_a_configuration_knows_the_names_of_the_objectives():
+    assert tuple(OBJECTIVES) == PRETRAINING_OBJECTIVES
 
 
 def test_counts_of_another_table_are_refused():

@@ -23,7 +23,7 @@ ROWS = 4096
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="where run.py put its runs")
-    parser.add_argument("--split", default="random")
+    parser.add_argument("--split", default="random", help="the split of the run")
     arguments = parser.parse_args()
     run = find_run(ALIGNED, arguments.split, 0)
     if run.key in {line["key"] for line in read_lines(RESULTS / "alignment.jsonl")}:

@@ -1,6 +1,7 @@
 """ID-based models, one file each. To add one: write the file, add its line to `BACKBONES`."""
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 from flip_hf.backbones.afm import AFM
@@ -20,6 +21,7 @@ from flip_hf.backbones.masknet import MaskNet
 from flip_hf.backbones.pnn import PNN
 from flip_hf.backbones.wide_deep import WideDeep
 from flip_hf.backbones.xdeepfm import XDeepFM
+from flip_hf.configuration_flip import with_nearest
 
 BACKBONES: dict[str, type[Backbone]] = {
     "lr": LR,
@@ -48,13 +50,24 @@ def backbone_class(name: str) -> type[Backbone]:
     return BACKBONES[name]
 
 
+def check_backbone_options(name: str, options: Collection[str]) -> None:
+    """Raises ValueError for the name of an unknown ID-based model, or of an option that it does not have."""
+    known = [p for p in inspect.signature(backbone_class(name)).parameters if p not in ("num_fields", "embedding_dim")]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"backbone {name!r} has no option {with_nearest(unknown, known)}")
+
+
 def build_backbone(name: str, num_fields: int, embedding_dim: int, options: dict[str, Any]) -> Backbone:
     """An ID-based model with its own options; an option it does not have is a ValueError."""
-    cls = backbone_class(name)
-    known = [p for p in inspect.signature(cls).parameters if p not in ("num_fields", "embedding_dim")]
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"backbone {name!r} has no option {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
-    return cls(num_fields, embedding_dim, **options)
+    check_backbone_options(name, options)
+    return backbone_class(name)(num_fields, embedding_dim, **options)
 
 
-__all__ = ["BACKBONES", "Backbone", "BackboneOutput", "backbone_class", "build_backbone"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "BackboneOutput",
+    "backbone_class",
+    "build_backbone",
+    "check_backbone_options",
+]

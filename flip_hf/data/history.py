@@ -103,6 +103,7 @@ def add_history(
         raise InputError("a row without a time has no history; drop it", field=time, row=int(unknown.argmax()))
     users = table[user].combine_chunks().dictionary_encode()
     known = pc.is_valid(users.indices).to_numpy(zero_copy_only=False)
+    # Rows without a user are a group of which none may be part.
     groups = pc.fill_null(users.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     may_be_part = known if eligible is None else known & np.asarray(eligible, dtype=bool)
     offsets, rows = earlier_positions(groups, times.to_numpy(zero_copy_only=False), may_be_part, max_values)

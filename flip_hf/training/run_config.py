@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from transformers.utils import CONFIG_NAME
 
+from flip_hf.backbones import check_backbone_options
+from flip_hf.configuration_flip import FieldConfig, FlipConfig, check_settings
 from flip_hf.fetch import MINILM
 from flip_hf.training.ranges import check_ranges
 from flip_hf.training.table_writers import check_output, ending_of
@@ -17,26 +19,36 @@ LABEL = "label"
 MODEL_FOLDER = "model"
 """The folder of the best model, in a run's folder."""
 
+# Settings of `FlipConfig` that a run sets elsewhere.
+_NOT_OPTIONS = {
+    "fields": "data.fields",
+    "mode": "mode (finetuning trains one tower or both; pretraining needs both)",
+    "text_base_model": "model.text_encoder",
+    "text_config": "model.text_encoder",
+    "text_layers": "model.text_layers",
+}
+
 
 @dataclass
 class DataConfig:
-    """The click log: a named dataset, or files of one's own.
+    """The click log: a named dataset, or files.
 
     Args:
-        source: a name in `flip_hf.data.sources.DATASETS`; left out where files are given.
-        split: how the named dataset is split 8:1:1, "random" or "time".
+        source: name of a dataset: movielens-100k, movielens-1m, bookcrossing or goodreads. Leave it out to read files.
+        split: how a named dataset is split 8:1:1 into training, validation and test rows: "random" or "time".
         split_seed: seed of the random split.
-        histories: histories that the named dataset's rows get, such as `liked_titles`: what their user liked before.
+        histories: fields to add to a named dataset that list what the user did before, such as `liked_titles`.
         train_file: CSV or Parquet file of training rows.
         validation_file: CSV or Parquet file of validation rows.
-        test_file: CSV or Parquet file of test rows, read once, after training.
-        fields: the fields in the order of the text: column names, or mappings of `FieldConfig`'s settings. Of a named
-            dataset all of its own by default, and a mapping replaces some of a field's settings. Beside a pretrained
-            model, whose fields these must be, its settings hold.
-        label: the label column of the files. By default it is the one that the model to start from was saved with, or
-            else "label". Pretraining reads no labels, so its files may lack this column.
-        max_train_rows: train on the first rows of the training split only, for a smaller budget.
-        max_validation_rows: validate on the first rows of the validation split only, for a smaller budget.
+        test_file: CSV or Parquet file of test rows. It is read once, after training.
+        fields: the columns to learn from, in the order of the text. Each is a column name or a mapping of `FieldConfig`
+            settings, such as `{name: title, max_tokens: 16}`. A named dataset uses all of its own fields by default; a
+            mapping then changes settings of one of them. With a pretrained model, list that model's fields; their
+            saved settings are used.
+        label: name of the label column in the files. The default is the label of the model to start from, or else
+            "label". Files for pretraining may lack this column.
+        max_train_rows: use only the first rows of the training split.
+        max_validation_rows: use only the first rows of the validation split.
     """
 
     source: str | None = None
@@ -52,6 +64,9 @@ class DataConfig:
     max_validation_rows: int | None = None
 
     def __post_init__(self) -> None:
+        for value in self.fields:
+            if isinstance(value, dict):
+                FieldConfig.check_names(value)
         check_ranges(self, "data")
         if self.source is None:
             check_label(self.label or LABEL, [f if isinstance(f, str) else f.get("name") for f in self.fields])
@@ -59,14 +74,15 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """What is built, and which settings of a pretrained FLIP finetuning replaces.
+    """Which model to build.
 
     Args:
         text_encoder: name or folder of the pretrained text encoder.
-        text_layers: build only its first layers.
-        text_pretrained: start from its weights, not afresh from its configuration, which shows what they give.
-        max_length: most tokens of a row's text.
-        options: further settings of `FlipConfig`, such as `backbone` or `contrastive_temperature`.
+        text_layers: number of layers of the text encoder to build, counted from the first; all by default.
+        text_pretrained: true loads the text encoder's weights; false initialises them randomly (an ablation).
+        max_length: maximum number of tokens of a row's text. The default is the tokenizer's limit, at most 512.
+        options: other settings of `FlipConfig`, such as `backbone` or `contrastive_temperature`. When finetuning a
+            pretrained FLIP, these replace the saved settings.
     """
 
     text_encoder: str = MINILM
@@ -77,6 +93,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
+        for name, place in _NOT_OPTIONS.items():
+            if name in self.options:
+                raise ValueError(f"model.options.{name} can't be set: set {place} instead")
+        check_settings(self.options, "model.options")
+
+    def check_backbone(self) -> None:
+        """Raises ValueError for a backbone that does not exist, or for an option that it does not have."""
+        name = self.options.get("backbone", FlipConfig.backbone)
+        check_backbone_options(name, self.options.get("backbone_options", {}))
 
 
 @dataclass
@@ -84,11 +109,12 @@ class MaskingConfig:
     """What pretraining masks.
 
     Args:
-        text_mask_ratio: share of the fields masked in the text.
-        tabular_mask_ratio: share of the fields masked in the table.
-        text_mask_unit: what is masked in the text: whole values of a "field", as in the paper, or any "token" of them.
-        mlm_vocabulary: the tokens that a masked token is told from: "all" of the text encoder's, as in the paper, or
-            those "seen" in values of the training rows, which costs less.
+        text_mask_ratio: share of a row's fields to mask in the text, from 0 to 1.
+        tabular_mask_ratio: share of a row's fields to mask in the table, from 0 to 1.
+        text_mask_unit: "field" masks all value tokens of a field together, as in the paper; "token" masks single value
+            tokens.
+        mlm_vocabulary: tokens that MLM chooses from when it predicts a masked token: "all" tokens of the text encoder,
+            as in the paper, or only tokens "seen" in training values, which is faster.
     """
 
     text_mask_ratio: float = 0.15
@@ -102,43 +128,43 @@ class MaskingConfig:
 
 @dataclass
 class TrainingConfig:
-    """How the one training loop runs.
+    """How to train.
 
     Args:
-        epochs: passes over the training rows.
-        max_steps: stop after this many optimiser steps.
-        batch_size: rows of a batch on each device.
-        accumulation: batches of one optimiser step.
-        contrastive_batches: whose rows pretraining contrasts: those of one "batch" on all devices, or those of the
-            whole "window" of `accumulation` batches, for one more forward pass and the memory of one batch.
-        learning_rate: peak learning rate of everything but the text encoder.
+        epochs: maximum number of passes over the training rows.
+        max_steps: stop after this many optimiser steps; no limit by default.
+        batch_size: rows in a batch on each device.
+        accumulation: number of batches whose gradients are accumulated in one optimiser step.
+        contrastive_batches: the rows that pretraining contrasts with each other: one "batch" on all devices, or a
+            "window" of `accumulation` batches, which costs one more forward pass.
+        learning_rate: peak learning rate of all parameters except the text encoder's.
         text_learning_rate: peak learning rate of the text encoder.
-        weight_decay: AdamW's, on matrices other than embeddings.
-        oov_dropout: share of the features that finetuning replaces by their field's OOV feature, as a gated fusion
-            needs: of all fields, or of each field that is named, such as `{user_id: 0.3}`. The text says "missing" in
-            their place if the field's `show_oov` is off.
+        weight_decay: weight decay of AdamW. It applies to matrices other than embeddings.
+        oov_dropout: share of feature ids that finetuning replaces by the OOV feature of their field, from 0 to 1. A
+            gated fusion needs it. One number is for all fields; a mapping such as `{user_id: 0.3}` is for the named
+            fields only. A field with `show_oov: false` is then also shown as missing in the text.
         feature_l2: L2 penalty on the feature embeddings that a batch reads.
-        feature_updates: what an optimiser step changes of the feature table: its "dense" whole, or the "rows" that the
-            batch read, which costs the same however large the table is. Rows that were not read then wait, where Adam
-            would move them on by its moments, which costs some AUC (benchmarks/README.md). Several processes need
-            `shard_features` for it.
-        warmup_ratio: share of the steps in which the learning rate rises, before it falls as a cosine.
-        max_gradient_norm: gradients are scaled down to this norm.
-        precision: "bf16" autocast, "fp32", or "auto": bf16 where the device computes in it.
-        compile: compile the text encoder by torch.compile, where torch can. It is for GPUs: on a CPU a step took half
-            as long again (benchmarks/README.md).
-        evaluation_batch_size: rows of a batch in evaluation, on each device.
-        evaluations_per_epoch: evaluations on the validation rows in each epoch.
-        patience: stop after this many evaluations without a better one.
-        log_steps: optimiser steps between two lines of the log.
-        trackers: where the log goes beside its file, out of "tensorboard", "trackio" and "wandb"; by default
-            TensorBoard where it is installed, and nowhere for an empty list.
-        checkpoint_steps: optimiser steps between two checkpoints: the most work that an interruption can cost.
-        checkpoints_kept: how many checkpoints are kept until the run ends; each is about three times the weights.
-        workers: processes that prepare batches.
-        shard_features: each process holds its own share of the feature table's rows, for tables larger than one process
-            holds. Batches are spread over processes as ever.
-        seed: of everything random.
+        feature_updates: the part of the feature table that an optimiser step updates: the whole table ("dense"), or
+            only the "rows" that the batch read. The cost of "rows" does not grow with the table, but it lowers AUC a
+            little (benchmarks/README.md). On several processes "rows" needs `shard_features`.
+        warmup_ratio: share of the steps in which the learning rate rises; afterwards it falls as a cosine.
+        max_gradient_norm: larger gradients are scaled down to this norm.
+        precision: "bf16" for autocast, "fp32", or "auto" for bf16 if the device computes in it.
+        compile: compile the text encoder with torch.compile. Use it on GPUs; on a CPU steps take 50% longer
+            (benchmarks/README.md).
+        evaluation_batch_size: rows in an evaluation batch on each device.
+        evaluations_per_epoch: number of evaluations on the validation rows in each epoch.
+        patience: stop after this many evaluations in a row without improvement.
+        log_steps: optimiser steps between two lines of `log.jsonl`.
+        trackers: services that receive the log: tensorboard, trackio, wandb. The default is tensorboard if it is
+            installed; `[]` is none.
+        checkpoint_steps: optimiser steps between two checkpoints. An interruption loses at most this many steps.
+        checkpoints_kept: number of checkpoints to keep during the run. Each is about three times as large as the
+            weights.
+        workers: number of processes that prepare batches; 0 prepares them in the main process.
+        shard_features: spread the rows of the feature table over the processes, for a table that does not fit into
+            one of them.
+        seed: seed of all random numbers except the data split.
     """
 
     epochs: int = 1
@@ -173,21 +199,20 @@ class TrainingConfig:
 
 @dataclass
 class TrainingRun:
-    """What pretraining and finetuning share.
+    """Settings of the run.
 
     Args:
-        output_dir: where the model, the log and the run's record go.
-        resume: go on from the last checkpoint in `output_dir`; start where there is none, and where the run has ended
-            do nothing but push.
-        push_to_hub: repository on the Hub that gets the model, such as `org/name`; made where there is none. The token
-            is the Hub client's: `hf auth login`, or the environment's `HF_TOKEN`.
-        private: make the repository private.
-        revision: branch to push to, made where there is none; by default `main`.
-        push_when: at the "end"; or also whenever validation finds a "best" model so far; or at every "checkpoint" also
-            the weights as they are then.
-        data: the click log.
-        model: what is built; for finetuning from a pretrained FLIP, the settings that replace the saved ones.
-        training: how it is trained.
+        output_dir: folder for the model, the log, the checkpoints and the record of the run.
+        resume: continue from the last checkpoint in `output_dir`. Without a checkpoint the run starts from the
+            beginning; a finished run only pushes its model.
+        push_to_hub: Hub repository that receives the model, such as `org/name`; it is created if needed. The token
+            comes from `hf auth login` or from `HF_TOKEN`.
+        private: create the repository as private.
+        revision: branch to push to, created if needed; the default is `main`.
+        push_when: push at the "end"; or also after each new "best" validation result; or also at every "checkpoint".
+        data: The click log
+        model: The model to build
+        training: Training
     """
 
     output_dir: Path
@@ -207,28 +232,33 @@ class TrainingRun:
 
 @dataclass
 class PretrainRun(TrainingRun):
-    """A pretraining run; also all settings of `TrainingRun`.
+    """Settings of the run.
 
     Args:
-        masking: what is masked.
+        masking: Masking
     """
 
     masking: MaskingConfig = field(default_factory=MaskingConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model.check_backbone()
+
 
 @dataclass
 class FinetuneRun(TrainingRun):
-    """A finetuning run; also all settings of `TrainingRun`.
+    """Settings of the run.
 
     Args:
-        pretrained: folder or repository of a pretrained FLIP; left out, the model starts without pretraining.
+        pretrained: folder or Hub repository of a pretrained FLIP. Without it, finetuning starts from a new model.
         mode: "joint" trains both towers, "id" the ID-based model alone, "text" the text encoder alone.
-        fusion_rows: the rows that the weights of the towers' logits are learned from: those of "training", with all
-            else, as in the paper; or after that those of "validation", which the towers do not know by heart.
+        fusion_rows: rows that the weights of the two towers' logits are learned from: "training" learns them together
+            with the towers, as in the paper; "validation" learns them afterwards, from rows that the towers did not
+            memorise.
 
     Raises:
-        ValueError: one tower alone has nothing to weigh; `pretrained` is a folder without a model, or it lies in the
-            folder that this run writes to.
+        ValueError: `fusion_rows` is set for a model with one tower; `pretrained` is a folder without a model, or it
+            lies in the folder that this run writes to.
     """
 
     pretrained: str | None = None
@@ -237,6 +267,8 @@ class FinetuneRun(TrainingRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pretrained is None or "backbone" in self.model.options:
+            self.model.check_backbone()
         if self.pretrained is not None:
             check_model_folder(self.pretrained, "pretrained")
             if _lies_in(self.pretrained, self.output_dir):
@@ -250,20 +282,19 @@ class FinetuneRun(TrainingRun):
 
 @dataclass
 class EvaluateRun:
-    """An evaluation of a finetuned model on labelled rows.
+    """Settings of the evaluation.
 
     Args:
-        model: folder or repository of the model.
-        output: JSON file to write the metrics to; printed only where left out.
-        mode: score with both towers or with one; by default as the model was saved.
-        data: the labelled rows: one file, such as `data.test_file`, or the named dataset and the split that the model
-            was trained on. Fields and label of a file are by default the model's.
-        rows: the split to read, and with files the one of `data.train_file`, `data.validation_file` and
-            `data.test_file` to read.
-        slices: fields whose unseen values make slices of their own: the rows where each is unseen, and those where all
-            of them are seen.
-        batch_size: rows of a batch.
-        precision: as in training.
+        model: folder or Hub repository of a finetuned model.
+        output: JSON file for the metrics; by default they are only printed.
+        mode: score with both towers ("joint") or with one ("id", "text"); the default is the saved mode.
+        data: The labelled rows: one file, such as `data.test_file`, or the named dataset and split of training
+        rows: the split to evaluate. With files it selects `data.train_file`, `data.validation_file` or
+            `data.test_file`.
+        slices: fields to slice the metrics by: rows whose value of the field is unseen, for each field, and rows whose
+            values of all these fields are seen.
+        batch_size: rows in a batch.
+        precision: "bf16" for autocast, "fp32", or "auto" for bf16 if the device computes in it.
     """
 
     model: str
@@ -284,20 +315,20 @@ class EvaluateRun:
 
 @dataclass
 class PredictRun:
-    """Scores of a file's rows.
+    """Settings of the prediction.
 
     Args:
-        model: folder or repository of the model.
-        input: CSV or Parquet file with the fields' columns.
-        output: file to write: row numbers, kept columns and click probabilities. Its name says the format: .parquet,
-            .csv or .csv.gz, and for JSON Lines .jsonl, .json, .jsonl.gz or .json.gz.
-        keep: columns of the input to copy to the output unchanged, such as `[request_id]`. They need not be fields.
-        mode: score with both towers or with one; by default as the model was saved.
-        text_budget: share of the rows whose text is read, those that the ID-based model of both towers is least sure
-            of; all others get the ID-based model's probability. Each chunk of rows is looked at by itself.
-        batch_size: rows of a batch.
-        chunk_rows: rows held in memory at a time.
-        precision: as in training.
+        model: folder or Hub repository of a finetuned model.
+        input: CSV or Parquet file with the columns of the model's fields.
+        output: file for the row numbers, kept columns and click probabilities. Its name selects the format: .parquet,
+            .csv or .csv.gz; for JSON Lines .jsonl, .json, .jsonl.gz or .json.gz.
+        keep: columns of the input to copy to the output, such as `[request_id]`. They need not be fields.
+        mode: score with both towers ("joint") or with one ("id", "text"); the default is the saved mode.
+        text_budget: share of the rows whose text is read, from 0 to 1: those that the ID-based model is least sure
+            of. All other rows get the ID-based model's probability. It applies to each chunk of rows separately.
+        batch_size: rows in a batch.
+        chunk_rows: rows to hold in memory at a time.
+        precision: "bf16" for autocast, "fp32", or "auto" for bf16 if the device computes in it.
     """
 
     model: str
@@ -320,23 +351,23 @@ class PredictRun:
 RunConfig = TypeVar("RunConfig", PretrainRun, FinetuneRun, EvaluateRun, PredictRun)
 
 
-def parse_run(kind: type[RunConfig], arguments: Sequence[str] | None = None) -> RunConfig:
+def parse_run(
+    kind: type[RunConfig], arguments: Sequence[str] | None = None, description: str | None = None
+) -> RunConfig:
     """The run that the command line asks for: `--config FILE.yaml`, then overrides such as `--training.epochs 3`.
 
-    Names may be written with dashes (`--push-to-hub`), and a switch without its value (`--private`) is on.
+    Names may be written with dashes (`--push-to-hub`), and a switch without its value (`--private`) is on. An unknown
+    setting, on the command line or in the file, ends the program; the message names the nearest one.
 
     Args:
         kind: the run's dataclass.
         arguments: the command line; by default the program's own.
+        description: what `--help` says first, such as the script's docstring.
     """
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    # Only the scripts need jsonargparse.
+    from flip_hf.training.command_line import run_parser
 
-    # A file of settings holds values. Where a setting takes any of them, `class_path` would have a program named by the
-    # file imported and called.
-    set_parsing_settings(import_path_denylist=["*"], instantiate_subclass_spec_in_any=False)
-    parser = ArgumentParser(description=kind.__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments override it")
-    parser.add_class_arguments(kind)
+    parser = run_parser(kind, description)
     switches = {f"--{f.name}" for f in fields(kind) if f.type is bool}
     parsed = parser.parse_args(_spelled_out(sys.argv[1:] if arguments is None else arguments, switches))
     parsed.pop("config")

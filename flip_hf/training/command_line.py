@@ -1,0 +1,63 @@
+"""The scripts' command line: its help, and what it says of a setting that does not exist."""
+
+import re
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Collection
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+from flip_hf.configuration_flip import nearest
+
+# How jsonargparse says that a setting of the command line, or of a file, does not exist.
+_UNKNOWN = (
+    re.compile(r"unrecognized arguments: --(?P<name>[^\s=]+)"),
+    re.compile(r"Option '(?P<name>[^']+)' is not accepted"),
+    re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'"),
+)
+
+
+class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the lines of the description as they are, because some of them are commands."""
+
+    def _get_type_str(self, action: Any) -> Any:
+        shown = super()._get_type_str(action)
+        return shown and re.sub("<class '(.+)'>", r"\1", shown)
+
+
+class _Parser(ArgumentParser):
+    """Names the nearest setting where one does not exist."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        known = [option.removeprefix("--") for option in self._option_string_actions]
+        super().error(message + _suggestion(message, known), ex)
+
+
+def run_parser(kind: type, description: str | None = None) -> Any:
+    """A `jsonargparse.ArgumentParser` for the settings of a run, with `--config` for a YAML file of them.
+
+    Args:
+        kind: the run's dataclass.
+        description: what `--help` says first.
+    """
+    # A file of settings holds values. Where a setting takes any of them, `class_path` would have a program named by the
+    # file imported and called.
+    set_parsing_settings(import_path_denylist=["*"], instantiate_subclass_spec_in_any=False)
+    parser = _Parser(
+        usage="%(prog)s [--config FILE.yaml] [--SETTING VALUE ...]",
+        description=description,
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments override it")
+    parser.add_class_arguments(kind)
+    return parser
+
+
+def _suggestion(message: str, known: Collection[str]) -> str:
+    for pattern in _UNKNOWN:
+        if found := pattern.search(message):
+            parts = found.groupdict()
+            name = ".".join(filter(None, (parts.get("group"), parts["name"])))
+            near = nearest(name, known)
+            return f" (did you mean {near}?)" if near else ""
+    return ""
