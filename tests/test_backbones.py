@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from flip_hf.backbones import BACKBONES, build_backbone
-from flip_hf.nn.layers import FactorizationMachine
+from flip_hf.nn.layers import BatchNorm, FactorizationMachine
 
 NUM_FIELDS, DIM, ROWS = 4, 6, 5
 
@@ -64,6 +64,32 @@ def test_contract(name):
     torch.testing.assert_close(alone.representation[0], representation[2], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(alone.logits[0], logits[2], rtol=1e-5, atol=1e-5)
     assert BACKBONES[name].__doc__
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_batch_of_one_row_trains(name):
+    model, embeddings = build(name)
+    model.train()
+    statistics = {key: value.clone() for key, value in model.named_buffers()}
+    representation, logits = model(embeddings[:1])
+    (logits.sum() + representation.sum()).backward()
+    assert logits.isfinite().all()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+    for key, value in model.named_buffers():
+        assert value.isfinite().all(), key
+        if key.startswith("deep."):  # one value a channel says nothing of their spread
+            assert torch.equal(value, statistics[key]), key
+
+
+def test_one_row_is_normalised_by_the_running_statistics():
+    torch.manual_seed(0)
+    norm, plain = BatchNorm(3), torch.nn.BatchNorm1d(3)
+    rows = torch.randn(8, 3)
+    assert torch.equal(norm(rows), plain(rows))
+    assert torch.equal(norm(rows[:1]), plain.eval()(rows[:1]))
+    assert torch.equal(norm.running_mean, plain.running_mean)
 
 
 def test_dcnv2_is_the_equations_of_its_paper():

@@ -1,15 +1,18 @@
 """A history holds what the user did strictly before the impression, and nothing else."""
 
 import datetime
+import decimal
 import itertools
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flip_hf.data.history import add_history, earlier_positions
+from flip_hf.data.history import add_history, earlier_positions, time_ranks
 from flip_hf.data.schema import InputError
 
 LOG = {
@@ -134,9 +137,14 @@ def test_users_and_items_may_be_numbers_and_times_dates():
     assert dataset.features["seen"] == List(Value("int64"))
 
 
-def test_an_item_that_is_missing_stays_in_its_place():
-    log = {"user": ["ann"] * 3, "item": ["f1", None, "f3"], "time": [1, 2, 3]}
-    assert add_history(Dataset.from_dict(log), "seen", **NAMES)["seen"][2] == ["f1", None]
+@pytest.mark.parametrize(
+    ("items", "seen"),
+    [(["f1", None, " ", "f4"], ["f1"]), ([1.5, float("nan"), None, 4.0], [1.5]), ([[1], None], [[1]])],
+)
+def test_an_item_that_is_missing_is_in_no_history(items, seen):
+    size = len(items)
+    log = {"user": ["ann"] * size, "item": items, "time": range(size)}
+    assert add_history(Dataset.from_dict(log), "seen", **NAMES, max_values=2)["seen"][size - 1] == seen
 
 
 def test_selected_rows_are_the_only_rows():
@@ -187,3 +195,205 @@ def test_eligible_needs_one_value_a_row():
 def test_a_history_has_room_for_an_item():
     with pytest.raises(ValueError, match="max_values=0"):
         add_history(Dataset.from_dict(LOG), "seen", **NAMES, max_values=0)
+
+
+START = datetime.datetime(2024, 2, 28, 23, 59, 58)
+"""Steps of a second from here cross a leap day."""
+
+
+def numbers_as(kind):
+    return lambda times: pa.array(np.array(times, dtype=kind))
+
+
+def decimals(times):
+    return pa.array([decimal.Decimal(t) / 100 for t in times], pa.decimal128(12, 2))
+
+
+def dates_as(kind):
+    return lambda times: pa.array([START.date() + datetime.timedelta(t) for t in times], kind)
+
+
+def moments_as(unit, zone=None):
+    tick = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    # A second apart, or where the unit allows, a tick apart, far from 1970: a float64 could not tell them apart.
+    return lambda times: pa.array([int(START.timestamp()) * tick + t for t in times], pa.timestamp(unit, zone))
+
+
+def texts_as(show, kind=None):
+    def build(times):
+        texts = pa.array([show(t) for t in times], kind or pa.string())
+        return texts.dictionary_encode() if kind is None and len(times) % 2 else texts
+
+    return build
+
+
+def zoned(time):
+    hours = time % 5 - 2
+    moment = START + datetime.timedelta(seconds=time, hours=hours)
+    return moment.isoformat() + ("Z" if hours == 0 else f"{hours:+03d}:00")
+
+
+TIMES = {
+    **{kind: numbers_as(kind) for kind in ("i1", "i2", "i4", "i8", "f2", "f4", "f8")},
+    **{
+        f"u{size}": (lambda kind: lambda times: pa.array(np.array(times) + 100, kind))(f"uint{8 * size}")
+        for size in (1, 2, 4, 8)
+    },
+    "int64 beyond a double": lambda times: pa.array([2**60 + t for t in times], pa.int64()),
+    "uint64 beyond int64": lambda times: pa.array([2**63 + 100 + t for t in times], pa.uint64()),
+    "decimal128": decimals,
+    "decimal256": lambda times: pa.array([decimal.Decimal(10**45 + t) for t in times], pa.decimal256(50, 0)),
+    "date32": dates_as(pa.date32()),
+    "date64": dates_as(pa.date64()),
+    **{
+        f"{unit} {zone}": moments_as(unit, zone)
+        for unit in ("s", "ms", "us", "ns")
+        for zone in (None, "UTC", "Asia/Tokyo")
+    },
+    "duration": lambda times: pa.array(times, pa.duration("ms")),
+    "dates as text": texts_as(lambda t: (START.date() + datetime.timedelta(t)).isoformat()),
+    "T": texts_as(lambda t: (START + datetime.timedelta(seconds=t)).isoformat()),
+    "space": texts_as(lambda t: str(START + datetime.timedelta(seconds=t)), pa.large_string()),
+    "fractions": texts_as(lambda t: f"2024-05-31 17:05:09.{500000000 + t}", pa.string_view()),
+    "short fractions": texts_as(lambda t: (START + datetime.timedelta(milliseconds=t * 100)).isoformat()),
+    "zones": texts_as(zoned),
+}
+USERS = {
+    "string": lambda users: pa.array([None if u is None else f" u{u}" for u in users], pa.string()),
+    "large_string": lambda users: pa.array(["" if u is None else f"u{u}" for u in users], pa.large_string()),
+    "dictionary": lambda users: pa.array(
+        [None if u is None else f"u{u}" for u in users], pa.string()
+    ).dictionary_encode(),
+    "int": lambda users: pa.array(users, pa.int32()),
+    "float": lambda users: pa.array([float("nan") if u is None else u for u in users], pa.float64()),
+    "decimal": lambda users: pa.array([None if u is None else decimal.Decimal(u) for u in users], pa.decimal128(5, 2)),
+    "date": lambda users: pa.array(users, pa.date32()),
+    "bytes": lambda users: pa.array([None if u is None else str(u).encode() for u in users], pa.binary()),
+}
+ITEMS = {
+    "string": lambda items: pa.array([None if i is None else f"f{i}" for i in items], pa.string()),
+    "view": lambda items: pa.array([None if i is None else f"f{i}" for i in items], pa.string_view()),
+    "int": lambda items: pa.array(items, pa.int16()),
+    "float": lambda items: pa.array([float("nan") if i is None else i for i in items], pa.float32()),
+    "bool": lambda items: pa.array([None if i is None else i % 2 == 0 for i in items], pa.bool_()),
+    "decimal": lambda items: pa.array([None if i is None else decimal.Decimal(i) for i in items], pa.decimal128(5, 2)),
+    "timestamp": lambda items: pa.array(items, pa.timestamp("us")),
+    "list": lambda items: pa.array([None if i is None else [i] for i in items], pa.list_(pa.int64())),
+    "struct": lambda items: pa.array([None if i is None else {"i": i} for i in items], pa.struct({"i": pa.int64()})),
+}
+
+
+@st.composite
+def typed_logs(draw):
+    """Times, users and items as small whole numbers, None where a user or an item is missing; and what may be seen."""
+    size = draw(st.integers(1, 16))
+    rows = st.tuples(st.integers(-4, 4), st.none() | st.integers(0, 2), st.none() | st.integers(0, 9), st.booleans())
+    return draw(st.lists(rows, min_size=size, max_size=size)), draw(st.integers(1, 4))
+
+
+@pytest.mark.parametrize("time", TIMES)
+@settings(max_examples=10, deadline=None)
+@given(typed_logs(), st.sampled_from(sorted(USERS)), st.sampled_from(sorted(ITEMS)), st.randoms(use_true_random=False))
+def test_no_history_holds_a_row_at_or_after_its_own_time_whatever_the_types(time, log, user, item, random):
+    rows, max_values = log
+    rows = random.sample(rows, len(rows))
+    times, users, items, eligible = (list(column) for column in zip(*rows, strict=True))
+    may = [e and u is not None and i is not None for e, u, i in zip(eligible, users, items, strict=True)]
+    expected = brute_force(users, times, may, max_values)
+    assert all(times[earlier] < times[row] for row, history in enumerate(expected) for earlier in history)
+    table = pa.table({"user": USERS[user](users), "item": ITEMS[item](items), "time": TIMES[time](times)})
+    found = add_history(Dataset(table), "seen", **NAMES, eligible=eligible, max_values=max_values)
+    values = table["item"].to_pylist()
+    assert found["seen"][:] == [[values[earlier] for earlier in history] for history in expected]
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_time_ranks_are_the_order_of_the_times(time):
+    times = [3, -4, 0, 3, -3, 1, 0]
+    column = TIMES[time](times)
+    ranks = time_ranks(pa.chunked_array([column.slice(0, 3), column.slice(3)]), "time")
+    assert ranks.dtype == np.int64
+    assert np.unique(ranks, return_inverse=True)[1].tolist() == [4, 0, 2, 4, 1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("times", "row"),
+    [
+        (["9", "10", "100"], 0),
+        (["20240531", "20240601"], 0),
+        (["31.05.2024"], 0),
+        (["2024-05-31T17:05"], 0),
+        (["2024-05-31T17:05:09.0123456789"], 0),
+        (["2024-05-31T17:05:09+25:00"], 0),
+        (["2024-05-31", "2024-05-31T00:00:00"], 1),
+        (["2024-05-31T00:00:00Z", "2024-05-31T00:00:00"], 1),
+        (["2024-02-29", "2023-02-29"], 1),
+        (["2024-05-31T24:00:00"], 0),
+        ([True, False], 0),
+        ([b"2024-05-31"], 0),
+        ([[1], [2]], 0),
+        ([{"day": 1}], 0),
+        ([datetime.time(17, 5)], 0),
+    ],
+    ids=str,
+)
+def test_times_that_cannot_be_compared_name_the_column_and_an_example(times, row):
+    with pytest.raises(InputError) as caught:
+        time_ranks(pa.array(times), "when")
+    assert (caught.value.field, caught.value.row, caught.value.value) == ("when", row, times[row])
+
+
+def test_a_time_of_digits_is_told_what_to_do():
+    with pytest.raises(
+        InputError, match=r"field 'time', row 0, value '9': not an ISO 8601 time, .* convert the column to numbers"
+    ):
+        add_history(Dataset.from_dict({**LOG, "time": list("987654")}), "seen", **NAMES)
+
+
+@pytest.mark.parametrize("missing", [[None, 1], ["", "2024-05-31"], ["  ", "2024-05-31"]])
+def test_a_missing_time_is_named_whatever_the_type(missing):
+    with pytest.raises(InputError, match="field 'time', row 0: a row without a time"):
+        time_ranks(pa.array(missing), "time")
+
+
+MAY = [True, False, True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "eligible",
+    [
+        MAY,
+        np.array(MAY),
+        pa.array(MAY),
+        pa.chunked_array([MAY[:2], MAY[2:]]),
+        pd.Series(MAY),
+        pd.Series(MAY, dtype="boolean"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_eligible_may_be_booleans_of_any_library(eligible):
+    found = add_history(Dataset.from_dict(LOG), "seen", **NAMES, eligible=eligible)["seen"][:]
+    assert found == add_history(Dataset.from_dict(LOG), "seen", **NAMES, eligible=np.array(MAY))["seen"][:]
+    assert found[0] == ["f3", "f4"]
+
+
+@pytest.mark.parametrize(
+    ("eligible", "row"),
+    [
+        (["0", "1"] * 3, 0),
+        ([0, 1] * 3, 0),
+        ([1.0] * 6, 0),
+        ([True, None] * 3, 1),
+        (pd.Series([True, None] * 3, dtype="boolean"), 1),
+        (pa.array([True, True, None] * 2), 2),
+    ],
+    ids=str,
+)
+def test_eligible_of_anything_but_booleans_is_refused(eligible, row):
+    with pytest.raises(ValueError, match=rf"eligible must be Booleans, one a row; row {row} holds"):
+        add_history(Dataset.from_dict(LOG), "seen", **NAMES, eligible=eligible)
+
+
+def test_eligible_has_one_axis():
+    with pytest.raises(ValueError, match="eligible has 2 dimensions"):
+        add_history(Dataset.from_dict(LOG), "seen", **NAMES, eligible=np.ones((6, 1), bool))

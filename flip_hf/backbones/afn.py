@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from flip_hf.backbones.base import Backbone, BackboneOutput
-from flip_hf.nn.layers import MLP
+from flip_hf.nn.layers import MLP, BatchNorm
 
 # Below it a logarithm says more of the sign than of the size.
 _SMALLEST = 1e-7
@@ -24,9 +24,9 @@ class LogarithmicTransformation(nn.Module):
 
     def __init__(self, num_fields: int, embedding_dim: int, num_neurons: int) -> None:
         super().__init__()
-        self.input_norm = nn.BatchNorm1d(embedding_dim)
+        self.input_norm = BatchNorm(embedding_dim)
         self.powers = nn.Linear(num_fields, num_neurons)
-        self.output_norm = nn.BatchNorm1d(embedding_dim)
+        self.output_norm = BatchNorm(embedding_dim)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         logarithms = embeddings.abs().clamp(min=_SMALLEST).log().transpose(1, 2)  # (B, D, F)

@@ -1,5 +1,7 @@
 """What a user did before each impression, from strictly earlier rows only."""
 
+from typing import Any
+
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -7,10 +9,125 @@ import pyarrow.compute as pc
 from datasets.fingerprint import update_fingerprint
 
 from flip_hf.data.ragged import places as ragged_places
-from flip_hf.data.schema import InputError
+from flip_hf.data.schema import InputError, canonical_strings
 
 # A chunk of Arrow strings holds at most 2 GiB, which the histories of a large log exceed.
 _CHUNK_VALUES = 1 << 20
+
+_DATE = r"^\d{4}-\d{2}-\d{2}$"
+_MOMENT = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?"
+_ZONE = r"(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$"
+_ISO_FORMATS = {"a date": _DATE, "a time without a zone": _MOMENT + "$", "a time with a zone": _MOMENT + _ZONE}
+_NANOSECOND_DIGITS = 9
+_ISO_ADVICE = (
+    "convert the column to numbers, dates or timestamps, or write all of its values in one ISO 8601 format: "
+    "2024-05-31, 2024-05-31T17:05:09.25 or, with a time zone, 2024-05-31T17:05:09Z"
+)
+
+
+def time_ranks(column: pa.Array | pa.ChunkedArray, field: str) -> np.ndarray:
+    """The order of a column of times, as whole numbers that compare exactly as the times do.
+
+    Args:
+        column: integers, floating-point numbers or decimals; dates; timestamps, where those with a time zone compare as
+            instants; durations; or strings that all have one ISO 8601 format, `YYYY-MM-DD` or
+            `YYYY-MM-DD[T ]HH:MM:SS[.fraction]`, the latter with a zone (`Z` or `+HH:MM`) in all rows or in none.
+        field: the column's name, for errors.
+
+    Returns:
+        int64 (rows,): equal for equal times, and smaller for earlier ones.
+
+    Raises:
+        InputError: a time is missing (null, NaN, NaT or an empty string), a string is not in the format of the others,
+            or the column is of another type.
+    """
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if is_text:
+        column = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
+        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.large_string()), column)
+    unknown = pc.is_null(column, nan_is_null=True).to_numpy(zero_copy_only=False)
+    if unknown.any():
+        raise InputError("a row without a time has no history; drop it", field=field, row=int(unknown.argmax()))
+    if not len(column):
+        return np.empty(0, dtype=np.int64)
+    if is_text:
+        return _ranks(*_parsed_times(column, field))
+    if pa.types.is_decimal(kind):
+        # A float64 would lose digits, and numpy has no decimals.
+        ranks = pc.rank(column.cast(pa.decimal256(76, kind.scale)), tiebreaker="dense")
+        return ranks.to_numpy().astype(np.int64)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return _ranks(column.to_numpy(zero_copy_only=False))
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_duration(kind):
+        stored = pa.int32() if pa.types.is_date32(kind) else pa.int64()
+        return _ranks(column.view(stored).to_numpy(zero_copy_only=False))
+    message = f"a time can't be of type {kind}; {_ISO_ADVICE}"
+    raise InputError(message, field=field, row=0, value=column[0].as_py())
+
+
+def _ranks(*keys: np.ndarray) -> np.ndarray:
+    """The dense ranks of rows by one or more keys, the most significant one first, int64 (rows,)."""
+    order = np.lexsort(keys[::-1])
+    is_new = np.zeros(len(order), dtype=bool)
+    for key in keys:
+        is_new[1:] |= key[order][1:] != key[order][:-1]
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = is_new.cumsum()
+    return ranks
+
+
+def _parsed_times(texts: pa.Array, field: str) -> tuple[np.ndarray, np.ndarray]:
+    """The seconds since 1970 of ISO times, in UTC if they have zones, and their nanoseconds, int64 (rows,) twice."""
+    matches = {name: pc.match_substring_regex(texts, pattern) for name, pattern in _ISO_FORMATS.items()}
+    name = next((name for name, found in matches.items() if found[0].as_py()), None)
+    if name is None:
+        message = f"not an ISO 8601 time, and as text '10' would come before '9'; {_ISO_ADVICE}"
+        raise InputError(message, **_at(texts, field, 0))
+    is_other = ~matches[name].to_numpy(zero_copy_only=False)
+    if is_other.any():
+        row = int(is_other.argmax())
+        raise InputError(
+            f"row 0 holds {name}, {texts[0].as_py()!r}, and this row does not; {_ISO_ADVICE}", **_at(texts, field, row)
+        )
+    # Fractions apart: nanoseconds since 1970 would overflow in 2262.
+    wholes = pc.utf8_slice_codeunits(texts, 0, 19)
+    try:
+        seconds = wholes.cast(pa.timestamp("s")).cast(pa.int64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid as error:
+        row = next(row for row, text in enumerate(wholes) if not _is_time(text))
+        raise InputError("there is no such day or time; correct it", **_at(texts, field, row)) from error
+    if name == "a date":
+        return seconds, np.zeros_like(seconds)
+    parts = pc.extract_regex(texts, r"^.{19}\.?(?P<digits>\d*)(?P<zone>.*)$")
+    digits = pc.utf8_rpad(parts.field("digits"), _NANOSECOND_DIGITS, "0")
+    nanoseconds = digits.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    zones = parts.field("zone").dictionary_encode()
+    offsets = np.array([_offset_seconds(zone) for zone in zones.dictionary.to_pylist()], dtype=np.int64)
+    return seconds - offsets[zones.indices.to_numpy(zero_copy_only=False)], nanoseconds
+
+
+def _at(texts: pa.Array, field: str, row: int) -> dict[str, Any]:
+    return {"field": field, "row": row, "value": texts[row].as_py()}
+
+
+def _is_time(text: pa.Scalar) -> bool:
+    try:
+        text.cast(pa.timestamp("s"))
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _offset_seconds(zone: str) -> int:
+    """How far a zone's clocks are ahead of UTC."""
+    if zone in ("", "Z"):
+        return 0
+    seconds = 3600 * int(zone[1:3]) + 60 * int(zone[4:6])
+    return -seconds if zone[0] == "-" else seconds
 
 
 def earlier_positions(
@@ -67,10 +184,10 @@ def add_history(
     user: str,
     item: str,
     time: str,
-    eligible: np.ndarray | None = None,
+    eligible: Any = None,
     max_values: int = 50,
 ) -> datasets.Dataset:
-    """The dataset with a further column: the items of the user's earlier rows, the most recent last.
+    """Adds a column to the dataset: the items of the user's earlier rows, the most recent last.
 
     A history holds rows of strictly smaller time only, so neither the row's own label nor anything later can leak into
     it. Which earlier rows were known when a row was shown is the caller's to say, by `eligible`.
@@ -78,18 +195,22 @@ def add_history(
     Args:
         dataset: the log, its rows in any order.
         name: the new column, a list of values of the type of `item`.
-        user: the column that says whose row it is, strings or ints; a row without a user has an empty history.
-        item: the column that the history is made of.
-        time: the column of the rows' times: numbers or dates.
-        eligible: bool (rows,), which rows may be part of a history, such as those that were liked; by default all.
+        user: the column that says whose row it is. Users are told apart as ids are (`canonical_strings`): 196 in a
+            column of integers and 196.0 in one of floats are one user. A row whose user is missing (null, NaN or blank)
+            has an empty history and is in nobody's.
+        item: the column that the history is made of, of any type. A row whose item is missing (null, NaN or blank) is
+            in no history.
+        time: the column of the rows' times: numbers, dates, timestamps or ISO strings, as `time_ranks` reads them.
+        eligible: Booleans (rows,), which rows may be part of a history, such as those that were liked: a numpy or Arrow
+            array, a pandas Series or a list; by default all.
         max_values: most items of a history.
 
     Raises:
-        InputError: a column is missing or `name` is one already, or a time is missing.
-        ValueError: `eligible` has not one value a row, or `max_values` is less than 1.
+        InputError: a column is missing or `name` is one already; a time is missing or can't be read; a user can't be
+            an id.
+        ValueError: `eligible` is not one Boolean a row, or `max_values` is less than 1.
     """
-    if eligible is not None and len(eligible) != len(dataset):
-        raise ValueError(f"eligible has {len(eligible)} values, but there are {len(dataset)} rows")
+    may_be_part = np.ones(len(dataset), dtype=bool) if eligible is None else _booleans(eligible, len(dataset))
     for column in (user, item, time):
         if column not in dataset.column_names:
             there = ", ".join(dataset.column_names)
@@ -97,23 +218,20 @@ def add_history(
     if name in dataset.column_names:
         raise InputError("the column is there already; choose another name for the history", field=name)
     table = dataset.with_format("arrow")[:]
-    times = table[time].combine_chunks()
-    unknown = pc.is_null(times, nan_is_null=True).to_numpy(zero_copy_only=False)
-    if unknown.any():
-        raise InputError("a row without a time has no history; drop it", field=time, row=int(unknown.argmax()))
-    users = table[user].combine_chunks().dictionary_encode()
+    times = time_ranks(table[time], time)
+    users = canonical_strings(table[user], user)[0].dictionary_encode()
     known = pc.is_valid(users.indices).to_numpy(zero_copy_only=False)
     # Rows without a user are a group of which none may be part.
     groups = pc.fill_null(users.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    may_be_part = known if eligible is None else known & np.asarray(eligible, dtype=bool)
-    offsets, rows = earlier_positions(groups, times.to_numpy(zero_copy_only=False), may_be_part, max_values)
-
     items = table[item].combine_chunks()
+    may_be_part = may_be_part & known & ~_is_missing(items)
+    offsets, rows = earlier_positions(groups, times, may_be_part, max_values)
+
     rows_per_chunk = max(1, _CHUNK_VALUES // max_values)
     chunks = []
     for start in range(0, len(dataset), rows_per_chunk):
         bounds = offsets[start : start + rows_per_chunk + 1]
-        values = items.take(pa.array(rows[bounds[0] : bounds[-1]]))
+        values = _taken(items, rows[bounds[0] : bounds[-1]])
         chunks.append(pa.ListArray.from_arrays(pa.array((bounds - bounds[0]).astype(np.int32)), values))
     history = pa.chunked_array(chunks, type=pa.list_(items.type))
     features = datasets.Features({**dataset.features, name: datasets.List(dataset.features[item])})
@@ -121,3 +239,38 @@ def add_history(
     arguments = {"name": name, "user": user, "item": item, "time": time, "rows": may_be_part, "max_values": max_values}
     fingerprint = update_fingerprint(dataset._fingerprint, add_history, arguments)
     return datasets.Dataset(table.append_column(name, history).cast(features.arrow_schema), fingerprint=fingerprint)
+
+
+def _booleans(eligible: Any, num_rows: int) -> np.ndarray:
+    """Converts `eligible` to bool (rows,). Refuses strings, as numpy takes `"0"` for true, and numbers, as of rows."""
+    if isinstance(eligible, pa.Array | pa.ChunkedArray):
+        values = np.array(eligible.to_pylist()) if eligible.null_count else np.asarray(eligible)
+    else:
+        values = np.asarray(eligible)
+    if values.shape != (num_rows,):
+        number = len(values) if values.ndim == 1 else f"{values.ndim} dimensions of"
+        raise ValueError(f"eligible has {number} values, but there are {num_rows} rows, each of which needs one")
+    if values.dtype == bool or not num_rows:
+        return values.astype(bool)
+    row = next((i for i, value in enumerate(values) if not isinstance(value, bool | np.bool_)), 0)
+    raise ValueError(
+        f"eligible must be Booleans, one a row; row {row} holds {values[row]!r} ({values.dtype}). Compare "
+        "first, such as labels == 1, and fill in what is missing"
+    )
+
+
+def _is_missing(items: pa.Array) -> np.ndarray:
+    """Where an item is null, NaN, or a string of nothing but white space, bool (rows,)."""
+    missing = pc.is_null(items, nan_is_null=True)
+    if pa.types.is_string(items.type) or pa.types.is_large_string(items.type) or pa.types.is_string_view(items.type):
+        texts = items.cast(pa.large_string())
+        missing = pc.or_(missing, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(texts), ""), False))
+    result: np.ndarray = missing.to_numpy(zero_copy_only=False)
+    return result
+
+
+def _taken(items: pa.Array, rows: np.ndarray) -> pa.Array:
+    """The items of those rows."""
+    # Arrow takes nothing from views.
+    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    return items.cast(views.get(items.type, items.type)).take(pa.array(rows)).cast(items.type)

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from flip_hf.data.arrow_files import rows_on_disk
-from flip_hf.data.history import add_history
+from flip_hf.data.history import add_history, time_ranks
 from flip_hf.data.sources import HistoryField, dataset_source
 
 # Of rows that lie anywhere in a file, so many are gathered faster, a row, than more at a time.
@@ -73,7 +73,7 @@ def load_splits(source_name: str, split: str, seed: int, histories: Sequence[His
     """
     dataset = dataset_source(source_name).load()
     if "timestamp" in dataset.column_names:
-        timestamps = dataset.with_format("numpy")["timestamp"][:]
+        timestamps = time_ranks(dataset.with_format("arrow")[:]["timestamp"], "timestamp")
     elif split == "time":
         raise ValueError(f"{source_name} can't be split by time, as its rows have none: choose the split random")
     else:

@@ -5,6 +5,7 @@ from itertools import combinations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import initialization as init
 
 from flip_hf.nn.dropout import ByteDropout
@@ -43,6 +44,23 @@ class FirstOrder(nn.Module):
         return weights.sum(dim=1) + self.bias
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that also trains on a batch of one row.
+
+    One value a channel has no variance, over which `nn.BatchNorm1d` raises in training. Such a batch, often an epoch's
+    last, is normalised by the running statistics, which it does not change.
+
+    Shape:
+        - input: float (B, C) or (B, C, L)
+        - output: the same
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training and input.shape[0] * input.shape[2:].numel() == 1:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
+
+
 class MLP(nn.Sequential):
     """Linear, batch normalisation if asked for, ReLU and dropout, once for each hidden size.
 
@@ -56,7 +74,7 @@ class MLP(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for hidden_size in hidden_sizes:
-            norm = [nn.BatchNorm1d(hidden_size)] if batch_norm else []
+            norm = [BatchNorm(hidden_size)] if batch_norm else []
             layers += [nn.Linear(input_size, hidden_size), *norm, nn.ReLU(), ByteDropout(dropout)]
             input_size = hidden_size
         super().__init__(*layers)
