@@ -1,9 +1,7 @@
 """The optimiser that changes the rows that were read."""
 
 import copy
-from types import SimpleNamespace
 
-import datasets
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR
-from flip_hf.training import loop
 from flip_hf.training.optimization import LazyAdamW, build_optimizer, clip_gradients
 from flip_hf.training.run_config import TrainingConfig
 
@@ -108,21 +105,3 @@ def test_the_first_step_is_the_dense_one_on_the_rows_that_were_read():
         optimizer.step()
         tables.append(model.flip.feature_embeddings.weight.detach())
     assert torch.allclose(tables[0], tables[1], atol=1e-6)
-
-
-def test_several_processes_need_a_sharded_table():
-    model, _ = build("dense")
-    accelerator = SimpleNamespace(num_processes=2, process_index=0, distributed_type="MULTI_CPU")
-    collator = SimpleNamespace(columns=["row", "feature_ids", "label"])
-    rows = datasets.Dataset.from_dict({"row": [0, 1], "input_ids": [[1], [2]]})
-    with pytest.raises(ValueError, match=r"set training\.shard_features to true"):
-        loop.train(
-            model,
-            rows,
-            collator,
-            TrainingConfig(feature_updates="rows"),
-            SimpleNamespace(accelerator=accelerator),
-            None,
-            None,
-            None,
-        )
