@@ -7,10 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import Phase, settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, BertConfig, PreTrainedTokenizerFast
 
 from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
+
+# For tests/mutants.py: the same examples in each run, and no search for the smallest one that fails.
+settings.register_profile("mutants", derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
 
 CORPUS = [
     "user id is 1234567890 . title is the film number 42 ! kind is drama comedy missing new , ( ) a film",

@@ -12,6 +12,7 @@ from scipy import stats
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator
 from flip_hf.configuration_flip import IGNORED_LABEL, MASK_ID
+from flip_hf.data import collators, masking
 from flip_hf.data.collators import EncodedRows
 from flip_hf.data.masking import masked_fields, uniform
 from flip_hf.data.sampling import LengthGroupedBatchSampler
@@ -121,6 +122,46 @@ def test_fields_are_masked_alike_often_and_independently():
     numbers = uniform(5, 2, rows, stream=0, size=4)
     assert stats.kstest(numbers.ravel(), "uniform").pvalue > 1e-4
     assert abs(np.corrcoef(numbers, rowvar=False) - np.eye(4)).max() < 0.02
+
+
+def test_a_collator_masks_text_and_table_independently(processor, encoded):
+    rows = [{**encoded[i % 300], "row": i} for i in range(3000)]
+    batch = FlipPretrainingCollator(processor, text_mask_ratio=0.2, tabular_mask_ratio=0.2)(rows)
+    # A fifth of five fields is one.
+    in_table = (batch["mtm_labels"] != IGNORED_LABEL).numpy()
+    assert (in_table.sum(axis=1) == 1).all()
+    in_text = np.zeros_like(in_table)
+    for i, row in enumerate(rows):
+        masked = (batch["mlm_labels"][i, : len(row["token_field_ids"])] != IGNORED_LABEL).numpy()
+        in_text[i, np.array(row["token_field_ids"])[masked]] = True
+    assert (in_text.sum(axis=1) == 1).all()
+    both = np.zeros((5, 5))
+    np.add.at(both, (in_text.argmax(axis=1), in_table.argmax(axis=1)), 1)
+    assert stats.chi2_contingency(both).pvalue > 1e-4
+
+
+def test_each_use_of_random_numbers_has_its_own_stream(processor, encoded, monkeypatch):
+    used = []
+    real = collators.uniform
+
+    def noting(seed, epoch, rows, stream, size):
+        used.append(stream)
+        return real(seed, epoch, rows, stream, size)
+
+    for module in (collators, masking):
+        monkeypatch.setattr(module, "uniform", noting)
+    FlipPretrainingCollator(processor)(encoded)
+    FlipCTRCollator(processor, oov_dropout=0.5)(encoded)
+    # The fields masked in the table and in the text, which of a field's features is to be recovered, what is dropped.
+    assert len(used) == len(set(used)) == 4
+
+
+def test_each_view_has_its_own_ratio(processor, encoded):
+    batch = FlipPretrainingCollator(processor, text_mask_ratio=0.4, tabular_mask_ratio=0.8)(encoded)
+    assert ((batch["mtm_labels"] != IGNORED_LABEL).sum(dim=1) == 4).all()
+    for i, row in enumerate(encoded):
+        masked = (batch["mlm_labels"][i, : len(row["token_field_ids"])] != IGNORED_LABEL).numpy()
+        assert len(set(np.array(row["token_field_ids"])[masked])) == 2
 
 
 def test_collators_emit_what_forward_takes(processor, encoded):

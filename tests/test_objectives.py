@@ -1,5 +1,6 @@
 """Each loss against a reference written from its equation in NumPy, in double precision."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 import torch
 from scipy import stats
 from scipy.special import log_softmax
+from torch.nn.functional import cross_entropy
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining
 from flip_hf.backbones import BACKBONES
 from flip_hf.configuration_flip import PRETRAINING_OBJECTIVES
-from flip_hf.objectives import OBJECTIVES
+from flip_hf.objectives import OBJECTIVES, PretrainingBatch
 
 SIZES = [30, 5, 60]
 FIELDS = [FieldConfig(f"field{i}", num_features=n) for i, n in enumerate(SIZES)]
@@ -241,15 +243,16 @@ def test_negatives_follow_the_unigram_distribution_of_the_field(monkeypatch):
     assert stats.chisquare(drawn[own], q * 60_000).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("duplicate", [True, False])
-def test_icl_is_symmetric_infonce_over_cosines(duplicate):
-    model, batch = build(objectives={"icl": 1.0}), make_batch(duplicate=duplicate)
+@pytest.mark.parametrize(("duplicate", "temperature"), [(True, 0.1), (False, 0.1), (True, 0.7)])
+def test_icl_is_symmetric_infonce_over_cosines(duplicate, temperature):
+    model = build(objectives={"icl": 1.0}, contrastive_temperature=temperature)
+    batch = make_batch(duplicate=duplicate)
     output = model(**batch)
     seen, weights = views(model, batch), arrays(model.objectives["icl"])
     tabular = linear(seen["tabular"], weights, "tabular_projection")
     text = linear(seen["text"], weights, "text_projection")
     tabular, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (tabular, text))
-    similarity = tabular @ text.T / 0.1
+    similarity = tabular @ text.T / temperature
     ids = batch["feature_ids"].numpy()
     losses, to_text, to_tabular = [], [], []
     for i in range(NUM_ROWS):
@@ -262,6 +265,188 @@ def test_icl_is_symmetric_infonce_over_cosines(duplicate):
     assert output.icl_loss.item() == pytest.approx(np.mean(losses), abs=1e-5)
     assert output.metrics["icl_tabular_to_text_accuracy"].item() == pytest.approx(np.mean(to_text), abs=1e-6)
     assert output.metrics["icl_text_to_tabular_accuracy"].item() == pytest.approx(np.mean(to_tabular), abs=1e-6)
+
+
+def projected(icl, rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = icl.tabular_projection.in_features, icl.text_projection.in_features
+    return [torch.randn(rows, size, generator=generator).requires_grad_() for size in sizes]
+
+
+def absent_but(**given):
+    names = ["mtm_labels", "mlm_labels", "tabular", "masked_tabular", "text", "token_states", "masked_token_states"]
+    empty = torch.empty(0)
+    unread = {**dict.fromkeys(names), "attention_mask": empty, "token_embeddings": empty, "embed_features": None}
+    return PretrainingBatch(**{**unread, **given})
+
+
+def test_shares_of_a_larger_contrastive_batch_add_up_to_it():
+    """Three parts of one batch: the losses add up, and gradients are those of contrasting all rows at once."""
+    icl = build(objectives={"icl": 1.0}, contrastive_temperature=0.5).objectives["icl"]
+    sizes = [4, 1, 3]
+    ids = torch.randint(2, 5, (8, 3), generator=torch.Generator().manual_seed(1))
+    ids[6] = ids[0]  # in another part, and yet no negative
+    views = projected(icl, 8, seed=2)
+    whole = icl(absent_but(feature_ids=ids, tabular=views[0], text=views[1]))
+    parameters = list(icl.parameters())
+    expected = torch.autograd.grad(whole.loss_sum, [*views, *parameters])
+    assert whole.num_items.item() == 8
+
+    parts = [[part.detach() for part in view.split(sizes)] for view in views]
+    with torch.no_grad():
+        seen = [icl.project(tabular, text) for tabular, text in zip(*parts, strict=True)]
+    shares = icl.shares(seen, ids.split(sizes))
+    assert len(shares) == 3
+    torch.testing.assert_close(sum(share.loss_sum for share in shares), whole.loss_sum.detach())
+    found = [torch.zeros_like(g) for g in expected]
+    for i, (part_ids, share) in enumerate(zip(ids.split(sizes), shares, strict=True)):
+        tabular, text = (part[i].requires_grad_() for part in parts)
+        output = icl(absent_but(feature_ids=part_ids, tabular=tabular, text=text, contrast=share))
+        torch.testing.assert_close(output.loss_sum.detach(), whole.loss_sum.detach() * sizes[i] / 8)
+        assert output.num_items.item() == sizes[i]
+        assert output.metrics.keys() == whole.metrics.keys()
+        for name, value in output.metrics.items():
+            assert value.item() == whole.metrics[name].item(), "of the larger batch"
+        gradients = torch.autograd.grad(output.loss_sum, [tabular, text, *parameters])
+        rows = slice(sum(sizes[:i]), sum(sizes[: i + 1]))
+        found[0][rows], found[1][rows] = gradients[:2]
+        for total, gradient in zip(found[2:], gradients[2:], strict=True):
+            total += gradient
+        assert not share.loss_sum.requires_grad
+    for value, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, reference, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_projected_views_are_unit_vectors_in_single_precision(dtype):
+    icl = build(objectives={"icl": 1.0}).objectives["icl"].to(dtype)
+    for view in icl.project(*(view.to(dtype) for view in projected(icl, 5, seed=0))):
+        assert view.dtype == torch.float32
+        torch.testing.assert_close(view.norm(dim=1), torch.ones(5))
+
+
+def test_similarities_are_computed_in_single_precision_under_autocast():
+    icl = build(objectives={"icl": 1.0}, contrastive_temperature=0.01).objectives["icl"]
+    ids = torch.arange(2, 26).reshape(8, 3)
+    views = icl.project(*projected(icl, 8, seed=3))
+    expected = icl.contrast(*views, ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = icl.contrast(*views, ids)
+    assert torch.equal(found.loss_sum, expected.loss_sum)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_says_what_its_loss_is_summed_over(name):
+    """The loss of the model is the sum divided by it, and `num_items` knows it before any encoding."""
+    model, batch = build(objectives={name: 1.0}), make_batch()
+    outputs = []
+    objective = model.objectives[name]
+    objective.register_forward_hook(lambda module, arguments, output: outputs.append(output))
+    loss = model(**batch).loss
+    labels = {"mlm": "mlm_labels", "text_mlm": "mlm_labels", "mtm": "mtm_labels", "icl": None}[name]
+    expected = NUM_ROWS if labels is None else (batch[labels] != -100).sum().item()
+    (output,) = outputs
+    assert output.num_items.item() == expected
+    assert not output.num_items.is_floating_point()
+    assert loss.item() == pytest.approx(output.loss_sum.item() / expected)
+    assert all(not value.requires_grad and value.ndim == 0 for value in output.metrics.values())
+    number = type(objective).num_items(batch["feature_ids"], None if labels is None else batch[labels])
+    assert number.item() == expected
+
+
+@pytest.mark.parametrize("loss", ["nce", "sampled_softmax", "full_softmax"])
+@pytest.mark.parametrize("negatives", ["field", "global"])
+def test_a_table_that_grew_scores_as_one_that_was_built_so(loss, negatives):
+    """New features stand behind all others in the table, but beside those of their field in the distribution."""
+    settings = {"objectives": {"mtm": 1.0}, "mtm_loss": loss, "mtm_negatives": negatives}
+    larger = [replace(field, added_features=(n,)) for field, n in zip(FIELDS, (4, 0, 3), strict=True)]
+    model, built = build(**settings), build(**settings, fields=larger)
+    counts = torch.arange(int(BOUNDS[-1]) + 7) % 11
+    built.set_feature_counts(counts)
+    model.set_feature_counts(counts[:-7])
+    mtm = model.objectives["mtm"]
+    with torch.no_grad():
+        mtm.bias.copy_(torch.randn(len(mtm.bias), generator=torch.Generator().manual_seed(4)))
+    before = mtm.bias.detach().clone()
+    mtm.grow(built.config, counts)
+    assert isinstance(mtm.bias, torch.nn.Parameter)
+    assert torch.equal(mtm.bias.detach(), torch.cat([before, torch.zeros(7)]))
+    reference = built.objectives["mtm"]
+    reference.load_state_dict(mtm.state_dict())
+    for name, value in reference.named_buffers():
+        assert torch.equal(mtm.get_buffer(name), value), name
+    assert mtm.field_slots == reference.field_slots == [(2, 36), (36, 41), (41, 104)]
+    # The slots of the first field hold its 30 old features, then its 4 new ones at the table's end.
+    assert mtm.slot_features[2:36].tolist() == [*range(2, 32), *range(97, 101)]
+    assert torch.equal(mtm.slot_features[mtm.feature_slots], torch.arange(104))
+    table = torch.randn(104, 8, generator=torch.Generator().manual_seed(5))
+    predicted = torch.randn(6, 8, generator=torch.Generator().manual_seed(6))
+    fields, targets = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([3, 99, 33, 38, 96, 103])
+    score = mtm._full if loss == "full_softmax" else mtm._sampled
+    torch.manual_seed(0)
+    losses, correct = score(predicted, targets, fields, lambda ids: table[ids])
+    torch.manual_seed(0)
+    expected, right = (reference._full if loss == "full_softmax" else reference._sampled)(
+        predicted, targets, fields, lambda ids: table[ids]
+    )
+    assert torch.equal(losses, expected)
+    assert torch.equal(correct, right)
+    if loss == "full_softmax":
+        scores = predicted @ table.T + mtm.bias
+        owned = [[*range(2, 32), *range(97, 101)], list(range(32, 37)), [*range(37, 97), *range(101, 104)]]
+        for i, (field, target) in enumerate(zip(fields.tolist(), targets.tolist(), strict=True)):
+            candidates = owned[field] if negatives == "field" else list(range(2, 104))
+            q = counts[candidates].clamp(min=1).double()
+            logits = scores[i, candidates].double() + (q / q.sum()).log()
+            place = torch.tensor(candidates.index(target))
+            assert losses[i].item() == pytest.approx(cross_entropy(logits, place).item(), abs=1e-4)
+            assert correct[i].item() == (logits.argmax() == place).item()
+
+
+def test_a_new_model_counts_every_feature_once():
+    mtm = FlipForPreTraining(build(objectives={"mtm": 1.0}).config).objectives["mtm"]
+    assert mtm.cumulative_counts.tolist() == [0, 0, 0, *range(1, int(BOUNDS[-1]) - 1)]
+    assert not mtm.bias.any()
+    assert {name for name in mtm.state_dict() if "." not in name} == {"bias", "cumulative_counts"}
+    counts = torch.zeros(int(BOUNDS[-1]), dtype=torch.int32)
+    counts[:2], counts[5] = 50, 9
+    mtm.set_feature_counts(counts)
+    frequency = mtm.cumulative_counts.diff()
+    assert frequency.dtype == torch.int64
+    assert frequency[:2].tolist() == [0, 0], "padding and mask are drawn by nobody"
+    assert frequency[5] == 9
+    assert frequency.sum() == 9 + int(BOUNDS[-1]) - 3
+
+
+def test_a_summary_does_not_read_padding():
+    mtm = build(objectives={"mtm": 1.0}).objectives["mtm"]
+    generator = torch.Generator().manual_seed(0)
+    tabular = torch.randn(3, mtm.summary.query.in_features, generator=generator)
+    states = torch.randn(3, 5, 24, generator=generator)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+    found = mtm.summary(tabular, states, mask)
+    assert found.shape == (3, 12)
+    other = torch.where(mask.bool().unsqueeze(2), states, torch.full_like(states, 9.0))
+    torch.testing.assert_close(mtm.summary(tabular, other, mask), found)
+    # One token is all there is to read.
+    torch.testing.assert_close(found[2], mtm.summary.value(states[2, 0]))
+
+
+@pytest.mark.parametrize("loss", ["nce", "full_softmax"])
+def test_features_are_scored_in_single_precision_under_autocast(loss, monkeypatch):
+    model, batch = build(objectives={"mtm": 1.0}, mtm_loss=loss), make_batch()
+    mtm, seen = model.objectives["mtm"], []
+    name = "_full" if loss == "full_softmax" else "_sampled"
+    real = getattr(mtm, name)
+
+    def noting(predicted, *rest):
+        seen.append((predicted.dtype, torch.is_autocast_enabled("cpu")))
+        return real(predicted, *rest)
+
+    monkeypatch.setattr(mtm, name, noting)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**batch)
+    assert seen == [(torch.float32, False)]
 
 
 def test_the_total_is_the_weighted_sum():
@@ -371,11 +556,11 @@ def test_finetuning_loss_is_three_cross_entropies(dtype):
     logits = 0.7 * id_logits + 0.3 * text_logits
     np.testing.assert_allclose(output.logits.detach().numpy(), logits, atol=1e-5)
 
-    def cross_entropy(z):
+    def click_entropy(z):
         y = labels.numpy()
         return np.mean(y * softplus(-z) + (1 - y) * softplus(z))
 
-    parts = [cross_entropy(z) for z in (logits, id_logits, text_logits)]
+    parts = [click_entropy(z) for z in (logits, id_logits, text_logits)]
     assert output.loss.item() == pytest.approx(sum(parts), abs=1e-5)
     assert output.id_loss.item() == pytest.approx(parts[1], abs=1e-5)
     assert output.text_loss.item() == pytest.approx(parts[2], abs=1e-5)
