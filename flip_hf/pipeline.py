@@ -181,7 +181,7 @@ class CTRPredictionPipeline(Pipeline):
         with_text = with_text and self.model.config.mode != "id"
         table = self.processor.read(rows, first_row=first_row)
         encoded = self.processor.encode(table, first_row=first_row, with_text=with_text)
-        self._report.add(encoded, lambda row: table.slice(row, 1))
+        self._report.add(encoded, table.slice)
         for message in self._report.warnings(f"the {self._report.num_rows} rows so far"):
             logger.warning("%s", message)
         return encoded

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -345,7 +344,7 @@ class FlipProcessor(ProcessorMixin):
         def encode(rows: Any, numbers: list[int]) -> Any:
             table = self.read(rows, first_row=numbers[0], with_label=with_label, source=source)
             encoded = self.encode(table, first_row=numbers[0], with_label=with_label, source=source)
-            report.add(encoded, lambda row: table.slice(row, 1))
+            report.add(encoded, table.slice)
             for message in report.warnings(where):
                 logger.warning("%s", message)
             return encoded if is_typed else encoded.to_pydict()
@@ -372,7 +371,7 @@ class FlipProcessor(ProcessorMixin):
         report = FallbackReport(self.vocabulary)
         read = encoded.select_columns(["feature_ids", "fallbacks"])
         for start in range(0, len(read), _BATCH_ROWS):
-            report.add(read[start : start + _BATCH_ROWS], partial(_row_after, rows, start))
+            report.add(read[start : start + _BATCH_ROWS], rows, start)
         where = source or "the dataset"
         if report.counts:
             logger.warning("%s: fallbacks in %d rows: %s", where, report.num_rows, report.counted())
@@ -552,10 +551,6 @@ def _batches(
         return {f.name: KINDS[f.kind].read(table[f.name], f, first_row, source) for f in fields}
 
     return in_threads(read, _numbered(_tables(dataset, fields, label)), _num_threads())
-
-
-def _row_after(rows: Callable[[int, int], pa.Table], start: int, row: int) -> pa.Table:
-    return rows(start + row, 1)
 
 
 def _num_threads() -> int:

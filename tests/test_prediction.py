@@ -162,3 +162,16 @@ def test_an_output_that_is_there_is_replaced(ctr_folder, impressions, tmp_path):
     (tmp_path / "scores.jsonl").mkdir()
     with pytest.raises(ValueError, match=r"output=.* is a folder; name a file"):
         PredictRun("model", impressions, tmp_path / "scores.jsonl")
+
+
+def test_ids_that_are_spelled_otherwise_than_in_training_are_warned_of(
+    ctr_folder, click_rows, field_names, tmp_path, capsys
+):
+    rows = {name: click_rows[name][:40] for name in field_names}
+    pq.write_table(pa.table({**rows, "user_id": [f"{v}.0" for v in rows["user_id"]]}), tmp_path / "rows.parquet")
+    predict(ctr_folder, tmp_path / "rows.parquet", tmp_path / "scores.parquet", "--chunk_rows", "8")
+    printed = capsys.readouterr().out.splitlines()
+    assert "  user_id: 40 oov" in printed
+    (warned,) = [line for line in printed if "rows.parquet, field 'user_id': " in line]
+    assert "100% of the rows unseen (0% in training); seen in training: " in warned
+    assert warned.endswith(f"here: '{rows['user_id'][0]}.0'")

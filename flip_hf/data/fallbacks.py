@@ -50,12 +50,13 @@ class FallbackReport:
         self._examples: dict[int, str] = {}
         self._warned: set[tuple[int, int]] = set()
 
-    def add(self, encoded: pa.Table, raw: Callable[[int], pa.Table]) -> None:
+    def add(self, encoded: pa.Table, raw: Callable[[int, int], pa.Table], first_row: int = 0) -> None:
         """Counts a batch of rows.
 
         Args:
             encoded: what `FlipProcessor.encode` returned.
-            raw: from a row's place in the batch to the row as it was read, a table of one row.
+            raw: gives a number of rows from a place on as they were read, like `pyarrow.Table.slice`.
+            first_row: the place at which the batch begins in `raw`.
         """
         for name, numbers in count_fallbacks(encoded, self._vocabulary.fields).items():
             self.counts.setdefault(name, Counter()).update(numbers)
@@ -72,7 +73,7 @@ class FallbackReport:
             if i not in self._examples:
                 end = self._first_positions[i] + self._vocabulary.fields[self._places[i]].num_positions
                 row = int(unseen[:, self._first_positions[i] : end].any(axis=1).argmax())
-                self._examples[i] = self._unseen_value(self._places[i], raw(row))
+                self._examples[i] = self._unseen_value(self._places[i], raw(first_row + row, 1))
 
     def counted(self) -> str:
         """The counts on one line."""

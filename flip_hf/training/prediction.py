@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from datasets import Dataset
 
 from flip_hf.configuration_flip import printable
 from flip_hf.data.collators import FlipCTRCollator
-from flip_hf.data.fallbacks import count_fallbacks
+from flip_hf.data.fallbacks import FallbackReport
 from flip_hf.data.files import stream_tables
 from flip_hf.data.sampling import least_sure
 from flip_hf.processing_flip import FlipProcessor
@@ -40,7 +39,8 @@ def predict_file(
         accelerator: what prepared the model.
 
     Returns:
-        What was done, with the number of times that each field fell back, as text.
+        What was done, as text: with the number of times that each field fell back, and a warning of each field that is
+        unseen or missing in a far larger share of the rows than in training.
 
     Raises:
         InputError: the file can't be read, lacks a column, or holds a value that can't be an id.
@@ -84,7 +84,7 @@ def predict_file(
     read = [f.name for f in processor.fields]
     columns = list(dict.fromkeys([*read, *settings.keep]))
     optional = [processor.label] if processor.label and processor.label not in columns else []
-    fallbacks: Counter[tuple[str, str]] = Counter()
+    report = FallbackReport(processor.vocabulary)
     num_rows = 0
     ending = ending_of(settings.output)
     aside = settings.output.with_name(settings.output.name + ".new")
@@ -107,8 +107,7 @@ def predict_file(
             if len(table) == 0:
                 continue
             encoded, logits = score(table.select(read), num_rows)
-            for field, counts in count_fallbacks(encoded, processor.fields).items():
-                fallbacks.update({(field, kind): number for kind, number in counts.items()})
+            report.add(encoded, table.slice)
             if writer is not None:
                 scores = {name: pa.array(probabilities(logits[key]), from_pandas=True) for key, name in names.items()}
                 copied = {field.name: table[field.name] for field in kept}
@@ -118,5 +117,6 @@ def predict_file(
         if accelerator.is_main_process:
             os.replace(aside, settings.output)
     lines = [f"scored {num_rows} rows of {settings.input} into {settings.output}"]
-    lines += [f"  {printable(field)}: {number} {kind}" for (field, kind), number in sorted(fallbacks.items())]
-    return "\n".join(lines)
+    for field, counts in sorted(report.counts.items()):
+        lines += [f"  {printable(field)}: {number} {kind}" for kind, number in sorted(counts.items())]
+    return "\n".join([*lines, *report.warnings(str(settings.input))])
