@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flip_hf.hub.push import write_card
 from flip_hf.training.run import pictures
+from flip_hf.training.script import run_script
 
 
 def main() -> None:
@@ -23,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -6,9 +6,10 @@ python examples/demo.py --smoke      # minutes become seconds, and the figures m
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
+
+from flip_hf.training.script import run_program, run_script
 
 EXAMPLES = Path(__file__).parent
 CONFIGS = EXAMPLES / "configs" / "ml-100k"
@@ -49,8 +50,7 @@ def main() -> None:
         # A demo that was stopped goes on where it was.
         command += ["--resume", "true", *flags, *budget, *common]
         print(f"\n== {title}\npython {' '.join(command)}", flush=True)
-        # The scripts beside this one.
-        subprocess.run([sys.executable, *command], check=True)  # nosec B603
+        run_program([sys.executable, *command])
         rows.append((title, folder / name))
     print(f"\n{table(rows)}\n\nThe joint model lies in {folder / 'flip' / 'model'}, for FlipForCTR.from_pretrained.")
 
@@ -78,4 +78,4 @@ def table(rows: list[tuple[str, Path]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

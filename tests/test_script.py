@@ -1,5 +1,6 @@
 """How the scripts end when something goes wrong."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,16 @@ import pytest
 from flip_hf.data.schema import InputError
 from flip_hf.training.run_config import TrainingConfig
 from flip_hf.training.script import run_script
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Puts back the handlers of this process, which a script keeps until it ends."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def ended(capsys, main):

@@ -15,6 +15,7 @@ from flip_hf.training.alignment import field_alignment
 from flip_hf.training.build import new_model
 from flip_hf.training.data import load_click_log
 from flip_hf.training.run_config import DataConfig, ModelConfig
+from flip_hf.training.script import run_script
 from flip_hf.training.state import seed_everything
 
 ROWS = 4096
@@ -46,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

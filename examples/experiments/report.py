@@ -29,6 +29,7 @@ from flip_hf.hub.push import write_card
 from flip_hf.training.curves import Line, draw_calibration, draw_curves, draw_learning, draw_matrices
 from flip_hf.training.jobs import markdown
 from flip_hf.training.run import pictures
+from flip_hf.training.script import run_script
 from flip_hf.training.significance import paired_t
 
 # The models that model_cards/ shows, of the random split and its first seed.
@@ -382,4 +383,4 @@ def shown_p(p: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -31,6 +31,7 @@ from flip_hf.training.curves import PANELS, read_curves
 from flip_hf.training.evaluation import evidence, probabilities
 from flip_hf.training.jobs import Job, run_jobs
 from flip_hf.training.metrics import compute_metrics, logloss
+from flip_hf.training.script import run_script
 from flip_hf.training.significance import delong, paired_bootstrap
 
 DATASET, USER, ITEM, LABEL = "movielens-100k", "user_id", "movie_id", "label"
@@ -232,4 +233,4 @@ def revision() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

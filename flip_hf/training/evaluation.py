@@ -11,13 +11,13 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
 from flip_hf.training.metrics import bootstrap_intervals, calibration_bins, compute_metrics, gauc
+from flip_hf.training.progress import progress_bar
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def click_logits(
         order = np.argsort(text_lengths(rows), kind="stable")
     loader = _loader(rows.select(order), collator, batch_size, accelerator)
     parts: dict[str, list[np.ndarray]] = {}
-    for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
+    for batch in progress_bar(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
         labels = batch.pop("labels", None)
         output = model(**batch)
         found = {name: output[name] for name in ("logits", "id_logits", "text_logits") if name in output}
@@ -181,7 +181,7 @@ def evaluate_pretraining(
     plain = accelerator.unwrap_model(model)
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, torch.Tensor] = {}
-    for batch in tqdm(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
+    for batch in progress_bar(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
         batch = send_to_device(batch, accelerator.device)
         output = model(**batch)
         items = plain.num_items(batch)

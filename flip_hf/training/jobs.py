@@ -3,6 +3,7 @@
 import contextlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
 import signal
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def run_jobs(jobs: Iterable[Job], processes: int, when_done: Callable[[Job], obj
 
     `when_done` is called with each job as soon as it is done, in this process; with those that were done before, first.
     Environment variables that say how many threads a run has stay set: one number of `processes` a program. Should this
-    process die, the jobs are told to end, too.
+    process die or be interrupted, the jobs are told to end, too.
 
     Raises:
         RuntimeError: a job failed; names its log. The others go on first, but where one was killed from outside: that
@@ -72,7 +73,10 @@ def run_jobs(jobs: Iterable[Job], processes: int, when_done: Callable[[Job], obj
     os.environ |= {"THP_MEM_ALLOC_ENABLE": "1"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["flip_hf.modeling_flip", "flip_hf.training.loop", "flip_hf.training.data"])
-    with ProcessPoolExecutor(processes, context, _end_with_parent, max_tasks_per_child=1) as pool:
+    with (
+        ProcessPoolExecutor(processes, context, _end_with_parent, max_tasks_per_child=1) as pool,
+        _ending_when_interrupted(pool),
+    ):
         ends = {pool.submit(_run, job): job for job in waiting}
         failed = []
         for end in as_completed(ends):
@@ -84,11 +88,31 @@ def run_jobs(jobs: Iterable[Job], processes: int, when_done: Callable[[Job], obj
         raise RuntimeError(f"{len(failed)} of {len(waiting)} jobs failed; see {', '.join(map(str, failed))}")
 
 
+@contextlib.contextmanager
+def _ending_when_interrupted(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Tells the pool's processes to end (SIGTERM) if this one is interrupted, and waits until they have."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        told: set[int | None] = set()
+        # One more may start for a job that the pool has already handed out.
+        while children := multiprocessing.active_children():
+            for child in children:
+                if child.pid not in told:
+                    told.add(child.pid)
+                    child.terminate()
+            multiprocessing.connection.wait([child.sentinel for child in children])
+        raise
+
+
 def _end_with_parent() -> None:
     """Has this process told to end (SIGTERM) when the one that hands out jobs has died.
 
     It would train on, and whoever starts the jobs again would have two processes write one folder.
     """
+    # The terminal's Ctrl-C is for the program that hands out jobs, which passes it on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.training.compiling import compile_text_encoder
 from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
+from flip_hf.training.progress import progress_bar
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import TrainingConfig
 from flip_hf.training.signals import Stopped, StopSignals, leave_signals_to_parent
@@ -231,7 +231,7 @@ def train(
             logger.info("stopped at step %d, where a checkpoint is; --resume true goes on from it", progress.step)
             raise Stopped
 
-    bar = tqdm(total=total_steps, initial=progress.step, desc="training", unit="step", disable=not run.is_main)
+    bar = progress_bar(total=total_steps, initial=progress.step, desc="training", unit="step", disable=not run.is_main)
     # Closing them ends the loader's workers now, and not when an error that refers to them is forgotten.
     with bar, StopSignals(is_resumable) as signals, closing(windows):
         while True:

@@ -17,6 +17,7 @@ from flip_hf.data.files import stream_tables
 from flip_hf.data.sampling import least_sure
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.training.evaluation import click_logits, probabilities
+from flip_hf.training.progress import progress_bar
 from flip_hf.training.run_config import PredictRun
 from flip_hf.training.table_writers import ending_of, open_writer
 
@@ -103,6 +104,7 @@ def predict_file(
             compression = "gzip" if ending.endswith(".gz") else None
             sink = written.enter_context(pa.output_stream(str(aside), compression=compression))
             writer = written.enter_context(open_writer(sink, ending, schema))
+        bar = written.enter_context(progress_bar(desc="scoring", unit=" rows", disable=not accelerator.is_main_process))
         for table in itertools.chain([first], tables):
             if len(table) == 0:
                 continue
@@ -113,6 +115,7 @@ def predict_file(
                 copied = {field.name: table[field.name] for field in kept}
                 writer.write_table(pa.table({"row": encoded["row"], **copied, **scores}).cast(schema))
             num_rows += len(table)
+            bar.update(len(table))
         written.close()
         if accelerator.is_main_process:
             os.replace(aside, settings.output)

@@ -1,15 +1,60 @@
 """How the scripts in `examples/` end."""
 
 import dis
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+from types import FrameType
 
 from flip_hf.configuration_flip import printable
 from flip_hf.data.schema import InputError
+from flip_hf.training.progress import use_lines_without_terminal
+from flip_hf.training.signals import SAME_SIGNAL_SECONDS
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # The package raises these for what its user can mend: a setting, a missing library, a loss that is not finite. Python
 # and other libraries raise them for faults in code, too.
 _RAISED_FOR_USERS = (ValueError, ImportError, FloatingPointError)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal told the program to end.
+
+    Attributes:
+        exit_code: 128 and the number of the signal, as shells have it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+class _Interrupts:
+    """Handler that turns the first signal into an `Interrupted`, so that the program cleans up before it ends.
+
+    A launcher passes on the Ctrl-C that its processes got from the terminal as well, so another signal does nothing at
+    first. Later, or when nothing is left to clean up, a signal ends the program at once.
+    """
+
+    def __init__(self) -> None:
+        self.first: Interrupted | None = None
+        self.is_over = False
+        self._noted = 0.0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.first is None:
+            self.first, self._noted = Interrupted(number), monotonic()
+            if not self.is_over:
+                raise self.first
+            _say(str(self.first))
+        elif not self.is_over and monotonic() - self._noted < SAME_SIGNAL_SECONDS:
+            return
+        os._exit(self.first.exit_code)
 
 
 def run_script(main: Callable[[], object]) -> None:
@@ -18,20 +63,72 @@ def run_script(main: Callable[[], object]) -> None:
     The line goes to standard error and begins with `error: `. Any other error is a fault in the code and keeps its
     traceback. A `main` that is called from Python, without this function, raises all of them.
 
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP end the program with one line, too, and the exit code 128 + the signal's number;
+    the training loop handles the first two itself. Signals that the program was started to ignore stay ignored. Without
+    a terminal, progress is printed in lines.
+
     Args:
         main: the script's function; it reads the command line.
 
     Raises:
-        SystemExit: `main` raised an error that its user can mend.
+        SystemExit: `main` raised an error that its user can mend, or a signal came.
     """
+    use_lines_without_terminal()
+    interrupts = _Interrupts()
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, interrupts)
+    try:
+        _run(main, interrupts)
+    finally:
+        interrupts.is_over = True
+
+
+def _run(main: Callable[[], object], interrupts: _Interrupts) -> None:
     try:
         main()
-    except Exception as error:
-        if not is_for_users(error):
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if (first := interrupts.first) is not None:
+            # Whatever it raised on its way up.
+            _say(str(first))
+            raise SystemExit(first.exit_code) from None
+        if not isinstance(error, Exception) or not is_for_users(error):
             raise
         # Messages of other libraries have several lines.
         print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def run_program(command: Sequence[str]) -> None:
+    """Runs a program of this package's scripts, and ends this one where that one fails.
+
+    The program gets no signal from the terminal. If this one is interrupted, it passes that on as SIGTERM and waits, so
+    that a training run can save a checkpoint.
+
+    Raises:
+        SystemExit: the program failed, with a message of its own.
+        Interrupted: this program was interrupted before that one could say so.
+    """
+    # The caller names a program of its own.
+    process = subprocess.Popen(command, start_new_session=True)  # nosec B603
+    try:
+        code = process.wait()
+    except Interrupted as interrupted:
+        process.terminate()
+        if process.wait() == -signal.SIGTERM:
+            raise
+        raise SystemExit(interrupted.exit_code) from None
+    if code != 0:
+        raise SystemExit(code if code > 0 else 128 - code)
+
+
+def _say(message: str) -> None:
+    # One of the processes that train together speaks for all.
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)
 
 
 def is_for_users(error: Exception) -> bool:

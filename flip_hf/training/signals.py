@@ -14,7 +14,7 @@ EXIT_STOPPED = 75
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A launcher passes on the Ctrl-C that its processes got from the terminal as well.
-_SAME_SIGNAL_SECONDS = 1.0
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class Stopped(SystemExit):
@@ -52,7 +52,7 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._noted is None:
             self._noted = monotonic()
-        elif number == signal.SIGINT and monotonic() - self._noted > _SAME_SIGNAL_SECONDS:
+        elif number == signal.SIGINT and monotonic() - self._noted > SAME_SIGNAL_SECONDS:
             raise KeyboardInterrupt
 
     def any(self, accelerator: Accelerator) -> bool:

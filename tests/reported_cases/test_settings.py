@@ -3,12 +3,14 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from example_runs import EXAMPLES, script
+from interrupting import interrupted
 
 from flip_hf import FlipConfig, FlipForCTR
 
@@ -83,3 +85,36 @@ def test_a_pretrained_model_that_is_loaded_for_clicks_is_one_line(ctr_folder, tm
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
     assert "MISSING" not in shown
     assert [line for line in shown.splitlines() if "finetune it before you use its logits" in line]
+
+
+def test_an_interrupt_while_a_script_reads_is_one_line(workplace, tmp_path):
+    arguments = ["--config", workplace / "config.yaml", "--output_dir", tmp_path / "run"]
+    place = "flip_hf.training.data:open_click_log_file"
+    code, said = interrupted(place, "finetune.py", arguments, signal.SIGTERM)
+    assert (code, said) == (143, "interrupted by SIGTERM\n")
+
+
+def test_an_interrupt_of_the_demo_is_one_line(tmp_path):
+    command = [sys.executable, "-u", str(EXAMPLES / "demo.py"), "--smoke", "--output-dir", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+        for line in process.stdout:
+            if line.startswith("python "):
+                # As a terminal does, to the demo and to the script that it has just started.
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        _, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (130, "interrupted by SIGINT\n")
+
+
+def test_progress_without_a_terminal_is_lines(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / "run"), "--mode", "id"]
+    command = [sys.executable, str(EXAMPLES / "finetune.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    shown = subprocess.run(command, env=environment, check=True, **pipes).stdout
+    assert b"\r" not in shown
+    assert b"training: 100% 13/13 [" in shown
+    assert b"Encoding: 100% 400/400 [" in shown
+    assert len(shown.splitlines()) < 20

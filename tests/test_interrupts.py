@@ -1,0 +1,135 @@
+"""Signals end a script with one line, wherever it is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from interrupting import interrupted
+
+from flip_hf.training.script import Interrupted, run_program
+
+SECONDS = 120
+
+
+@pytest.fixture
+def training(workplace, tmp_path):
+    return ["--config", workplace / "config.yaml", "--output_dir", tmp_path / "run"]
+
+
+@pytest.fixture
+def scoring(workplace, ctr_folder, click_rows, tmp_path):
+    pq.write_table(pa.table(click_rows), tmp_path / "rows.parquet")
+    return ["--model", ctr_folder]
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        pytest.param("flip_hf.training.data:open_click_log_file", "SIGINT", marks=pytest.mark.slow),
+        pytest.param("flip_hf.data.vocabulary:FeatureVocabulary.fit", "SIGTERM", marks=pytest.mark.slow),
+        ("flip_hf:FlipProcessor.encode", "SIGHUP"),
+    ],
+)
+def test_training_scripts_before_training(training, tmp_path, place, name):
+    number = signal.Signals[name]
+    script = "pretrain.py" if name == "SIGTERM" else "finetune.py"
+    code, said = interrupted(place, script, training, number)
+    assert (code, said) == (128 + number, f"interrupted by {name}\n")
+
+
+def test_predict(scoring, tmp_path):
+    arguments = [*scoring, "--input", tmp_path / "rows.parquet", "--output", tmp_path / "scores.parquet"]
+    code, said = interrupted("flip_hf:FlipForCTR.forward", "predict.py", arguments, signal.SIGTERM)
+    assert (code, said) == (143, "interrupted by SIGTERM\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"], "nothing half written stays"
+
+
+@pytest.mark.slow
+def test_evaluate(scoring, tmp_path):
+    data = ["--data.test_file", tmp_path / "rows.parquet"]
+    code, said = interrupted("flip_hf:FlipForCTR.forward", "evaluate.py", [*scoring, *data], signal.SIGINT)
+    assert (code, said) == (130, "interrupted by SIGINT\n")
+
+
+# A stage of the demo: says its process id, then what the test asks for.
+CHILD = """
+import os, signal, sys
+from flip_hf.training.script import run_script
+
+def main():
+    with open(sys.argv[1], "w") as file:
+        file.write(str(os.getpid()))
+    signal.pause()
+
+run_script(main) if sys.argv[2] == "speaks" else main()
+"""
+PARENT = """
+import sys
+from flip_hf.training.script import run_program, run_script
+
+run_script(lambda: run_program([sys.executable, *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("child", ["speaks", pytest.param("dies", marks=pytest.mark.slow)])
+def test_a_program_that_a_script_runs_ends_with_it(tmp_path, child):
+    (tmp_path / "child.py").write_text(CHILD)
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "child.py"), str(tmp_path / "pid"), child]
+    # As a terminal does, to all processes of the group.
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        pid = wait_for_pid(tmp_path / "pid")
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=SECONDS)
+    expected = "interrupted by SIGTERM\n" if child == "speaks" else "interrupted by SIGINT\n"
+    assert (process.returncode, said) == (130, expected)
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_script_ends_with_the_program_that_fails(capfd):
+    with pytest.raises(SystemExit) as end:
+        run_program([sys.executable, "-c", "import sys; print('why', file=sys.stderr); sys.exit(75)"])
+    assert (end.value.code, capfd.readouterr().err) == (75, "why\n")
+
+
+def test_jobs_end_when_who_hands_them_out_is_interrupted(tmp_path):
+    (tmp_path / "child.py").write_text(CHILD)
+    program = f"""
+import sys
+from pathlib import Path
+from flip_hf.training.jobs import Job, run_jobs
+from flip_hf.training.script import run_script
+
+folder = Path({str(tmp_path)!r})
+commands = [[str(folder / "child.py"), str(folder / f"pid{{i}}"), "dies"] for i in range(4)]
+jobs = [Job(folder / str(i) / "run.json", command) for i, command in enumerate(commands)]
+run_script(lambda: run_jobs(jobs, 3))
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        pids = [wait_for_pid(tmp_path / f"pid{i}") for i in range(3)]
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert set(pids) <= {child.pid for child in children}
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=SECONDS)
+    assert (process.returncode, said) == (130, "interrupted by SIGINT\n")
+    assert psutil.wait_procs(children, timeout=SECONDS)[1] == []
+
+
+def test_an_interrupt_is_a_keyboard_interrupt():
+    error = Interrupted(signal.SIGTERM)
+    assert isinstance(error, KeyboardInterrupt)
+    assert (error.exit_code, str(error)) == (143, "interrupted by SIGTERM")
+
+
+def wait_for_pid(path):
+    end = time.monotonic() + SECONDS
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < end, f"no {path.name} within {SECONDS} s"
+        time.sleep(0.05)
+    return int(path.read_text())
