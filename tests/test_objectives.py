@@ -449,6 +449,46 @@ def test_features_are_scored_in_single_precision_under_autocast(loss, monkeypatc
     assert seen == [(torch.float32, False)]
 
 
+@pytest.mark.parametrize("num_negatives", [5, 7])
+@pytest.mark.parametrize("loss", ["nce", "sampled_softmax"])
+def test_a_small_field_at_the_end_of_the_table_is_scored_exactly(loss, num_negatives):
+    fields = [FieldConfig("large", num_features=20), FieldConfig("small", num_features=5)]
+    settings = {"objectives": {"mtm": 1.0}, "mtm_loss": loss, "mtm_num_negatives": num_negatives}
+    mtm = build(fields=fields, **settings).objectives["mtm"]
+    mtm.set_feature_counts(torch.arange(27))
+    table, predicted = torch.randn(27, 8), torch.randn(5, 8)
+    targets, places = torch.arange(22, 27), torch.ones(5, dtype=torch.int64)
+    found, expected = (score(predicted, targets, places, lambda ids: table[ids]) for score in (mtm._sampled, mtm._full))
+    torch.testing.assert_close(found, expected)
+    assert found[0].shape == found[1].shape == (5,)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("loss", ["nce", "full_softmax"])
+def test_tensors_are_made_on_the_device_of_the_batch(name, loss):
+    """What is made without saying where is made on a device that holds no values."""
+    model, batch = build(objectives={name: 1.0}, mtm_loss=loss), make_batch()
+    model.set_mlm_tokens(torch.arange(5, 20))
+    objective, given = model.objectives[name], []
+    objective.register_forward_pre_hook(lambda module, arguments: given.extend(arguments))
+    torch.manual_seed(0)
+    expected = model(**batch)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        found = objective(*given)
+        number = objective.num_items(batch["feature_ids"], None)
+    assert found.loss_sum.device.type == number.device.type == "cpu"
+    assert found.loss_sum.item() / found.num_items.item() == pytest.approx(expected.loss.item())
+
+
+def test_what_is_set_goes_where_the_model_is():
+    model = build().to("meta")
+    model.set_mlm_tokens(torch.arange(3))
+    assert model.objectives["mlm"].tokens.device.type == "meta"
+    model.set_feature_counts(torch.ones(int(BOUNDS[-1]), dtype=torch.int64))
+    assert model.objectives["mtm"].cumulative_counts.device.type == "meta"
+
+
 def test_the_total_is_the_weighted_sum():
     model, batch = build(objectives={"mlm": 0.5, "mtm": 2.0, "icl": 3.0}, mtm_loss="full_softmax"), make_batch()
     output = model(**batch)

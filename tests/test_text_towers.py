@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from example_runs import lines, script
+from example_runs import script
 from transformers import AutoConfig, BertConfig, pipeline
 
 from flip_hf import FlipConfig, FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipProcessor
@@ -266,9 +266,10 @@ def test_the_scripts_train_evaluate_and_predict_it(workplace, tmp_path):
     towers = ["--mode", "text", "--model.options.text_towers", '[["user_id"], ["title", "kind"]]']
     script("finetune")([*arguments, *towers])
     assert FlipForCTR.from_pretrained(tmp_path / "model").config.text_towers == [["user_id"], ["title", "kind"]]
-    losses = [line["loss"] for line in lines(tmp_path, "train")]
-    assert losses[-1] < losses[0]
     record = json.loads((tmp_path / "run.json").read_text())
+    # Over 12 seeds 0.790 on average, with a standard deviation of 0.021; at least 0.750. Chance is 0.5, give or take
+    # 0.05. Losses of single batches tell nothing: they start at 0.77 and end at 0.65, give or take 0.08 and 0.02.
+    assert record["result"]["test"]["auc"] > 0.65
     assert record["model"]["text_towers"] == [["user_id"], ["title", "kind"]]
 
     data = ["--data.test_file", str(workplace / "test.parquet")]
