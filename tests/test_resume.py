@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from itertools import chain
 from pathlib import Path
 from unittest.mock import Mock
@@ -22,11 +21,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from example_runs import EXAMPLES, lines, script
+from waiting import PATIENCE, until
 
 from flip_hf import FlipForCTR
 from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler
-from flip_hf.training import loop, state
+from flip_hf.training import loop, signals, state
 from flip_hf.training.checkpoints import Checkpoints, read_facts, replace_folder
 from flip_hf.training.run import MEASURED, Run
 from flip_hf.training.signals import EXIT_STOPPED, Stopped, StopSignals
@@ -48,7 +48,8 @@ def interrupted(monkeypatch):
 
         def and_signal(*args):
             if args[-1] == step:
-                os.kill(os.getpid(), signal.SIGTERM)
+                # To this thread: one that is sent to the process may reach another thread first, and come later.
+                signal.raise_signal(signal.SIGTERM)
             return real(*args)
 
         with monkeypatch.context() as patch:
@@ -449,16 +450,20 @@ def test_a_best_model_whose_replacement_died_is_there_again(workplace, tmp_path,
     assert not list(tmp_path.glob("model.*"))
 
 
-def test_a_second_interrupt_is_an_interrupt():
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+def test_a_second_interrupt_is_an_interrupt(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(signals, "monotonic", lambda: now[0])
+    handlers, passed_on = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], []
     with pytest.raises(KeyboardInterrupt), StopSignals():  # noqa: PT012
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         # What a launcher passes on of the same Ctrl-C.
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1.1)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
+        now[0] += 1.0
+        signal.raise_signal(signal.SIGINT)
+        now[0] += 0.1
+        signal.raise_signal(signal.SIGTERM)
+        passed_on.append(True)
+        signal.raise_signal(signal.SIGINT)
+    assert passed_on
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     entered = []
     thread = threading.Thread(target=lambda: entered.append(StopSignals().__enter__()))
@@ -474,10 +479,9 @@ def test_a_signal_to_all_processes_stops_a_run_with_workers(workplace, tmp_path)
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments, *endless]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "log.jsonl"
-    while process.poll() is None and not (log.exists() and log.stat().st_size):
-        time.sleep(0.1)
+    until(lambda: process.poll() is not None or (log.exists() and log.stat().st_size))
     os.killpg(process.pid, signal.SIGTERM)
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 75, errors
     step = lines(tmp_path, "train")[-1]["step"]
     assert Checkpoints(tmp_path / "checkpoints", 2).last().name == f"step-{step}"
@@ -503,7 +507,7 @@ TWO_PROCESSES = """
             file.write(json.dumps({"step": number, "rows": rows}) + "\\n")
         # One of the two is told; both must stop, at the same step.
         if rank == 1 and number == int(stop_at):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return real(model, optimizer, window, config, run, number)
 
     loop._step = step

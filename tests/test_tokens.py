@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from example_runs import EXAMPLES
+from waiting import PATIENCE
 
 SECRETS = {
     "HF_TOKEN": "hf_" + "CanaryInTheEnvironmentOfTheRunAbcd",
@@ -38,7 +39,7 @@ def environment(tmp_path):
 
 def run(code_or_script, arguments, environment):
     command = [sys.executable, *code_or_script, *arguments]
-    return subprocess.run(command, capture_output=True, env=environment, timeout=300)
+    return subprocess.run(command, capture_output=True, env=environment, timeout=PATIENCE)
 
 
 def holding(folder, secret):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -26,7 +27,7 @@ def torchrun(tmp_path):
             json.dumps({"processes": processes, "report": str(report)} | arguments),
         ]
         # Processes that wait for each other wait for ever.
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr[-9000:]
         return json.loads(report.read_text())
 

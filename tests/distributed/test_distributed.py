@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import ClusterConfig
+from waiting import PATIENCE
 
 from flip_hf import FlipForCTR, FlipForPreTraining
 from flip_hf.backbones import BACKBONES
@@ -137,5 +138,5 @@ def test_accelerate_takes_the_configurations(tmp_path, click_log):
     address = ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
     machines = [*launch, "--config_file", str(CONFIGS / "ddp-multi-node.yaml"), *address]
     started = [subprocess.Popen([*machines, "--machine_rank", str(rank), *program]) for rank in range(2)]
-    assert [machine.wait(timeout=120) for machine in started] == [0, 0]
+    assert [machine.wait(timeout=PATIENCE) for machine in started] == [0, 0]
     assert set(json.loads(report.read_text())) == {"icl", "pretraining", "ctr"}

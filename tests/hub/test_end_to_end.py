@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from hub import clients
 from hub.server import Fault, HubServer
+from waiting import PATIENCE, until
 
 from flip_hf import FlipForCTR, FlipProcessor
 from flip_hf.data.sources import dataset_source
@@ -62,7 +62,7 @@ def run(hub, home, program, name, settings=None, token=None, **environment):
     """A program of `clients` in a new process."""
     command = [sys.executable, "-c", program, name, json.dumps(settings or {}), json.dumps(ROWS)]
     environment = hub.environment(home, token) | environment
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def answer(done):
@@ -78,7 +78,7 @@ def pushed(hub, encoder, tmp_path_factory):
     # Fetched here where it is not yet: the run knows the Hub on loopback only.
     dataset_source("movielens-100k").load()
     command = finetune(hub, home, encoder, folder, "--push-to-hub", NAME)
-    done = subprocess.run(**command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(**command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     processor, model = FlipProcessor.from_pretrained(folder / "model"), FlipForCTR.from_pretrained(folder / "model")
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_revisions(hub, pushed, encoder, tmp_path):
     first = hub.commits(NAME)[0].sha
     flags = ["--push-to-hub", NAME, "--revision", "other", "--training.seed", "1"]
     command = finetune(hub, pushed["home"], encoder, tmp_path / "run", *flags)
-    subprocess.run(**command, check=True, capture_output=True, timeout=300)
+    subprocess.run(**command, check=True, capture_output=True, timeout=PATIENCE)
     assert hub.commits(NAME)[0].sha == first
     pinned = answer(run(hub, tmp_path / "home", clients.LOGITS, NAME, {"revision": first}))
     branch = answer(run(hub, tmp_path / "home", clients.LOGITS, NAME, {"revision": "other"}))
@@ -158,7 +158,7 @@ def test_private(hub, pushed, encoder, tmp_path):
     repo = "org/private"
     # The same run, which has ended: it is only pushed.
     command = finetune(hub, pushed["home"], encoder, pushed["folder"], "--push-to-hub", repo, "--private", "--resume")
-    subprocess.run(**command, check=True, capture_output=True, timeout=300)
+    subprocess.run(**command, check=True, capture_output=True, timeout=PATIENCE)
     assert hub.is_private(repo)
     for token in (None, "hf_stranger"):
         refused = run(hub, tmp_path / "a", clients.LOGITS, repo, token=token)
@@ -172,10 +172,10 @@ def test_private(hub, pushed, encoder, tmp_path):
 def test_finetuning_starts_from_a_model_by_name(hub, pushed, encoder, tmp_path):
     repo = "org/pretrained"
     command = finetune(hub, pushed["home"], encoder, tmp_path / "pre", "--push-to-hub", repo, script="pretrain")
-    subprocess.run(**command, check=True, capture_output=True, timeout=300)
+    subprocess.run(**command, check=True, capture_output=True, timeout=PATIENCE)
     assert "It predicts no clicks yet" in hub.files(repo)["README.md"].decode()
     command = finetune(hub, tmp_path / "home", encoder, tmp_path / "run", "--pretrained", repo)
-    subprocess.run(**command, check=True, capture_output=True, timeout=300)
+    subprocess.run(**command, check=True, capture_output=True, timeout=PATIENCE)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["pretraining"] == json.loads(hub.files(repo)["run.json"])
     assert record["model"]["text_base_model"] == encoder.name
@@ -187,18 +187,16 @@ def test_killed_half_way_and_pushed_again(hub, pushed, encoder):
     repo = "org/killed"
     flags = ["--push-to-hub", repo, "--resume"]
     command = finetune(hub, pushed["home"], encoder, pushed["folder"], *flags)
-    hub.fail("commit", Fault(delay=60))
+    hub.fail("commit", Fault(delay=PATIENCE))
     before = len(hub.requests)
     process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while not any(r.step == "commit" for r in hub.requests[before:]) and time.monotonic() < until:
-        time.sleep(0.05)
+    until(lambda: any(r.step == "commit" for r in hub.requests[before:]))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     hub.mend()
     uploaded = len([r for r in hub.requests[before:] if r.step == "lfs_upload"])
     assert uploaded > 0
-    done = subprocess.run(**command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(**command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert len([r for r in hub.requests[before:] if r.step == "lfs_upload"]) == uploaded, "what was sent stays sent"
     assert len([c for c in hub.commits(repo) if c.message.startswith("Model of the run")]) == 1
@@ -213,7 +211,7 @@ def test_every_better_model_is_pushed_and_a_failing_hub_stops_no_training(hub, p
     command = finetune(hub, pushed["home"], encoder, tmp_path / "run", *flags)
     # A Hub that answers 403 to one push: no further attempt helps.
     hub.fail("commit", Fault(status=403))
-    done = subprocess.run(**command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(**command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert "was not pushed, and training goes on" in done.stderr
     messages = [c.message for c in hub.commits(repo)]
@@ -231,10 +229,10 @@ def test_a_push_that_fails_at_the_end_loses_nothing_and_says_how_to_go_on(hub, p
     command = finetune(hub, pushed["home"], encoder, pushed["folder"], *flags)
     before = {p: p.read_bytes() for p in pushed["folder"].rglob("*") if p.is_file()}
     hub.fail("commit", Fault(status=403))
-    done = subprocess.run(**command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(**command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode != 0
     assert "Nothing is lost" in done.stderr
     assert "--resume true" in done.stderr
     assert {p: p.read_bytes() for p in pushed["folder"].rglob("*") if p.is_file()} == before
-    subprocess.run(**command, check=True, capture_output=True, timeout=300)
+    subprocess.run(**command, check=True, capture_output=True, timeout=PATIENCE)
     assert "model.safetensors" in hub.files(repo)

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from huggingface_hub.utils import get_session
+from waiting import PATIENCE
 
 REPO = "org/model"
 WEIGHTS = bytes(range(256)) * 10
@@ -375,13 +376,13 @@ def test_down_and_up_again(hub, api, tmp_path):
 
 
 def test_stop_ends_what_hangs(hub, api):
-    hub.fail("create", Fault(delay=60))
+    hub.fail("create", Fault(delay=PATIENCE))
     creation = api.run_as_future(api.create_repo, REPO)
     while not hub.requests:
         assert not creation.done()
     hub.stop()
     with pytest.raises(httpx2.RemoteProtocolError):
-        creation.result(timeout=5)
+        creation.result(timeout=PATIENCE)
     hub.start()
     with pytest.raises(RepositoryNotFoundError):
         api.model_info(REPO)
@@ -421,7 +422,7 @@ def test_snapshot_in_a_process_of_its_own(hub, tmp_path, monkeypatch):
     def pull(**more):
         environment = hub.environment(tmp_path, token="hf_reader") | more
         command = [sys.executable, "-c", PULL, REPO, pinned]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout)
 
