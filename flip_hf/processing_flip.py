@@ -18,7 +18,8 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import PROCESSOR_NAME, cached_file
 
 from flip_hf.configuration_flip import FieldConfig, FlipConfig, as_fields, tabular_fields
-from flip_hf.data.files import stream_tables
+from flip_hf.data.csv_files import CSVFormat
+from flip_hf.data.files import is_place, rows_located, shown, stream_tables
 from flip_hf.data.in_threads import in_threads
 from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.ragged import Ragged
@@ -102,17 +103,19 @@ class FlipProcessor(ProcessorMixin):
         label: str | None = None,
         max_length: int | None = None,
         source: str | None = None,
+        csv: CSVFormat | None = None,
     ) -> Self:
         """Learns which values each field has. Fit on training rows only.
 
         Args:
-            dataset: a `datasets.Dataset`, a pandas or Arrow table, a dict of columns, a list of dicts, or the path
-                of a CSV or Parquet file, which is read in a stream.
+            dataset: a `datasets.Dataset`, a pandas or Arrow table, a dict of columns, a list of dicts, or CSV or
+                Parquet files, which are read in a stream: a path, folder, pattern or URL, or a list of these.
             fields: the fields, in the order of the text.
             tokenizer: a fast tokenizer, or the name or folder of one.
             label: name of the label column.
             max_length: most tokens of a row's text; by default what the tokenizer allows, at most 512.
             source: where the rows come from, for error messages; by default the path, where one was given.
+            csv: how CSV files are written.
 
         Raises:
             InputError: a column is missing, a value can't be an id, or there are no rows.
@@ -122,8 +125,8 @@ class FlipProcessor(ProcessorMixin):
             path = resolve_pretrained(str(tokenizer))
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)  # nosec B615
         unfitted = as_fields(fields)
-        if isinstance(dataset, str | Path):
-            source = source or str(dataset)
+        if is_place(dataset):
+            source = source or shown(dataset)
         if not unfitted:
             raise ValueError("a processor needs at least one field: fields=[FieldConfig('user_id'), ...]")
         if label in [f.name for f in unfitted]:
@@ -131,10 +134,10 @@ class FlipProcessor(ProcessorMixin):
 
         if not tabular_fields(unfitted):
             raise ValueError("at least one field must have ids; all of these are of the kind 'text'")
-        vocabulary = FeatureVocabulary.fit(_batches(dataset, unfitted, label, source), unfitted)
+        vocabulary = FeatureVocabulary.fit(_batches(dataset, unfitted, label, source, csv), unfitted)
         return cls(tokenizer, vocabulary, label, max_length or min(tokenizer.model_max_length, _LONGEST_TEXT))
 
-    def extend(self, dataset: Any, source: str | None = None) -> FeatureGrowth:
+    def extend(self, dataset: Any, source: str | None = None, csv: CSVFormat | None = None) -> FeatureGrowth:
         """Gives values that fitting did not see features of their own, behind all features that are there.
 
         Ids that were there before stay what they were. Numbers and hashed values have their buckets already, and do not
@@ -143,6 +146,7 @@ class FlipProcessor(ProcessorMixin):
         Args:
             dataset: rows as in `fit`, without those that the processor was fitted on.
             source: where the rows come from, for error messages.
+            csv: how CSV files are written.
 
         Returns:
             What `model.resize_feature_embeddings` takes.
@@ -150,9 +154,9 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             InputError: as in `fit`.
         """
-        if isinstance(dataset, str | Path):
-            source = source or str(dataset)
-        self.vocabulary = self.vocabulary.extended(_batches(dataset, self.fields, self.label, source))
+        if is_place(dataset):
+            source = source or shown(dataset)
+        self.vocabulary = self.vocabulary.extended(_batches(dataset, self.fields, self.label, source, csv))
         return FeatureGrowth(list(self.fields), self.feature_counts, self._texts_of_grown)
 
     def _texts_of_grown(self) -> Iterator[tuple[FeatureTexts, FeatureTexts]]:
@@ -471,15 +475,17 @@ def _contents(fields: Sequence[FieldConfig]) -> dict[str, Contents]:
 
 
 def _batches(
-    dataset: Any, fields: Sequence[FieldConfig], label: str | None, source: str | None
+    dataset: Any, fields: Sequence[FieldConfig], label: str | None, source: str | None, csv: CSVFormat | None
 ) -> Iterator[dict[str, FieldValues]]:
     """The values of each field, batch by batch."""
+    columns, optional = [f.name for f in fields], [label] if label else []
 
     def read(numbered: tuple[int, pa.Table]) -> dict[str, FieldValues]:
         first_row, table = numbered
         return {f.name: KINDS[f.kind].read(table[f.name], f, first_row, source) for f in fields}
 
-    return in_threads(read, _numbered(_tables(dataset, fields, label)), _num_threads())
+    with rows_located(dataset, columns, optional=optional, csv=csv):
+        yield from in_threads(read, _numbered(_tables(dataset, fields, label, csv)), _num_threads())
 
 
 def _num_threads() -> int:
@@ -493,10 +499,12 @@ def _numbered(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
         first_row += len(table)
 
 
-def _tables(dataset: Any, fields: Sequence[FieldConfig], label: str | None) -> Iterable[pa.Table]:
+def _tables(
+    dataset: Any, fields: Sequence[FieldConfig], label: str | None, csv: CSVFormat | None
+) -> Iterable[pa.Table]:
     columns, optional = [f.name for f in fields], [label] if label else []
-    if isinstance(dataset, str | Path):
-        return stream_tables(dataset, columns, optional=optional, batch_rows=_BATCH_ROWS)
+    if is_place(dataset):
+        return stream_tables(dataset, columns, optional=optional, batch_rows=_BATCH_ROWS, csv=csv)
     if isinstance(dataset, datasets.Dataset):
         batches = dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
         return (to_table(batch, columns, optional=optional) for batch in batches)

@@ -21,19 +21,15 @@ BLOCK_ROWS = 1 << 16
 _HASHED_BYTES = 1 << 24
 
 
-def file_state(path: Path) -> list[Any]:
-    """What changes when the file does, without reading it: a part of the key of what is made of the file."""
-    stat = path.stat()
-    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
-
-
 def plain_strings(table: pa.Table) -> pa.Table:
     """A table without dictionaries, which may differ from one part of a file to the next."""
     kinds = [f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in table.schema]
     return table.cast(pa.schema([f.with_type(kind) for f, kind in zip(table.schema, kinds, strict=True)]))
 
 
-def rows_on_disk(key: Any, tables: Callable[[], Iterable[pa.Table]], source: str) -> Dataset:
+def rows_on_disk(
+    key: Any, tables: Callable[[], Iterable[pa.Table]], source: str, notes: list[str] | None = None
+) -> Dataset:
     """The rows of some tables as a Dataset on disk: memory does not grow with them.
 
     Written once, and opened again as long as `key` is the same.
@@ -42,6 +38,7 @@ def rows_on_disk(key: Any, tables: Callable[[], Iterable[pa.Table]], source: str
         key: all that the rows depend on, as JSON types.
         tables: makes the tables, all of one schema; not called where the rows are there.
         source: where the rows come from, for errors.
+        notes: what making the tables adds to this list is kept with the rows, and added again when they are opened.
 
     Raises:
         InputError: there are no rows.
@@ -49,7 +46,7 @@ def rows_on_disk(key: Any, tables: Callable[[], Iterable[pa.Table]], source: str
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "flip_hf"
     folder.mkdir(parents=True, exist_ok=True)
-    cached = folder / f"{name}.arrow"
+    cached, kept_notes = folder / f"{name}.arrow", folder / f"{name}.json"
     with FileLock(folder / f"{name}.lock"):
         if not cached.exists():
             with contextlib.ExitStack() as cleanup:
@@ -57,7 +54,11 @@ def rows_on_disk(key: Any, tables: Callable[[], Iterable[pa.Table]], source: str
                 cleanup.callback(aside.unlink, missing_ok=True)
                 if _write(tables(), aside) == 0:
                     raise InputError("there are no rows; training and evaluation need some", source=source)
+                if notes:
+                    kept_notes.write_text(json.dumps(notes), encoding="utf-8")
                 os.replace(aside, cached)
+        elif notes is not None and kept_notes.exists():
+            notes += json.loads(kept_notes.read_text(encoding="utf-8"))
     # Files are compared by what they hold, wherever they lie.
     content = hashlib.sha256()
     with pa.memory_map(str(cached)) as file:

@@ -1,19 +1,26 @@
 """The click log of a run, split and with its fields."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from flip_hf.configuration_flip import FieldConfig, as_fields
-from flip_hf.data.arrow_files import BLOCK_ROWS, file_state, rows_on_disk
-from flip_hf.data.files import stream_tables
+from flip_hf.data.arrow_files import BLOCK_ROWS, rows_on_disk
+from flip_hf.data.csv_files import CSVFormat
+from flip_hf.data.files import Place, content_of, names_of, rows_located, shown, stream_tables
 from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import load_splits
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.training.run_config import DataConfig
+
+logger = logging.getLogger(__name__)
+
+# Part of the key of what is kept of files: to be raised when the same files are read otherwise than before.
+_READER = 1
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,8 @@ class ClickLog:
         label: the label column.
         sources: where each split comes from, for error messages.
         facts: what a run's record says of the data.
+        places: the files of each split; empty for a named dataset.
+        csv: how CSV files among them are written.
     """
 
     splits: DatasetDict
@@ -33,6 +42,8 @@ class ClickLog:
     label: str
     sources: dict[str, str]
     facts: dict[str, Any]
+    places: Mapping[str, Place] = field(default_factory=dict)
+    csv: CSVFormat | None = None
 
     def encode(self, processor: FlipProcessor, split: str, *, with_label: bool = True) -> Dataset:
         """A split's rows as `FlipProcessor.encode_dataset` gives them.
@@ -50,7 +61,8 @@ class ClickLog:
             raise ValueError(
                 f"the processor was fitted on {lacking[0]!r} too, and the log's fields are {', '.join(map(repr, own))}"
             )
-        return processor.encode_dataset(self.splits[split], with_label=with_label, source=self.sources[split])
+        with rows_located(self.places.get(split), [*own, self.label], csv=self.csv):
+            return processor.encode_dataset(self.splits[split], with_label=with_label, source=self.sources[split])
 
 
 def load_click_log(config: DataConfig) -> ClickLog:
@@ -77,7 +89,7 @@ def load_click_log(config: DataConfig) -> ClickLog:
             fields = _chosen(config.fields, fields, config.source)
             if lost := set(config.histories) - {f.name for f in fields}:
                 raise ValueError(f"data.fields leaves out {min(lost)!r}, which data.histories asks for")
-        sources = {name: f"{config.source} ({name})" for name in splits}
+        places, sources = {}, {name: f"{config.source} ({name})" for name in splits}
         facts: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
         facts["histories"] = config.histories
         facts["dataset"] = {
@@ -91,15 +103,18 @@ def load_click_log(config: DataConfig) -> ClickLog:
                 "data.histories are those of a named dataset; flip_hf.data.history.add_history makes them for files"
             )
         fields, label = as_fields(config.fields), config.label
-        splits = DatasetDict({name: open_click_log_file(path, fields, label) for name, path in given.items()})
-        sources = {name: str(path) for name, path in given.items()}
-        facts = {"files": [path.name for path in given.values()]}
+        splits = DatasetDict(
+            {name: open_click_log_file(place, fields, label, config.csv) for name, place in given.items()}
+        )
+        sources = {name: shown(place) for name, place in given.items()}
+        facts = {"files": [name for place in given.values() for name in names_of(place)]}
+        places = given
     for name, most in (("train", config.max_train_rows), ("validation", config.max_validation_rows)):
         if most is not None:
             splits[name] = splits[name].select(range(min(most, len(splits[name]))))
     facts["rows"] = {name: len(rows) for name, rows in splits.items()}
     facts["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
-    return ClickLog(splits, fields, label, sources, facts)
+    return ClickLog(splits, fields, label, sources, facts, places, config.csv)
 
 
 def _chosen(
@@ -113,21 +128,31 @@ def _chosen(
     return as_fields([{**own[value["name"]], **value} for value in settings])
 
 
-def open_click_log_file(path: Path, fields: Sequence[FieldConfig], label: str) -> Dataset:
-    """The wanted columns of a CSV or Parquet file as a Dataset on disk: memory does not grow with the file.
+def open_click_log_file(
+    place: Place, fields: Sequence[FieldConfig], label: str, csv: CSVFormat | None = None
+) -> Dataset:
+    """The wanted columns of CSV or Parquet files as a Dataset on disk: memory does not grow with the files.
 
     Written once, as Arrow, into the folder where datasets keeps what it makes of files, and opened again as long as the
-    file stays what it is.
+    files hold the same bytes. To know that, each call reads the files once.
 
     Args:
-        path: the file.
+        place: the files, as `flip_hf.data.files.stream_tables` takes them.
         fields: whose columns are wanted.
         label: the label column.
+        csv: how CSV files are written.
 
     Raises:
-        InputError: the file can't be read, lacks a column, or has no rows.
+        InputError: a file can't be read, lacks a column, or there are no rows.
     """
     columns = [*(f.name for f in fields), label]
-    # Raised here if there is no such file.
-    tables = stream_tables(path, columns, batch_rows=BLOCK_ROWS)
-    return rows_on_disk([*file_state(path), columns], lambda: tables, str(path))
+    key = ["files", _READER, *content_of(place, csv), columns]
+    warnings: list[str] = []
+
+    def tables() -> Iterator[pa.Table]:
+        return stream_tables(place, columns, batch_rows=BLOCK_ROWS, csv=csv, warn=warnings.append)
+
+    rows = rows_on_disk(key, tables, shown(place), warnings)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    return rows

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from flip_hf.configuration_flip import printable
 from flip_hf.data.collators import FlipCTRCollator
-from flip_hf.data.files import stream_tables
+from flip_hf.data.files import rows_located, shown, stream_tables
 from flip_hf.data.sampling import least_sure
 from flip_hf.processing_flip import FlipProcessor, count_fallbacks
 from flip_hf.training.evaluation import click_logits, probabilities
@@ -23,7 +23,7 @@ from flip_hf.training.run_config import PredictRun
 def predict_file(
     model: Any, processor: FlipProcessor, collator: Any, settings: PredictRun, accelerator: Accelerator
 ) -> str:
-    """Scores a CSV or Parquet file chunk by chunk; memory does not grow with the file.
+    """Scores CSV or Parquet files chunk by chunk; memory does not grow with the files.
 
     Writes Parquet with `row` (int64, from 0), `probability` (float32), and with both towers `id_probability` and
     `text_probability`, which is null where the text was not read. The file appears under its name when it is complete.
@@ -55,7 +55,7 @@ def predict_file(
     def score(table: pa.Table, first_row: int) -> tuple[pa.Table, dict[str, np.ndarray]]:
         """The encoded rows of a chunk and their logits; with a budget the ID-based model's first."""
         with_text = mode != "id" and share is None
-        encoded = processor.encode(table, first_row=first_row, with_text=with_text, source=str(settings.input))
+        encoded = processor.encode(table, first_row=first_row, with_text=with_text, source=source)
         batch_size, description = settings.batch_size, f"rows from {first_row}"
         if share is None:
             return encoded, click_logits(model, Dataset(encoded), collator, batch_size, accelerator, description)
@@ -69,6 +69,7 @@ def predict_file(
                 logits[name][chosen] = values
         return encoded, logits
 
+    source = shown(settings.input)
     names = {"logits": "probability"}
     if mode == "joint":
         names |= {"id_logits": "id_probability", "text_logits": "text_probability"}
@@ -83,7 +84,10 @@ def predict_file(
         cleanup.callback(aside.unlink, missing_ok=True)
         # Every process knows all scores; one writes them.
         writer = cleanup.enter_context(pq.ParquetWriter(aside, schema)) if accelerator.is_main_process else None
-        for table in stream_tables(settings.input, columns, optional=optional, batch_rows=settings.chunk_rows):
+        cleanup.enter_context(rows_located(settings.input, columns, optional=optional, csv=settings.csv))
+        for table in stream_tables(
+            settings.input, columns, optional=optional, batch_rows=settings.chunk_rows, csv=settings.csv
+        ):
             if len(table) == 0:
                 continue
             encoded, logits = score(table, num_rows)
@@ -96,6 +100,6 @@ def predict_file(
         if writer is not None:
             writer.close()
             os.replace(aside, settings.output)
-    lines = [f"scored {num_rows} rows of {settings.input} into {settings.output}"]
+    lines = [f"scored {num_rows} rows of {source} into {settings.output}"]
     lines += [f"  {printable(field)}: {number} {kind}" for (field, kind), number in sorted(fallbacks.items())]
     return "\n".join(lines)

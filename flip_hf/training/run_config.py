@@ -6,7 +6,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from flip_hf.data.csv_files import CSVFormat
+from flip_hf.data.files import without_credentials
 from flip_hf.fetch import MINILM
+
+# A file, folder, pattern or URL, or a list of these. The command line tries the types in this order.
+Files = list[str] | str | Path
 
 
 @dataclass
@@ -18,9 +23,11 @@ class DataConfig:
         split: how the named dataset is split 8:1:1, "random" or "time".
         split_seed: seed of the random split.
         histories: histories that the named dataset's rows get, such as `liked_titles`: what their user liked before.
-        train_file: CSV or Parquet file of training rows.
-        validation_file: CSV or Parquet file of validation rows.
-        test_file: CSV or Parquet file of test rows, read once, after training.
+        train_file: CSV or Parquet files of training rows: a file, a folder, a pattern such as `logs/*.csv`, a URL such
+            as `s3://bucket/logs`, or a list of these.
+        validation_file: files of validation rows.
+        test_file: files of test rows, read once, after training.
+        csv: how CSV files are written.
         fields: the fields in the order of the text: column names, or mappings of `FieldConfig`'s settings. Of a named
             dataset all of its own by default, and a mapping replaces some of a field's settings. Beside a pretrained
             model, whose fields these must be, its settings hold.
@@ -33,9 +40,10 @@ class DataConfig:
     split: str = "random"
     split_seed: int = 0
     histories: list[str] = field(default_factory=list)
-    train_file: Path | None = None
-    validation_file: Path | None = None
-    test_file: Path | None = None
+    train_file: Files | None = None
+    validation_file: Files | None = None
+    test_file: Files | None = None
+    csv: CSVFormat = field(default_factory=CSVFormat)
     fields: list[str | dict[str, Any]] = field(default_factory=list)
     label: str = "label"
     max_train_rows: int | None = None
@@ -254,7 +262,7 @@ class PredictRun:
 
     Args:
         model: folder or repository of the model.
-        input: CSV or Parquet file with the fields' columns.
+        input: CSV or Parquet files with the fields' columns: a file, a folder, a pattern, a URL, or a list of these.
         output: Parquet file to write: the input's row numbers and click probabilities.
         mode: score with both towers or with one; by default as the model was saved.
         text_budget: share of the rows whose text is read, those that the ID-based model of both towers is least sure
@@ -262,16 +270,18 @@ class PredictRun:
         batch_size: rows of a batch.
         chunk_rows: rows held in memory at a time.
         precision: as in training.
+        csv: how CSV files are written.
     """
 
     model: str
-    input: Path
+    input: Files
     output: Path
     mode: Literal["joint", "id", "text"] | None = None
     text_budget: float | None = None
     batch_size: int = 512
     chunk_rows: int = 8192
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    csv: CSVFormat = field(default_factory=CSVFormat)
 
 
 RunConfig = TypeVar("RunConfig", PretrainRun, FinetuneRun, EvaluateRun, PredictRun)
@@ -315,11 +325,13 @@ def _spelled_out(arguments: Sequence[str], switches: Container[str]) -> list[str
 
 
 def as_plain(run: Any) -> dict[str, Any]:
-    """A run's settings as plain JSON types."""
+    """A run's settings as plain JSON types, without credentials that URLs may hold."""
     return {name: _plain(value) for name, value in asdict(run).items()}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(v) for name, v in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return without_credentials(str(value)) if isinstance(value, str | Path) else value
