@@ -197,9 +197,9 @@ class _Reader:
                     continue
                 if not has_header:
                     data = data.lstrip(b"\r\n")
-                    end = self._header_end(data, is_last=False)
+                    end, line = self._first_row(data, is_last=False)
                     if end:
-                        yield data[:end]
+                        yield line
                         data, has_header = data[end:], True
                 if has_header:
                     end, block = self._rows(data, is_last=False)
@@ -217,8 +217,8 @@ class _Reader:
                 if not rest:
                     message = "the file is empty; its first line must name the columns"
                     raise InputError(message, source=self._source)
-                end = self._header_end(rest, is_last=True)
-                yield rest[:end]
+                end, line = self._first_row(rest, is_last=True)
+                yield line
                 rest = rest[end:]
             if rest:
                 yield self._rows(rest, is_last=True)[1]
@@ -231,7 +231,7 @@ class _Reader:
         options: dict[str, Any] = {"delimiter": self._delimiter, "strict": True}
         if not self._quote:
             options |= {"quoting": csv.QUOTE_NONE, "escapechar": self._escape or None}
-        text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        text = line.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
         try:
             names = next(csv.reader([text], **options))
         except csv.Error as error:
@@ -309,15 +309,16 @@ class _Reader:
         message = f"not readable as CSV ({text}); write or fetch the file again"
         return InputError(message, source=self._source, row=number)
 
-    def _header_end(self, data: bytes, *, is_last: bool) -> int:
-        """Where the first row ends; 0 if more bytes are needed to know."""
+    def _first_row(self, data: bytes, *, is_last: bool) -> tuple[int, bytes]:
+        """Where the first row ends, and the row as `_rows` has it; 0 if more bytes are needed to know."""
         end = 0
         for _ in range(_MOST_HEADER_LINES):
             end = data.find(b"\n", end) + 1
             if end == 0:
-                return self._rows(data, is_last=True)[0] if is_last else 0
-            if self._rows(data[:end], is_last=False)[0]:
-                return end
+                return self._rows(data, is_last=True) if is_last else (0, b"")
+            size, row = self._rows(data[:end], is_last=False)
+            if size:
+                return size, row
         message = f"a quote in the header is not closed within {_MOST_HEADER_LINES} lines; mend the header"
         raise InputError(message, source=self._source)
 
