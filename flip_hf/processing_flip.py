@@ -19,8 +19,10 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import PROCESSOR_NAME, cached_file
 
 from flip_hf.configuration_flip import FieldConfig, FlipConfig, as_fields, tabular_fields
+from flip_hf.data.arrow_files import open_files
+from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.fallbacks import FallbackReport
-from flip_hf.data.files import stream_tables
+from flip_hf.data.files import is_place, rows_located, shown, stream_tables
 from flip_hf.data.in_threads import in_threads
 from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.ragged import Ragged
@@ -109,17 +111,19 @@ class FlipProcessor(ProcessorMixin):
         label: str | None = None,
         max_length: int | None = None,
         source: str | None = None,
+        csv: CSVFormat | None = None,
     ) -> Self:
         """Learns which values each field has. Fit on training rows only.
 
         Args:
-            dataset: rows in any form that `encode` takes; a `datasets.IterableDataset` or the path of a CSV or Parquet
-                file, which are read in a stream.
+            dataset: rows in any form that `encode` takes; a `datasets.IterableDataset`; or CSV or Parquet files: a
+                path, folder, pattern or URL, or a list of these. The last two are read in a stream.
             fields: the fields, in the order of the text.
             tokenizer: a fast tokenizer, or the name or folder of one.
             label: name of the label column.
             max_length: most tokens of a row's text; by default what the tokenizer allows, at most 512.
             source: where the rows come from, for error messages; by default the path, where one was given.
+            csv: how CSV files are written.
 
         Raises:
             InputError: a column is missing, a value can't be an id, or there are no rows.
@@ -129,8 +133,8 @@ class FlipProcessor(ProcessorMixin):
             path = resolve_pretrained(str(tokenizer))
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)  # nosec B615
         unfitted = as_fields(fields)
-        if isinstance(dataset, str | Path):
-            source = source or str(dataset)
+        if is_place(dataset):
+            source = source or shown(dataset)
         if not unfitted:
             raise ValueError("a processor needs at least one field: fields=[FieldConfig('user_id'), ...]")
         if label in [f.name for f in unfitted]:
@@ -138,10 +142,10 @@ class FlipProcessor(ProcessorMixin):
 
         if not tabular_fields(unfitted):
             raise ValueError("at least one field must have ids; all of these are of the kind 'text'")
-        vocabulary = FeatureVocabulary.fit(_batches(dataset, unfitted, label, source), unfitted)
+        vocabulary = FeatureVocabulary.fit(_batches(dataset, unfitted, label, source, csv), unfitted)
         return cls(tokenizer, vocabulary, label, max_length or min(tokenizer.model_max_length, _LONGEST_TEXT))
 
-    def extend(self, dataset: Any, source: str | None = None) -> FeatureGrowth:
+    def extend(self, dataset: Any, source: str | None = None, csv: CSVFormat | None = None) -> FeatureGrowth:
         """Gives values that fitting did not see features of their own, behind all features that are there.
 
         Ids that were there before stay what they were. Numbers and hashed values have their buckets already, and do not
@@ -150,6 +154,7 @@ class FlipProcessor(ProcessorMixin):
         Args:
             dataset: rows as in `fit`, without those that the processor was fitted on.
             source: where the rows come from, for error messages.
+            csv: how CSV files are written.
 
         Returns:
             What `model.resize_feature_embeddings` takes.
@@ -157,9 +162,9 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             InputError: as in `fit`.
         """
-        if isinstance(dataset, str | Path):
-            source = source or str(dataset)
-        self.vocabulary = self.vocabulary.extended(_batches(dataset, self.fields, self.label, source))
+        if is_place(dataset):
+            source = source or shown(dataset)
+        self.vocabulary = self.vocabulary.extended(_batches(dataset, self.fields, self.label, source, csv))
         return FeatureGrowth(list(self.fields), self.feature_counts, self._texts_of_grown)
 
     def _texts_of_grown(self) -> Iterator[tuple[FeatureTexts, FeatureTexts]]:
@@ -250,17 +255,25 @@ class FlipProcessor(ProcessorMixin):
             encoded["label"] = pa.array(canonical_labels(table[label], label, first_row=first_row, source=source))
         return pa.table(encoded)
 
-    def encode_dataset(self, dataset: Any, *, with_label: bool | None = None, source: str | None = None) -> Any:
+    def encode_dataset(
+        self,
+        dataset: Any,
+        *,
+        with_label: bool | None = None,
+        source: str | None = None,
+        csv: CSVFormat | None = None,
+    ) -> Any:
         """Encodes a whole dataset in batches; cached by datasets where the dataset lies on disk.
 
         As many threads as torch computes in share the work, at most 8. Logs how often each field fell back, and warns
         where a field is unseen or missing in a far larger share of the rows than in fitting, with an example.
 
         Args:
-            dataset: rows in any form that `encode` takes; a `datasets.IterableDataset`, which stays lazy; or a
-                `datasets.DatasetDict`, each split of which is encoded. Columns that are no field are dropped.
+            dataset: rows in any form that `fit` takes; a `datasets.IterableDataset` stays lazy; of a
+                `datasets.DatasetDict` each split is encoded. Columns that are no field are dropped.
             with_label: whether to read the label column; by default where the processor has a label.
             source: where the rows come from, for error messages.
+            csv: how CSV files are written.
 
         Returns:
             A `datasets.Dataset` of what `encode` returns; of an IterableDataset another, whose rows are numbered in the
@@ -281,6 +294,11 @@ class FlipProcessor(ProcessorMixin):
             return type(dataset)(parts)
         if isinstance(dataset, datasets.IterableDataset):
             return self._encode_stream(dataset, with_label, source)
+        if is_place(dataset):
+            source = source or shown(dataset)
+            columns = [*self._columns, *([self._label_name()] if with_label else [])]
+            with rows_located(dataset, columns, csv=csv):
+                return self.encode_dataset(open_files(dataset, columns, csv=csv), with_label=with_label, source=source)
         if not isinstance(dataset, datasets.Dataset):
             dataset = self.read(dataset, with_label=with_label, source=source)
         if len(dataset) == 0:
@@ -542,15 +560,17 @@ def _contents(fields: Sequence[FieldConfig]) -> dict[str, Contents]:
 
 
 def _batches(
-    dataset: Any, fields: Sequence[FieldConfig], label: str | None, source: str | None
+    dataset: Any, fields: Sequence[FieldConfig], label: str | None, source: str | None, csv: CSVFormat | None
 ) -> Iterator[dict[str, FieldValues]]:
     """The values of each field, batch by batch."""
+    columns, optional = [f.name for f in fields], [label] if label else []
 
     def read(numbered: tuple[int, pa.Table]) -> dict[str, FieldValues]:
         first_row, table = numbered
         return {f.name: KINDS[f.kind].read(table[f.name], f, first_row, source) for f in fields}
 
-    return in_threads(read, _numbered(_tables(dataset, fields, label)), _num_threads())
+    with rows_located(dataset, columns, optional=optional, csv=csv):
+        yield from in_threads(read, _numbered(_tables(dataset, fields, label, csv)), _num_threads())
 
 
 def _num_threads() -> int:
@@ -564,10 +584,12 @@ def _numbered(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
         first_row += len(table)
 
 
-def _tables(dataset: Any, fields: Sequence[FieldConfig], label: str | None) -> Iterable[pa.Table]:
+def _tables(
+    dataset: Any, fields: Sequence[FieldConfig], label: str | None, csv: CSVFormat | None
+) -> Iterable[pa.Table]:
     columns, optional = [f.name for f in fields], [label] if label else []
-    if isinstance(dataset, str | Path):
-        return stream_tables(dataset, columns, optional=optional, batch_rows=_BATCH_ROWS)
+    if is_place(dataset):
+        return stream_tables(dataset, columns, optional=optional, batch_rows=_BATCH_ROWS, csv=csv)
     contents = _contents(fields)
     if isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
         # Without features, Arrow would have to guess each row's types by themselves.

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModel, pipeline
 
 from flip_hf import FieldConfig, FlipForCTR, FlipProcessor
+from flip_hf.data.schema import InputError
 from flip_hf.training.checkpoints import replace_folder
 from flip_hf.training.data import open_click_log_file
 from flip_hf.training.metrics import auc
@@ -227,6 +228,25 @@ def test_predict_of_no_rows_is_an_empty_file(finetuned, tmp_path):
     model = ["--model", str(finetuned / "model"), "--mode", "id"]
     script("predict")([*model, "--input", str(tmp_path / "rows.csv"), "--output", str(output)])
     assert pq.read_table(output).to_pydict() == {"row": [], "probability": []}
+
+
+def test_predict_numbers_rows_through_files_and_names_the_file_of_a_bad_one(finetuned, tmp_path):
+    header, folder = "user_id\ttitle\tkind\tprice\n", tmp_path / "rows"
+    folder.mkdir()
+    (folder / "a.tsv").write_text(header + '1\t"Heat\tdrama\t1\n' * 3)
+    (folder / "b.tsv").write_text(header + "1\tHeat\tdrama\t1\n" * 2)
+    output = tmp_path / "scores.parquet"
+    arguments = ["--model", str(finetuned / "model"), "--input", str(folder), "--output", str(output)]
+    script("predict")([*arguments, "--csv.quote", "false"])
+    assert pq.read_table(output)["row"].to_pylist() == [0, 1, 2, 3, 4]
+    with pytest.raises(InputError, match=rf"^{folder}/a.tsv, field 'title', row 0, .*csv\.quote"):
+        script("predict")(arguments)
+    for name, users in (("a", [1.0, 2.0]), ("b", [3.0, 2.0**53])):
+        (folder / f"{name}.tsv").unlink()
+        columns = {"user_id": users, "title": ["a", "b"], "kind": ["c", "d"], "price": ["1", "1"]}
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    with pytest.raises(InputError, match=rf"^{folder}/b.parquet, field 'user_id', row 1, value 9007199254740992"):
+        script("predict")(arguments)
 
 
 def test_predict_leaves_nothing_behind_a_bad_row(finetuned, tmp_path):

@@ -1,152 +1,447 @@
-"""Files of rows -> Arrow tables with the wanted columns, in a stream."""
+"""Files of rows, wherever they lie -> Arrow tables with the wanted columns, in a stream."""
 
-import csv
-import io
+import contextlib
+import logging
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
+from glob import has_magic
+from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import unquote
 
+import fsspec
 import pyarrow as pa
-import pyarrow.csv as pv
 import pyarrow.parquet as pq
+import xxhash
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import fs as arrow_fs
 
+from flip_hf.data.csv_files import CSVFormat, stream_csv
 from flip_hf.data.schema import InputError
 from flip_hf.data.tables import _wanted
 
-# How much of a CSV file is parsed at a time; a row must fit into it, and Arrow reads some 32 of these ahead.
-_CSV_BLOCK_BYTES = 1 << 22
+logger = logging.getLogger(__name__)
+
+Place = str | Path | Sequence[str | Path]
+"""A file, a folder of files, a pattern such as `logs/*.csv`, a URL of any of these that fsspec opens, or a list."""
+
+# What Hive, Spark and pandas name the folder of a missing value.
+_NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_HASHED_BYTES = 1 << 22
+_LOCATED_ROWS = 1 << 16
+
+_URL = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<rest>[^\s'\",\]]+)")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of rows.
+
+    Attributes:
+        filesystem: where it lies.
+        path: its path there.
+        name: its name for people, without credentials.
+        partitions: columns that folders of the form `day=2024-01-01` hold, as strings.
+    """
+
+    filesystem: arrow_fs.FileSystem
+    path: str
+    name: str
+    partitions: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def ending(self) -> str | None:
+        """What its name ends in, out of `READERS`."""
+        # The query of a URL belongs to no name.
+        name = (self.path.split("?")[0] if "://" in self.path else self.path).lower()
+        return next((ending for ending in READERS if name.endswith(ending)), None)
+
+
+def is_place(rows: Any) -> bool:
+    """Whether rows are given by the names of files: a string, a Path, or a list of these."""
+    if isinstance(rows, list | tuple):
+        return bool(rows) and all(isinstance(row, str | Path) for row in rows)
+    return isinstance(rows, str | Path)
+
+
+def _entries(place: Place) -> list[str | Path]:
+    return [place] if isinstance(place, str | Path) else list(place)
+
+
+def shown(place: Place) -> str:
+    """The name of a place for people: without credentials that a URL may hold."""
+    return ", ".join(without_credentials(str(entry)) for entry in _entries(place))
+
+
+def names_of(place: Place) -> list[str]:
+    """The last parts of a place's names, for a record that others may read."""
+    return [PurePath(shown(entry)).name for entry in _entries(place)]
+
+
+def without_credentials(text: str) -> str:
+    """A text without the users, passwords and queries of its URLs."""
+    return _URL.sub(lambda url: url["scheme"] + _without_query(_without_user(url["rest"]), url["scheme"]), text)
+
+
+def _without_user(rest: str) -> str:
+    authority, slash, path = rest.partition("/")
+    return authority.rpartition("@")[2] + slash + path
+
+
+def _without_query(rest: str, scheme: str) -> str:
+    head, _, query = rest.partition("?")
+    # Elsewhere a question mark may stand for any character.
+    return head if scheme.startswith("http") or "=" in query.partition("/")[0] else rest
+
+
+def find_files(place: Place) -> list[DataFile]:
+    """The files of a place, in the order in which their rows are read: of each entry, sorted by path.
+
+    Files and folders whose names begin with `.` or `_` are passed over in folders and patterns, such as Spark's
+    `_SUCCESS`.
+
+    Raises:
+        InputError: there is no file, or one whose name does not say how to read it.
+    """
+    entries = _entries(place)
+    if not entries:
+        raise InputError("the list of files is empty; name at least one file")
+    files = [file for entry in entries for file in _files_of(str(entry))]
+    for file in files:
+        if file.ending is None:
+            message = f"can't tell how to read it; a file's name ends in {', '.join(READERS)}"
+            raise InputError(message, source=file.name)
+    counts = Counter((file.filesystem.type_name, file.path) for file in files)
+    for file in files:
+        if counts[file.filesystem.type_name, file.path] > 1:
+            raise InputError("the file is named twice, so its rows would count twice; name it once", source=file.name)
+    return files
+
+
+def local_files(place: Place) -> list[Path]:
+    """Those files of a place that lie on this machine; none where it can't be read, which its reader says."""
+    with contextlib.suppress(InputError):
+        entries = [entry for entry in _entries(place) if not _is_url(str(entry))]
+        return [Path(file.path) for file in find_files(entries)] if entries else []
+    return []
+
+
+def _files_of(entry: str) -> list[DataFile]:
+    name = shown(entry)
+    if not entry:
+        raise InputError("the name of a file is empty; name a file or a folder")
+    try:
+        filesystem, path = fsspec.core.url_to_fs(entry) if _is_url(entry) else (LocalFileSystem(), entry)
+    # A protocol that is not known, or whose package is not installed.
+    except (ValueError, ImportError) as error:
+        raise InputError(f"can't be opened: {without_credentials(str(error))}", source=name) from error
+    path = filesystem._strip_protocol(path)
+    is_local = isinstance(filesystem, LocalFileSystem)
+    opener = arrow_fs.LocalFileSystem() if is_local else arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(filesystem))
+    with _errors_of(filesystem, name):
+        kind, reason = _kind(filesystem, path)
+        if kind == "file":
+            return [DataFile(opener, path, name)]
+        if kind == "directory":
+            base, found = path.rstrip("/"), filesystem.find(path)
+        elif has_magic(_without_query(path, path)):
+            # What stands before the first pattern.
+            base = path[: re.search(r"[*?[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
+            found = [inner for match in filesystem.glob(path) for inner in filesystem.find(match)]
+        else:
+            message = f"can't be opened ({without_credentials(reason)})" if reason else "there is no such file"
+            raise InputError(message, source=name)
+    files = []
+    for inner in sorted(set(found)):
+        parts = inner.removeprefix(base).strip("/").split("/")
+        if any(_is_hidden(part) for part in parts):
+            continue
+        shown_name = (
+            f"{name.rstrip('/')}/{'/'.join(parts)}" if kind == "directory" else _name_of(filesystem, inner, entry)
+        )
+        files.append(DataFile(opener, inner, shown_name, _partitions(parts[:-1])))
+    if not files:
+        message = "the folder holds no files" if kind == "directory" else "no file matches the pattern"
+        raise InputError(f"{message}; names that begin with '.' or '_' are passed over", source=name)
+    return files
+
+
+def _is_url(entry: str) -> bool:
+    return "://" in entry or "::" in entry
+
+
+def _kind(filesystem: Any, path: str) -> tuple[str | None, str]:
+    """Whether a "file" or a "directory" lies there; if neither, what the server says."""
+    try:
+        return filesystem.info(path)["type"], ""
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        return None, f"{type(cause).__name__}: {cause}" if cause else ""
+
+
+def _name_of(filesystem: Any, path: str, entry: str) -> str:
+    if isinstance(filesystem, LocalFileSystem):
+        return path if os.path.isabs(entry) else os.path.relpath(path)
+    return shown(filesystem.unstrip_protocol(path))
+
+
+def _is_hidden(part: str) -> bool:
+    # As Spark has it: a partition's column may have a name like that.
+    return part.startswith(".") or (part.startswith("_") and "=" not in part)
+
+
+def _partitions(folders: Sequence[str]) -> dict[str, str | None]:
+    pairs = [folder.partition("=") for folder in folders if "=" in folder]
+    return {unquote(key): None if value == _NO_PARTITION else unquote(value) for key, _, value in pairs}
+
+
+@contextlib.contextmanager
+def _errors_of(filesystem: Any, name: str) -> Iterator[None]:
+    """Context manager that names the file in errors of the file system that holds it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError("there is no such file", source=name) from error
+    except Exception as error:
+        # Each remote file system raises errors of its own types.
+        is_local = isinstance(filesystem, LocalFileSystem | arrow_fs.LocalFileSystem)
+        if is_local and not isinstance(error, OSError | ValueError):
+            raise
+        message = without_credentials(f"{type(error).__name__}: {error}")
+        raise InputError(f"can't be read ({message}); check the address and your access", source=name) from error
+
+
+_Choose = Callable[[Sequence[str]], Sequence[str]]
+_Warn = Callable[[str], object]
+_Reader = Callable[[DataFile, CSVFormat, _Choose, int, _Warn], Iterator[pa.Table]]
 
 
 def _stream_csv(
-    path: Path, columns: Sequence[str], optional: Sequence[str], batch_rows: int, *, delimiter: str
+    file: DataFile,
+    form: CSVFormat,
+    choose: _Choose,
+    batch_rows: int,
+    warn: _Warn,
+    *,
+    delimiter: str,
+    compression: str | None,
 ) -> Iterator[pa.Table]:
-    source = str(path)
-    compression = "gzip" if path.name.lower().endswith(".gz") else None
-    names: list[str] = []
-    try:
-        with pa.input_stream(source, compression=compression) as stream:
-            names, is_empty = _csv_header(stream, delimiter, source)
-        wanted = _wanted(names, columns, optional, source)
-        if is_empty:
-            yield pa.schema([(name, pa.string()) for name in wanted]).empty_table()
-            return
-        with (
-            pa.input_stream(source, compression=compression) as stream,
-            pv.open_csv(
-                stream,
-                # With several threads Arrow's errors do not say the row.
-                read_options=pv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES),
-                parse_options=pv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=pv.ConvertOptions(
-                    include_columns=wanted,
-                    column_types=dict.fromkeys(wanted, pa.string()),
-                    strings_can_be_null=False,
-                ),
-            ) as reader,
-        ):
-            for batch in reader:
-                for start in range(0, batch.num_rows, batch_rows):
-                    yield pa.Table.from_batches([batch.slice(start, batch_rows)])
-    except (pa.ArrowException, OSError, csv.Error) as error:
-        raise _csv_error(str(error), source, names) from error
+    with file.filesystem.open_input_stream(file.path, compression=compression) as stream:
+        yield from stream_csv(stream, file.name, form, delimiter, choose, batch_rows, warn)
 
 
-def _csv_header(stream: Any, delimiter: str, source: str) -> tuple[list[str], bool]:
-    """The columns' names, and whether no row follows. Arrow stops at a header that no line break ends."""
-    lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    names = next((row for row in csv.reader(lines, delimiter=delimiter) if row), None)
-    if names is None:
-        raise InputError("the file is empty; its first line must name the columns", source=source)
-    for name in names:
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError as error:
-            value = name.encode("utf-8", "surrogateescape")
-            raise InputError(
-                "the header is not UTF-8; convert the file to UTF-8", source=source, value=value
-            ) from error
-    return names, not any(line.strip("\r\n") for line in lines)
-
-
-def _csv_error(text: str, source: str, names: Sequence[str]) -> InputError:
-    row = re.search(r"Row #(\d+)", text)
-    # Arrow counts rows from 1 and the header as one, over the whole file.
-    number = int(row.group(1)) - 2 if row else None
-    if ragged := re.search(r"Expected (\d+) columns, got (\d+): (.*)", text, re.DOTALL):
-        expected, got, value = ragged.groups()
-        message = f"the row has {got} values and the header {expected}; mend the row, or quote what holds a delimiter"
-        return InputError(message, source=source, row=number, value=value)
-    if "UTF8" in text:
-        column = re.search(r"CSV column #(\d+)", text)
-        field = names[int(column.group(1))] if column else None
-        return InputError("not UTF-8; convert the file to UTF-8", source=source, field=field, row=number)
-    if "straddling" in text:
-        size = f"{_CSV_BLOCK_BYTES >> 20} MiB"
-        return InputError(f"a row is longer than {size}, or a quote is never closed; mend the file", source=source)
-    return InputError(f"not a readable CSV file ({text}); write or fetch it again", source=source, row=number)
-
-
-def _stream_parquet(path: Path, columns: Sequence[str], optional: Sequence[str], batch_rows: int) -> Iterator[pa.Table]:
+def _stream_parquet(
+    file: DataFile, form: CSVFormat, choose: _Choose, batch_rows: int, warn: _Warn
+) -> Iterator[pa.Table]:
     rows_read = 0
     try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            wanted = _wanted(schema.names, columns, optional, str(path))
-            for batch in file.iter_batches(batch_rows, columns=wanted):
+        with pq.ParquetFile(file.path, filesystem=file.filesystem) as opened:
+            schema = opened.schema_arrow
+            wanted = choose(schema.names)
+            for batch in opened.iter_batches(batch_rows, columns=wanted):
                 yield pa.Table.from_batches([batch]).select(wanted)
                 rows_read += batch.num_rows
             if rows_read == 0:
                 yield schema.empty_table().select(wanted)
     except (pa.ArrowException, OSError) as error:
         message = f"not readable as Parquet from row {rows_read} on ({error}); write or fetch the file again"
-        raise InputError(message, source=str(path)) from error
+        raise InputError(message, source=file.name) from error
 
 
-_Reader = Callable[[Path, Sequence[str], Sequence[str], int], Iterator[pa.Table]]
-_read_commas: _Reader = partial(_stream_csv, delimiter=",")
-_read_tabs: _Reader = partial(_stream_csv, delimiter="\t")
+_COMPRESSIONS = {"": None, ".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 READERS: dict[str, _Reader] = {
-    ".csv": _read_commas,
-    ".csv.gz": _read_commas,
-    ".tsv": _read_tabs,
-    ".tsv.gz": _read_tabs,
     ".parquet": _stream_parquet,
+    **{
+        f"{ending}{suffix}": partial(_stream_csv, delimiter=delimiter, compression=compression)
+        for ending, delimiter in ((".csv", ","), (".tsv", "\t"))
+        for suffix, compression in _COMPRESSIONS.items()
+    },
 }
 """What a file's name ends in -> what reads such a file."""
 
 
 def stream_tables(
-    path: str | Path, columns: Sequence[str], *, optional: Sequence[str] = (), batch_rows: int = 8192
+    place: Place,
+    columns: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    batch_rows: int = 8192,
+    csv: CSVFormat | None = None,
+    warn: Callable[[str], object] = logger.warning,
 ) -> Iterator[pa.Table]:
-    """The wanted columns of a file's rows, in tables of at most `batch_rows` rows; memory does not grow with the file.
+    """The wanted columns of all rows of a place, in tables of at most `batch_rows` rows; memory stays the same.
 
-    All values of a CSV file are read as strings: `007` stays as it is, and only what is empty is missing. Empty lines
-    are passed over. A file without rows gives one table without rows. In errors, rows are counted from 0, without the
-    header and over the whole file.
+    All values of a CSV file are read as strings: `007` stays as it is. Empty lines are passed over. Folders named
+    `day=2024-01-01` (Hive partitions) below a folder or a pattern give each file a column of strings, here `day`. A
+    place without rows gives one table without rows. In errors, rows are counted from 0 in their file, without the
+    header.
 
     Args:
-        path: a file whose name ends in one of `READERS`; a CSV file is UTF-8 and its first line names the columns.
+        place: a file whose name ends in one of `READERS`, a folder of such files, a pattern, a URL, or a list. A CSV
+            file is UTF-8, and its first line names the columns.
         columns: names of the columns that must be there, in the order of the result.
         optional: names of columns that are taken where they are there.
         batch_rows: most rows of a table.
+        csv: how CSV files are written.
+        warn: is called with what the user should know of a file, once the file is read.
 
     Raises:
         InputError: there is no such file, it can't be read as what its name says, a column is missing or there twice,
-            a row is too short or too long, or bytes are not UTF-8. The first two are raised at once, the others when
-            the tables are asked for.
+            files have different columns, a row is too short or too long, a quote can be read in two ways, or bytes are
+            not UTF-8. A place without files is an error at once, the others are raised when the tables are asked for.
     """
-    path = Path(path)
-    reader = next((READERS[ending] for ending in READERS if path.name.lower().endswith(ending)), None)
-    if reader is None:
-        raise InputError(f"can't tell how to read it; a file's name ends in {', '.join(READERS)}", source=str(path))
-    if not path.is_file():
-        raise InputError("there is no such file", source=str(path))
-    return reader(path, columns, optional, batch_rows)
+    found = _stream(find_files(place), columns, optional, batch_rows, csv or CSVFormat(), warn)
+    return (table for _, _, table in found)
 
 
-def read_table(path: str | Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> pa.Table:
-    """The wanted columns of all rows of a file; arguments and errors as in `stream_tables`."""
-    return pa.concat_tables(stream_tables(path, columns, optional=optional))
+def _stream(
+    files: Sequence[DataFile],
+    columns: Sequence[str],
+    optional: Sequence[str],
+    batch_rows: int,
+    form: CSVFormat,
+    warn: _Warn,
+) -> Iterator[tuple[str, int, pa.Table]]:
+    """The tables, each with its file's name and the number of its first row in that file."""
+    same = _SameColumns(files, columns, optional)
+    without_rows: tuple[str, int, pa.Table] | None = None
+    has_rows = False
+    for file in files:
+        reader = READERS[str(file.ending)]
+        first_row = 0
+        with _errors_of(file.filesystem, file.name):
+            for table in reader(file, form, partial(same.choose, file), batch_rows, warn):
+                found = file.name, first_row, same.completed(file, table)
+                if len(table):
+                    has_rows = True
+                    yield found
+                elif without_rows is None:
+                    without_rows = found
+                first_row += len(table)
+    if not has_rows and without_rows is not None:
+        yield without_rows
+
+
+class _SameColumns:
+    """Takes the wanted columns of each file, and makes sure that all files have the same."""
+
+    def __init__(self, files: Sequence[DataFile], columns: Sequence[str], optional: Sequence[str]) -> None:
+        self._files = files
+        self._columns, self._optional = columns, optional
+        self._names: set[str] = set()
+        self._wanted: list[str] = []
+        self._types: dict[str, pa.DataType] = {}
+
+    def choose(self, file: DataFile, names: Sequence[str]) -> list[str]:
+        """The columns to read from a file, given the names of all that it has."""
+        if both := sorted({*names} & {*file.partitions}):
+            message = "the column is in the file and in the name of its folder; drop one of them"
+            raise InputError(message, source=file.name, field=both[0])
+        all_names = [*names, *file.partitions]
+        first = self._files[0]
+        if file is not first and (different := sorted({*all_names} ^ self._names)):
+            has, lacks = ("this file", first.name) if different[0] in all_names else (first.name, "this file")
+            message = f"{has} has this column and {lacks} lacks it; give all files the same columns"
+            raise InputError(message, source=file.name, field=different[0])
+        self._names = {*all_names}
+        self._wanted = _wanted(all_names, self._columns, self._optional, file.name)
+        # Rows are counted by a column, also if only folders' names are wanted.
+        return [name for name in self._wanted if name not in file.partitions] or list(names[:1])
+
+    def completed(self, file: DataFile, table: pa.Table) -> pa.Table:
+        """The wanted columns in their order, with those that the folders' names hold, and of the first file's types."""
+        for name, value in file.partitions.items():
+            table = table.append_column(name, pa.array([value] * len(table), pa.string()))
+        table = table.select(self._wanted)
+        for i, column in enumerate(table.schema):
+            kind = self._types.setdefault(column.name, column.type)
+            if pa.types.is_null(kind):
+                # A file of missing values alone does not know what they would be.
+                kind = self._types[column.name] = self._type_elsewhere(column.name)
+            if pa.types.is_null(column.type):
+                table = table.set_column(i, column.name, table.column(i).cast(kind))
+            elif _plain(kind) != _plain(column.type):
+                message = (
+                    f"the column is of type {column.type} here and of type {kind} in {self._files[0].name}; write all "
+                    "files with the same types"
+                )
+                raise InputError(message, source=file.name, field=column.name)
+        return table
+
+    def _type_elsewhere(self, name: str) -> pa.DataType:
+        schemas = (
+            pq.read_schema(file.path, filesystem=file.filesystem) for file in self._files if file.ending == ".parquet"
+        )
+        kinds = (schema.field(name).type for schema in schemas if name in schema.names)
+        return next((_plain(kind) for kind in kinds if not pa.types.is_null(kind)), pa.null())
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def read_table(
+    place: Place, columns: Sequence[str], *, optional: Sequence[str] = (), csv: CSVFormat | None = None
+) -> pa.Table:
+    """The wanted columns of all rows of a place; arguments and errors as in `stream_tables`."""
+    return pa.concat_tables(stream_tables(place, columns, optional=optional, csv=csv))
+
+
+@contextlib.contextmanager
+def rows_located(
+    place: Any, columns: Sequence[str], *, optional: Sequence[str] = (), csv: CSVFormat | None = None
+) -> Iterator[None]:
+    """Context manager that names the file, and the row in it, in errors over the rows of several files.
+
+    Args:
+        place: what `stream_tables` read; anything else changes no error.
+        columns: as `stream_tables` got them.
+        optional: the same.
+        csv: the same.
+    """
+    try:
+        yield
+    except InputError as error:
+        if error.row is None or not is_place(place) or error.source != shown(place):
+            raise
+        rows_before = 0
+        files = find_files(place)
+        # What there is to warn of was said when the rows were read first.
+        found = _stream(files, columns, optional, _LOCATED_ROWS, csv or CSVFormat(), warn=lambda message: None)
+        for name, first_row, table in found:
+            if error.row < rows_before + len(table):
+                row = first_row + error.row - rows_before
+                raise InputError(error.message, source=name, field=error.field, row=row, value=error.value) from error
+            rows_before += len(table)
+        raise
+
+
+def content_of(place: Place, csv: CSVFormat | None = None) -> list[Any]:
+    """What the rows of a place depend on, as JSON types: the files' bytes, how they are read, and their folders' names.
+
+    Reads the whole of each file: a file may change without a change of its size or time.
+    """
+    return [asdict(csv or CSVFormat()), *([_hash(file), file.ending, file.partitions] for file in find_files(place))]
+
+
+def content_hash(path: Path) -> str:
+    """The hash of what a file on this machine holds, by which a changed file is known."""
+    return _hash(DataFile(arrow_fs.LocalFileSystem(), str(path), str(path)))
+
+
+def _hash(file: DataFile) -> str:
+    content = xxhash.xxh3_128()
+    with (
+        _errors_of(file.filesystem, file.name),
+        file.filesystem.open_input_stream(file.path, compression=None) as stream,
+    ):
+        while chunk := stream.read(_HASHED_BYTES):
+            content.update(chunk)
+    return content.hexdigest()

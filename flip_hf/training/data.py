@@ -1,15 +1,15 @@
 """The click log of a run, split and with its fields."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 
 from flip_hf.configuration_flip import FieldConfig, as_fields
-from flip_hf.data.arrow_files import BLOCK_ROWS, file_state, rows_on_disk
-from flip_hf.data.files import stream_tables
+from flip_hf.data.arrow_files import open_files
+from flip_hf.data.csv_files import CSVFormat
+from flip_hf.data.files import Place, names_of, rows_located, shown
 from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import load_splits
 from flip_hf.processing_flip import FlipProcessor
@@ -26,6 +26,8 @@ class ClickLog:
         label: the label column; None if training rows for pretraining have none.
         sources: where each split comes from, for error messages.
         facts: what a run's record says of the data.
+        places: the files of each split; empty for a named dataset.
+        csv: how CSV files among them are written.
     """
 
     splits: DatasetDict
@@ -33,6 +35,8 @@ class ClickLog:
     label: str | None
     sources: dict[str, str]
     facts: dict[str, Any]
+    places: Mapping[str, Place] = field(default_factory=dict)
+    csv: CSVFormat | None = None
 
     def encode(self, processor: FlipProcessor, split: str, *, with_label: bool = True) -> Dataset:
         """A split's rows as `FlipProcessor.encode_dataset` gives them.
@@ -50,7 +54,8 @@ class ClickLog:
             raise ValueError(
                 f"the processor was fitted on {lacking[0]!r} too, and the log's fields are {', '.join(map(repr, own))}"
             )
-        return processor.encode_dataset(self.splits[split], with_label=with_label, source=self.sources[split])
+        with rows_located(self.places.get(split), own, optional=[self.label] if self.label else [], csv=self.csv):
+            return processor.encode_dataset(self.splits[split], with_label=with_label, source=self.sources[split])
 
 
 def load_click_log(
@@ -88,7 +93,7 @@ def load_click_log(
             fields = _chosen(config.fields, fields, config.source)
             if lost := set(config.histories) - {f.name for f in fields}:
                 raise ValueError(f"data.fields leaves out {min(lost)!r}, which data.histories asks for")
-        sources = {name: f"{config.source} ({name})" for name in splits}
+        places, sources = {}, {name: f"{config.source} ({name})" for name in splits}
         facts: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
         facts["histories"] = config.histories
         facts["dataset"] = {
@@ -109,18 +114,22 @@ def load_click_log(
         label = config.label or (processor.label if processor else None) or LABEL
         check_label(label, [f.name for f in fields])
         splits = DatasetDict(
-            {name: open_click_log_file(path, fields, label, needs_label) for name, path in given.items()}
+            {
+                name: open_click_log_file(place, fields, label, config.csv, needs_label=needs_label)
+                for name, place in given.items()
+            }
         )
         if label not in next(iter(splits.values())).column_names:
             label = None
-        sources = {name: str(path) for name, path in given.items()}
-        facts = {"files": [path.name for path in given.values()]}
+        sources = {name: shown(place) for name, place in given.items()}
+        facts = {"files": [name for place in given.values() for name in names_of(place)]}
+        places = given
     for name, most in (("train", config.max_train_rows), ("validation", config.max_validation_rows)):
         if most is not None and name in splits:
             splits[name] = splits[name].select(range(min(most, len(splits[name]))))
     facts["rows"] = {name: len(rows) for name, rows in splits.items()}
     facts["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
-    return ClickLog(splits, fields, label, sources, facts)
+    return ClickLog(splits, fields, label, sources, facts, places, config.csv)
 
 
 def _chosen(
@@ -134,23 +143,21 @@ def _chosen(
     return as_fields([{**own[value["name"]], **value} for value in settings])
 
 
-def open_click_log_file(path: Path, fields: Sequence[FieldConfig], label: str, needs_label: bool = True) -> Dataset:
-    """The wanted columns of a CSV or Parquet file as a Dataset on disk: memory does not grow with the file.
-
-    Written once, as Arrow, into the folder where datasets keeps what it makes of files, and opened again as long as the
-    file stays what it is.
+def open_click_log_file(
+    place: Place, fields: Sequence[FieldConfig], label: str, csv: CSVFormat | None = None, *, needs_label: bool = True
+) -> Dataset:
+    """The columns of a click log's files as a Dataset on disk (`flip_hf.data.arrow_files.open_files`).
 
     Args:
-        path: the file.
+        place: the files, as `flip_hf.data.files.stream_tables` takes them.
         fields: whose columns are wanted.
         label: the label column.
+        csv: how CSV files are written.
         needs_label: whether it must be there; otherwise it is read if it is there.
 
     Raises:
-        InputError: the file can't be read, lacks a column, or has no rows.
+        InputError: a file can't be read, lacks a column, or there are no rows.
     """
     names = [f.name for f in fields]
     columns, optional = ([*names, label], []) if needs_label else (names, [label])
-    # Raised here if there is no such file.
-    tables = stream_tables(path, columns, optional=optional, batch_rows=BLOCK_ROWS)
-    return rows_on_disk([*file_state(path), columns, optional], lambda: tables, str(path))
+    return open_files(place, columns, optional=optional, csv=csv)

@@ -13,7 +13,7 @@ from datasets import Dataset
 from flip_hf.configuration_flip import printable
 from flip_hf.data.collators import FlipCTRCollator
 from flip_hf.data.fallbacks import FallbackReport
-from flip_hf.data.files import stream_tables
+from flip_hf.data.files import rows_located, shown, stream_tables
 from flip_hf.data.sampling import least_sure
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.training.evaluation import click_logits, probabilities
@@ -25,7 +25,7 @@ from flip_hf.training.table_writers import ending_of, open_writer
 def predict_file(
     model: Any, processor: FlipProcessor, collator: Any, settings: PredictRun, accelerator: Accelerator
 ) -> str:
-    """Scores a CSV or Parquet file chunk by chunk; memory does not grow with the file.
+    """Scores CSV or Parquet files chunk by chunk; memory does not grow with the files.
 
     Writes `row` (int64, from 0), the columns that `settings.keep` names, as they are, `probability` (float32), and with
     both towers `id_probability` and `text_probability`, which is null where the text was not read. The format is that
@@ -61,7 +61,7 @@ def predict_file(
     def score(table: pa.Table, first_row: int) -> tuple[pa.Table, dict[str, np.ndarray]]:
         """The encoded rows of a chunk and their logits; with a budget the ID-based model's first."""
         with_text = mode != "id" and share is None
-        encoded = processor.encode(table, first_row=first_row, with_text=with_text, source=str(settings.input))
+        encoded = processor.encode(table, first_row=first_row, with_text=with_text, source=source)
         batch_size, description = settings.batch_size, f"rows from {first_row}"
         if share is None:
             return encoded, click_logits(model, Dataset(encoded), collator, batch_size, accelerator, description)
@@ -75,12 +75,13 @@ def predict_file(
                 logits[name][chosen] = values
         return encoded, logits
 
+    source = shown(settings.input)
     names = {"logits": "probability"}
     if mode == "joint":
         names |= {"id_logits": "id_probability", "text_logits": "text_probability"}
     if taken := [name for name in settings.keep if name in ("row", *names.values())]:
         raise ValueError(
-            f"keep: {taken[0]!r} is also the name of a column that is written; rename the column in {settings.input}"
+            f"keep: {taken[0]!r} is also the name of a column that is written; rename the column in {source}"
         )
     read = [f.name for f in processor.fields]
     columns = list(dict.fromkeys([*read, *settings.keep]))
@@ -91,7 +92,9 @@ def predict_file(
     aside = settings.output.with_name(settings.output.name + ".new")
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as cleanup, contextlib.ExitStack() as written:
-        tables = stream_tables(settings.input, columns, optional=optional, batch_rows=settings.chunk_rows)
+        tables = stream_tables(
+            settings.input, columns, optional=optional, batch_rows=settings.chunk_rows, csv=settings.csv
+        )
         # Whatever keeps the output from being written is known before anything is scored.
         first = next(tables)
         kept = [first.schema.field(name) for name in dict.fromkeys(settings.keep)]
@@ -105,6 +108,7 @@ def predict_file(
             sink = written.enter_context(pa.output_stream(str(aside), compression=compression))
             writer = written.enter_context(open_writer(sink, ending, schema))
         bar = written.enter_context(progress_bar(desc="scoring", unit=" rows", disable=not accelerator.is_main_process))
+        cleanup.enter_context(rows_located(settings.input, columns, optional=optional, csv=settings.csv))
         for table in itertools.chain([first], tables):
             if len(table) == 0:
                 continue
@@ -119,7 +123,7 @@ def predict_file(
         written.close()
         if accelerator.is_main_process:
             os.replace(aside, settings.output)
-    lines = [f"scored {num_rows} rows of {settings.input} into {settings.output}"]
+    lines = [f"scored {num_rows} rows of {source} into {settings.output}"]
     for field, counts in sorted(report.counts.items()):
         lines += [f"  {printable(field)}: {number} {kind}" for kind, number in sorted(counts.items())]
-    return "\n".join([*lines, *report.warnings(str(settings.input))])
+    return "\n".join([*lines, *report.warnings(source)])

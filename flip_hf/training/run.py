@@ -12,6 +12,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,8 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from flip_hf import __version__
+from flip_hf.data.csv_files import CSVFormat
+from flip_hf.data.files import without_credentials
 from flip_hf.hub.card import flat
 from flip_hf.hub.push import HubRepo, stage
 from flip_hf.standard_json import measures_json
@@ -54,6 +57,7 @@ _FREE_SETTINGS = {
     "data.train_file",
     "data.validation_file",
     "data.test_file",
+    *(f"data.csv.{setting.name}" for setting in fields(CSVFormat)),
     "training.precision",
     "training.log_steps",
     "training.trackers",
@@ -165,7 +169,7 @@ class Run:
         self.record: dict[str, Any] = {
             "task": "pretraining" if isinstance(settings, PretrainRun) else "finetuning",
             "settings": as_plain(settings),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": [Path(sys.argv[0]).name, *map(without_credentials, sys.argv[1:])],
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "resumed_at": [],
             "versions": {

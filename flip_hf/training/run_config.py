@@ -10,6 +10,8 @@ from transformers.utils import CONFIG_NAME
 
 from flip_hf.backbones import check_backbone_options
 from flip_hf.configuration_flip import FieldConfig, FlipConfig, check_settings
+from flip_hf.data.csv_files import CSVFormat
+from flip_hf.data.files import without_credentials
 from flip_hf.fetch import MINILM
 from flip_hf.training.ranges import check_ranges
 from flip_hf.training.table_writers import check_output, ending_of
@@ -28,6 +30,9 @@ _NOT_OPTIONS = {
     "text_layers": "model.text_layers",
 }
 
+# A file, folder, pattern or URL, or a list of these. The command line tries the types in this order.
+Files = list[str] | str | Path
+
 
 @dataclass
 class DataConfig:
@@ -38,9 +43,11 @@ class DataConfig:
         split: how a named dataset is split 8:1:1 into training, validation and test rows: "random" or "time".
         split_seed: seed of the random split.
         histories: fields to add to a named dataset that list what the user did before, such as `liked_titles`.
-        train_file: CSV or Parquet file of training rows.
-        validation_file: CSV or Parquet file of validation rows.
-        test_file: CSV or Parquet file of test rows. It is read once, after training.
+        train_file: CSV or Parquet files of training rows: a file, a folder, a pattern such as `logs/*.csv`, a URL such
+            as `s3://bucket/logs`, or a list of these.
+        validation_file: files of validation rows.
+        test_file: files of test rows. They are read once, after training.
+        csv: How CSV files are written
         fields: the columns to learn from, in the order of the text. Each is a column name or a mapping of `FieldConfig`
             settings, such as `{name: title, max_tokens: 16}`. A named dataset uses all of its own fields by default; a
             mapping then changes settings of one of them. With a pretrained model, list that model's fields; their
@@ -55,9 +62,10 @@ class DataConfig:
     split: str = "random"
     split_seed: int = 0
     histories: list[str] = field(default_factory=list)
-    train_file: Path | None = None
-    validation_file: Path | None = None
-    test_file: Path | None = None
+    train_file: Files | None = None
+    validation_file: Files | None = None
+    test_file: Files | None = None
+    csv: CSVFormat = field(default_factory=CSVFormat)
     fields: list[str | dict[str, Any]] = field(default_factory=list)
     label: str | None = None
     max_train_rows: int | None = None
@@ -319,7 +327,8 @@ class PredictRun:
 
     Args:
         model: folder or Hub repository of a finetuned model.
-        input: CSV or Parquet file with the columns of the model's fields.
+        input: CSV or Parquet files with the columns of the model's fields: a file, a folder, a pattern, a URL, or a
+            list of these.
         output: file for the row numbers, kept columns and click probabilities. Its name selects the format: .parquet,
             .csv or .csv.gz; for JSON Lines .jsonl, .json, .jsonl.gz or .json.gz.
         keep: columns of the input to copy to the output, such as `[request_id]`. They need not be fields.
@@ -329,10 +338,11 @@ class PredictRun:
         batch_size: rows in a batch.
         chunk_rows: rows to hold in memory at a time.
         precision: "bf16" for autocast, "fp32", or "auto" for bf16 if the device computes in it.
+        csv: How CSV files are written
     """
 
     model: str
-    input: Path
+    input: Files
     output: Path
     keep: list[str] = field(default_factory=list)
     mode: Literal["joint", "id", "text"] | None = None
@@ -340,6 +350,7 @@ class PredictRun:
     batch_size: int = 512
     chunk_rows: int = 8192
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    csv: CSVFormat = field(default_factory=CSVFormat)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -419,11 +430,13 @@ def _lies_in(name: str, folder: Path) -> bool:
 
 
 def as_plain(run: Any) -> dict[str, Any]:
-    """A run's settings as plain JSON types."""
+    """A run's settings as plain JSON types, without credentials that URLs may hold."""
     return {name: _plain(value) for name, value in asdict(run).items()}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(v) for name, v in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return without_credentials(str(value)) if isinstance(value, str | Path) else value

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
+from flip_hf.data.files import Place, local_files
 from flip_hf.data.schema import InputError
 from flip_hf.standard_json import measures_json
 
@@ -103,20 +104,22 @@ def open_writer(sink: Any, ending: str, schema: pa.Schema) -> TableWriter:
     return WRITERS[ending](sink, schema)
 
 
-def check_output(output: Path, inputs: Iterable[Path | None]) -> None:
+def check_output(output: Path, inputs: Iterable[Place | None]) -> None:
     """Checks that a file can be written without a loss.
 
     Args:
         output: the file to write.
-        inputs: the files that are read; None where there is none.
+        inputs: the places of the files that are read; None where there is none.
 
     Raises:
         ValueError: the output is one of the inputs, under whatever name, or a folder.
     """
     if output.is_dir():
         raise ValueError(f"output={output} is a folder; name a file")
-    for source in inputs:
-        if source is not None and output.exists() and source.exists() and os.path.samefile(output, source):
+    if not output.exists():
+        return
+    for source in (file for place in inputs if place is not None for file in local_files(place)):
+        if os.path.samefile(output, source):
             raise ValueError(f"output={output} is the input {source}, which would be overwritten; name another file")
 
 

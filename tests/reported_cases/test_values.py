@@ -195,3 +195,11 @@ def test_a_stream_is_encoded_when_it_is_read(wordpiece):
     first = next(iter(encoded))
     assert first["row"] == 0
     assert len(taken) < 5000
+
+
+def test_files_are_encoded_as_they_are_fitted(wordpiece, tmp_path):
+    pd.DataFrame(LOG).to_csv(tmp_path / "log.csv", index=False)
+    processor = FlipProcessor.fit(tmp_path / "log.csv", ["user_id"], wordpiece, label="label")
+    expected = processor.encode(LOG, with_label=True).to_pydict()
+    encoded = processor.encode_dataset(tmp_path / "log.csv").with_format("arrow")[:].to_pydict()
+    assert encoded == expected

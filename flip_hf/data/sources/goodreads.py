@@ -25,7 +25,8 @@ import pyarrow as pa
 from datasets import Dataset
 
 from flip_hf.configuration_flip import FieldConfig
-from flip_hf.data.arrow_files import BLOCK_ROWS, file_state, rows_on_disk
+from flip_hf.data.arrow_files import BLOCK_ROWS, rows_on_disk
+from flip_hf.data.files import content_hash
 from flip_hf.data.sources.base import DatasetSource
 from flip_hf.data.sources.lines import OddLines
 from flip_hf.fetch import FetchError, cache_dir, first_of
@@ -97,7 +98,7 @@ def load() -> Dataset:
         "that would tell what came."
     )
     paths = first_of("GoodReads", [("files in the cache", lambda: _find_files(folder))], remedy)
-    key = ["goodreads", _READER, *map(file_state, paths)]
+    key = ["goodreads", _READER, *map(content_hash, paths)]
     return rows_on_disk(key, lambda: read_rows(*paths), str(paths[0]))
 
 
