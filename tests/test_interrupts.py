@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from interrupting import interrupted
+from waiting import PATIENCE
 
 from flip_hf.training.script import Interrupted, run_program
 
@@ -133,3 +134,28 @@ def wait_for_pid(path):
         assert time.monotonic() < end, f"no {path.name} within {SECONDS} s"
         time.sleep(0.05)
     return int(path.read_text())
+
+
+def test_a_signal_while_a_program_starts_ends_the_program(tmp_path):
+    started = tmp_path / "started"
+    program = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)"
+    script = f"""
+import os, signal, subprocess, sys
+from flip_hf.training.script import run_program, run_script
+
+real = subprocess.Popen
+
+def start(*given, **named):
+    process = real(*given, **named)
+    print(process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    return process
+
+subprocess.Popen = start
+run_script(lambda: run_program([sys.executable, "-c", {program!r}]))
+"""
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr) == (130, "interrupted by SIGINT\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(ended.stdout), 0)

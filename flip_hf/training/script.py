@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from time import monotonic
 from types import FrameType
 
@@ -112,9 +113,13 @@ def run_program(command: Sequence[str]) -> None:
         SystemExit: the program failed, with a message of its own.
         Interrupted: this program was interrupted before that one could say so.
     """
-    # The caller names a program of its own.
-    process = subprocess.Popen(command, start_new_session=True)  # nosec B603
+    # A signal in the middle of starting the program would leave it behind.
+    with _held_back() as signals:
+        # The caller names a program of its own.
+        process = subprocess.Popen(command, start_new_session=True)  # nosec B603
     try:
+        for number in signals:
+            signal.raise_signal(number)
         code = process.wait()
     except Interrupted as interrupted:
         process.terminate()
@@ -123,6 +128,22 @@ def run_program(command: Sequence[str]) -> None:
         raise SystemExit(interrupted.exit_code) from None
     if code != 0:
         raise SystemExit(code if code > 0 else 128 - code)
+
+
+@contextmanager
+def _held_back() -> Iterator[list[int]]:
+    """Notes the signals that come in this context, for the caller to raise afterwards."""
+    noted: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                handlers[number] = signal.signal(number, lambda number, frame: noted.append(number))
+    try:
+        yield noted
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _say(message: str) -> None:

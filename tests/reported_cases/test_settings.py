@@ -111,7 +111,8 @@ def test_an_interrupt_of_the_demo_is_one_line(tmp_path):
 def test_progress_without_a_terminal_is_lines(workplace, tmp_path):
     arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / "run"), "--mode", "id"]
     command = [sys.executable, str(EXAMPLES / "finetune.py"), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Rows that another test has encoded would not be encoded again.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     shown = subprocess.run(command, env=environment, check=True, **pipes).stdout
     assert b"\r" not in shown
