@@ -287,6 +287,8 @@ def test_files_without_rows_among_others_give_no_table(tmp_path):
         ("s3://key:secret@bucket/log/", "s3://bucket/log/"),
         ("https://me@host/a.csv?token=secret", "https://host/a.csv"),
         ("https://host/a.csv?secret", "https://host/a.csv"),
+        ("https://me:sec,re]t@host/a.csv?sig=sec,ret&x=]", "https://host/a.csv"),
+        ("--data.train_file=[s3://a/b,s3://me:secret@c/d]", "--data.train_file=[s3://a/b,s3://c/d]"),
         ("simplecache::https://me:secret@host/a.csv", "simplecache::https://host/a.csv"),
         ("s3://bucket/part-?.csv", "s3://bucket/part-?.csv"),
         ("hf://datasets/org/name@main/a.csv", "hf://datasets/org/name@main/a.csv"),

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pv
@@ -20,6 +22,7 @@ from transformers import AutoModel, pipeline
 
 from flip_hf import FieldConfig, FlipForCTR, FlipProcessor
 from flip_hf.data.schema import InputError
+from flip_hf.hub.card import render_card
 from flip_hf.training.checkpoints import replace_folder
 from flip_hf.training.data import open_click_log_file
 from flip_hf.training.metrics import auc
@@ -397,6 +400,29 @@ def test_a_file_that_changes_is_read_again(tmp_path):
     for users in (["1", "2"], ["3", "4", "5"]):
         path.write_text("user_id,label\n" + "".join(f"{user},0\n" for user in users))
         assert open_click_log_file(path, [FieldConfig("user_id")], "label")["user_id"][:] == users
+
+
+def test_a_run_on_several_places_records_them_without_credentials(workplace, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = pq.read_table(workplace / "train.parquet")
+    memory = fsspec.filesystem("memory")
+    with memory.open("/key:secret@bucket/train/part-0.parquet", "wb") as file:
+        pq.write_table(rows.slice(0, 100), file)
+    pq.write_table(rows.slice(100), tmp_path / "rest.parquet")
+    places = ["memory://key:secret@bucket/train", str(tmp_path / "rest.parquet")]
+    fingerprints = []
+    for name, files in (("one", str(workplace / "train.parquet")), ("several", json.dumps(places))):
+        arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / name), "--mode", "id"]
+        script("finetune")([*arguments, "--training.max_steps", "1", "--data.train_file", files])
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        fingerprints.append(record["data"]["fingerprints"]["train"])
+    assert fingerprints[0] == fingerprints[1]
+    assert record["settings"]["data"]["train_file"] == ["memory://bucket/train", places[1]]
+    assert record["data"]["files"] == ["train", "rest.parquet", "validation.parquet", "test.parquet"]
+    assert "secret" not in json.dumps(record)
+    card = render_card(record, "org/name", {})
+    assert "rest.parquet" in card
+    assert "secret" not in card
 
 
 @pytest.mark.parametrize("name", ["finetune", "pretrain"])

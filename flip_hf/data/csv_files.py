@@ -228,7 +228,7 @@ class _Reader:
 
     def header(self, line: bytes) -> list[str]:
         """The columns' names."""
-        options: dict[str, Any] = {"delimiter": self._delimiter, "strict": True}
+        options: dict[str, Any] = {"delimiter": self._delimiter}
         if not self._quote:
             options |= {"quoting": csv.QUOTE_NONE, "escapechar": self._escape or None}
         text = line.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")

@@ -34,7 +34,10 @@ _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _HASHED_BYTES = 1 << 22
 _LOCATED_ROWS = 1 << 16
 
-_URL = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<rest>[^\s'\",\]]+)")
+# A user and a password may hold commas and brackets, which end a URL in a list.
+_URL = re.compile(
+    r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)([^\s'\"/]*@)?(?P<place>[^\s'\",\]?]*)(?P<query>\?[^\s'\"]*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -84,18 +87,12 @@ def names_of(place: Place) -> list[str]:
 
 def without_credentials(text: str) -> str:
     """A text without the users, passwords and queries of its URLs."""
-    return _URL.sub(lambda url: url["scheme"] + _without_query(_without_user(url["rest"]), url["scheme"]), text)
+    return _URL.sub(lambda url: url["scheme"] + url["place"] + _pattern(url["scheme"], url["query"] or ""), text)
 
 
-def _without_user(rest: str) -> str:
-    authority, slash, path = rest.partition("/")
-    return authority.rpartition("@")[2] + slash + path
-
-
-def _without_query(rest: str, scheme: str) -> str:
-    head, _, query = rest.partition("?")
-    # Elsewhere a question mark may stand for any character.
-    return head if scheme.startswith("http") or "=" in query.partition("/")[0] else rest
+def _pattern(scheme: str, query: str) -> str:
+    """What a question mark begins if it stands for any character; empty if it begins a query."""
+    return "" if scheme.startswith("http") or "=" in query.partition("/")[0] else query
 
 
 def find_files(place: Place) -> list[DataFile]:
@@ -148,7 +145,7 @@ def _files_of(entry: str) -> list[DataFile]:
             return [DataFile(opener, path, name)]
         if kind == "directory":
             base, found = path.rstrip("/"), filesystem.find(path)
-        elif has_magic(_without_query(path, path)):
+        elif has_magic(path.split("?")[0] if path.startswith("http") else path):
             # What stands before the first pattern.
             base = path[: re.search(r"[*?[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
             found = [inner for match in filesystem.glob(path) for inner in filesystem.find(match)]
