@@ -35,7 +35,7 @@ from flip_hf.training.checkpoints import Checkpoints, read_facts, recover_folder
 from flip_hf.training.curves import draw_calibration, draw_curves, read_curves
 from flip_hf.training.hardware import describe_hardware
 from flip_hf.training.locks import FolderLock, lock_in_main_process
-from flip_hf.training.run_config import MODEL_FOLDER, FinetuneRun, PretrainRun, TrainingRun, as_plain
+from flip_hf.training.run_config import LABEL, MODEL_FOLDER, FinetuneRun, PretrainRun, TrainingRun, as_plain
 from flip_hf.training.state import TrainingState, seed_everything
 from flip_hf.training.tracking import PROJECT, TENSORBOARD_FOLDER, make_trackers, trackable
 
@@ -512,6 +512,9 @@ def _model_facts(model: Any) -> dict[str, Any]:
 def _compared(values: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a run's weights, as JSON has it, by dotted names."""
     found = flat(json.loads(measures_json(values, default=str)))
+    if "data.label" in found:
+        # The default was once spelt out.
+        found["data.label"] = found["data.label"] or LABEL
     # Where a model's configuration comes from and which library wrote it.
     origins = ("_name_or_path", "transformers_version")
     return {name: value for name, value in found.items() if name not in _FREE_SETTINGS and not name.endswith(origins)}
