@@ -70,7 +70,7 @@ WRITERS: Mapping[str, type[TableWriter]] = {
     ".json": JsonLinesWriter,
     ".json.gz": JsonLinesWriter,
 }
-"""What a file's name ends in -> what writes such a file."""
+"""Writers of files, by the ending of the file's name."""
 
 
 def ending_of(path: Path) -> str:
@@ -104,7 +104,7 @@ def open_writer(sink: Any, ending: str, schema: pa.Schema) -> TableWriter:
 
 
 def check_output(output: Path, inputs: Iterable[Path | None]) -> None:
-    """Checks that a file can be written without a loss.
+    """Checks that a file to write overwrites no file that is read.
 
     Args:
         output: the file to write.
