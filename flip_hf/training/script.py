@@ -7,13 +7,13 @@ from collections.abc import Callable
 from flip_hf.configuration_flip import printable
 from flip_hf.data.schema import InputError
 
-# The package raises these for errors that its user can fix: a setting, a missing library, a loss that is not finite.
-# Python and other libraries also raise them for faults in code.
+# The package raises these for what its user can mend: a setting, a missing library, a loss that is not finite. Python
+# and other libraries raise them for faults in code, too.
 _RAISED_FOR_USERS = (ValueError, ImportError, FloatingPointError)
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Runs a script's `main`; an error that its user can fix ends the program with one line and exit code 1.
+    """Runs a script's `main`; an error that its user can mend ends the program with one line and exit code 1.
 
     The line goes to standard error and begins with `error: `. Any other error is a fault in the code and keeps its
     traceback. A `main` that is called from Python, without this function, raises all of them.
@@ -22,7 +22,7 @@ def run_script(main: Callable[[], object]) -> None:
         main: the script's function; it reads the command line.
 
     Raises:
-        SystemExit: `main` raised an error that its user can fix.
+        SystemExit: `main` raised an error that its user can mend.
     """
     try:
         main()
@@ -35,7 +35,7 @@ def run_script(main: Callable[[], object]) -> None:
 
 
 def is_for_users(error: Exception) -> bool:
-    """Whether a user can fix the cause of an error.
+    """Whether a user can mend the cause of an error.
 
     True for errors of files and of the network, for `InputError`, and for what a `raise` statement of this package or
     of the script itself raised. A `ValueError` out of NumPy is a fault in the code.

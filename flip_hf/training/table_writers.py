@@ -1,5 +1,6 @@
 """Files of rows, in the format that their name says."""
 
+import glob
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -103,20 +104,24 @@ def open_writer(sink: Any, ending: str, schema: pa.Schema) -> TableWriter:
     return WRITERS[ending](sink, schema)
 
 
-def check_output(output: Path, inputs: Iterable[Path | None]) -> None:
+def check_output(output: Path, inputs: Iterable[list[str] | str | Path | None]) -> None:
     """Checks that a file to write overwrites no file that is read.
 
     Args:
         output: the file to write.
-        inputs: the files that are read; None where there is none.
+        inputs: files, folders or patterns that are read, or lists of these; URLs and None are passed over.
 
     Raises:
-        ValueError: the output is one of the inputs, under whatever name, or a folder.
+        ValueError: the output is one of the inputs, under whatever name, or lies in a folder among them; or it is a
+            folder.
     """
     if output.is_dir():
         raise ValueError(f"output={output} is a folder; name a file")
-    for source in inputs:
-        if source is not None and output.exists() and source.exists() and os.path.samefile(output, source):
+    parts = [part for place in inputs if place for part in (place if isinstance(place, list) else [place])]
+    for source in [Path(found) for part in parts for found in (part, *glob.glob(str(part), recursive=True))]:
+        if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"output={output} lies in the input folder {source}; write it to another one")
+        if output.exists() and source.exists() and os.path.samefile(output, source):
             raise ValueError(f"output={output} is the input {source}, which would be overwritten; name another file")
 
 
