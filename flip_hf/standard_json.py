@@ -10,7 +10,7 @@ def settings_json(value: Any, **options: Any) -> str:
     """JSON of settings.
 
     Args:
-        value: what `json.dumps` takes.
+        value: any value that `json.dumps` takes.
         options: as of `json.dumps`, such as `indent`.
 
     Raises:
@@ -20,10 +20,10 @@ def settings_json(value: Any, **options: Any) -> str:
 
 
 def measures_json(value: Any, **options: Any) -> str:
-    """JSON of what was measured. A number that is NaN or infinite becomes null: there is no such measure.
+    """JSON of measurements. NaN and infinite numbers become null: they are no measurements.
 
     Args:
-        value: what `json.dumps` takes.
+        value: any value that `json.dumps` takes.
         options: as of `json.dumps`, such as `indent`.
     """
     return settings_json(_with_nulls(value), **options)

@@ -13,7 +13,7 @@ import pytest
 from example_runs import script
 
 from flip_hf.training.run_config import PredictRun
-from flip_hf.training.table_writers import WRITERS
+from flip_hf.training.table_writers import WRITERS, check_output
 
 TIMES = [datetime.datetime(2024, 1, 31, 10, 0, second) for second in range(5)]
 KEPT = {
@@ -152,6 +152,32 @@ def test_the_input_is_never_the_output(impressions, tmp_path, monkeypatch, spell
     with pytest.raises(ValueError, match=r"output=.* is the input .*impressions\.parquet, which would be overwritten"):
         predict(tmp_path / "no-model", impressions, output)
     assert impressions.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("place", "is_refused"),
+    [
+        ("FOLDER/a[1].csv", True),
+        ("FOLDER/*.csv", True),
+        ("FOLDER/**/*.csv", True),
+        (["s3://bucket/a.csv", "FOLDER/b.csv", "FOLDER/a[1].csv"], True),
+        ("FOLDER", True),
+        ("FOLDER/b.csv", False),
+        ("FOLDER/b*.csv", False),
+        ("https://example.org/a[1].csv", False),
+        (None, False),
+    ],
+)
+def test_patterns_folders_and_lists_hold_no_output(tmp_path, place, is_refused):
+    for name in ("a[1].csv", "b.csv"):
+        (tmp_path / name).write_text("user_id\n1\n")
+    parts = [part.replace("FOLDER", str(tmp_path)) for part in (place if isinstance(place, list) else [place or ""])]
+    places = [parts if isinstance(place, list) else parts[0] or None]
+    if is_refused:
+        with pytest.raises(ValueError, match=r"would be overwritten|lies in the input folder"):
+            check_output(tmp_path / "a[1].csv", places)
+    else:
+        check_output(tmp_path / "a[1].csv", places)
 
 
 def test_an_output_that_is_there_is_replaced(ctr_folder, impressions, tmp_path):

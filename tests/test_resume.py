@@ -243,6 +243,27 @@ def test_a_run_that_died_after_its_fusion_was_fitted_fits_it_anew(workplace, tmp
     assert runs["died"] == runs["whole"]
 
 
+def test_a_resumed_run_keeps_the_goal_of_validation_rows_of_one_class(workplace, tmp_path, interrupted):
+    table = pq.read_table(workplace / "validation.parquet")
+    place = table.column_names.index("clicked")
+    pq.write_table(table.set_column(place, "clicked", pa.array([1] * len(table))), tmp_path / "validation.parquet")
+    flags = ["--mode", "id", "--data.validation_file", str(tmp_path / "validation.parquet")]
+    records = []
+    for kind in ("whole", "stopped"):
+        name, arguments = arguments_of(workplace, "finetune", tmp_path / kind, "--resume", "true", *flags)
+        if kind == "stopped":
+            for step in (5, 9):
+                interrupted(name, arguments, step)
+        script(name)(arguments)
+        records.append(json.loads((tmp_path / kind / "run.json").read_text()))
+    whole, stopped = records
+    assert whole["goal"] == stopped["goal"] == {"metric": "logloss", "larger_is_better": False}
+    assert without_wall_clock(stopped["result"]) == without_wall_clock(whole["result"])
+    losses = {line["step"]: line["logloss"] for line in lines(tmp_path / "stopped", "validation")}
+    assert stopped["result"]["best_step"] == min(losses, key=losses.get)
+    assert stopped["result"]["validation"]["auc"] is None
+
+
 def test_another_vocabulary_and_number_of_processes_are_refused(workplace, tmp_path, interrupted):
     table = pq.read_table(workplace / "train.parquet")
     for i, rows in enumerate((table, table.slice(0, 390))):

@@ -27,7 +27,7 @@ def ended(capsys, main):
     return end.value.code, capsys.readouterr().err
 
 
-def test_an_error_that_a_user_can_mend_is_one_line(capsys):
+def test_an_error_that_a_user_can_fix_is_one_line(capsys):
     def bad_row():
         raise InputError("an id must be text", source="clicks.csv", row=3)
 

@@ -261,6 +261,21 @@ def test_predict_leaves_nothing_behind_a_bad_row(finetuned, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"rows.csv"}
 
 
+def test_a_run_that_can_not_start_leaves_what_an_earlier_one_left(workplace, tmp_path):
+    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path), "--mode", "id"]
+    script("finetune")([*arguments, "--training.max_steps", "2"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"run.json", "log.jsonl", "test_scores.parquet"} < {path.name for path in before}
+    with pytest.raises(ValueError, match=r"misspelt\.csv: there is no such file"):
+        script("finetune")([*arguments, "--data.train_file", str(tmp_path / "misspelt.csv")])
+    assert {path: path.read_bytes() for path in before} == before
+    script("finetune")([*arguments, "--training.max_steps", "3"])
+    assert json.loads((tmp_path / "run.json").read_text())["result"]["steps"] == 3
+    assert [line["step"] for line in lines(tmp_path, "train")] == [3]
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [point.step for point in shown.Scalars("train/loss")] == [3]
+
+
 def test_labels_are_checked_before_training(workplace, tmp_path):
     table = pq.read_table(workplace / "train.parquet").to_pydict()
     table["clicked"][17] = 2

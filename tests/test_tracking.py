@@ -111,6 +111,17 @@ def test_device_memory_is_told_where_there_is_a_device(monkeypatch):
     assert tracking.memory_in_use(torch.device("cuda"))["device_peak_memory_gib"] == 1.5
 
 
+def test_curves_leave_out_metrics_without_a_value(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text(
+        '{"event": "validation", "step": 1, "auc": null, "logloss": 0.5}\n'
+        '{"event": "validation", "step": 2, "auc": 0.75, "logloss": null}\n'
+    )
+    found = curves.read_curves(log)["validation"]
+    assert (found["auc"], found["logloss"]) == (([2], [0.75]), ([1], [0.5]))
+    assert curves.draw_curves(curves.read_curves(log), "title", tmp_path / "curves.png")
+
+
 def test_curves_show_the_log(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 

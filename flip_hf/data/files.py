@@ -119,14 +119,6 @@ def find_files(place: Place) -> list[DataFile]:
     return files
 
 
-def local_files(place: Place) -> list[Path]:
-    """Those files of a place that lie on this machine; none where it can't be read, which its reader says."""
-    with contextlib.suppress(InputError):
-        entries = [entry for entry in _entries(place) if not _is_url(str(entry))]
-        return [Path(file.path) for file in find_files(entries)] if entries else []
-    return []
-
-
 def _files_of(entry: str) -> list[DataFile]:
     name = shown(entry)
     if not entry:

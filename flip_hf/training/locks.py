@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from flip_hf.standard_json import settings_json
 
 _LOCK, _OWNER = ".lock", ".lock.json"
-# What systems say of a file system that knows no locks.
+# Error numbers of a file system without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 logger = logging.getLogger(__name__)

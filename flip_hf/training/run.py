@@ -38,7 +38,7 @@ from flip_hf.training.checkpoints import Checkpoints, read_facts, recover_folder
 from flip_hf.training.curves import draw_calibration, draw_curves, read_curves
 from flip_hf.training.hardware import describe_hardware
 from flip_hf.training.locks import FolderLock, lock_in_main_process
-from flip_hf.training.run_config import MODEL_FOLDER, FinetuneRun, PretrainRun, TrainingRun, as_plain
+from flip_hf.training.run_config import LABEL, MODEL_FOLDER, FinetuneRun, PretrainRun, TrainingRun, as_plain
 from flip_hf.training.state import TrainingState, seed_everything
 from flip_hf.training.tracking import PROJECT, TENSORBOARD_FOLDER, make_trackers, trackable
 
@@ -125,8 +125,8 @@ class Run:
     Until it ends the run locks its folder. A run that is no longer used unlocks it, and so does the end of the process.
 
     Args:
-        settings: of the run. Without `resume` a log and a record that lie in its folder are replaced, TensorBoard's
-            files too.
+        settings: of the run. Without `resume` it replaces the log, the record and TensorBoard's files of an earlier run
+            in its folder, once it has read its data.
 
     Raises:
         FolderInUseError: another process runs in the folder.
@@ -205,6 +205,7 @@ class Run:
                 f"{self.folder} holds a run that has not ended; its last checkpoint is {last.name}. Go on with "
                 f"--resume true, choose another output_dir, or delete {self._checkpoints.folder} to start afresh"
             )
+        self._replaced: list[Path] = []
         if self._repo is not None and self.is_main:
             # Before anything is trained: a token that may not write is known now.
             self._repo.prepare()
@@ -220,15 +221,21 @@ class Run:
 
     def _prepare_folder(self) -> None:
         recover_folder(self.model_folder)
-        if self._checkpoint is not None and not self.has_ended:
-            return
-        self._checkpoints.clear()
-        if not self.has_ended:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in (_RECORD, _SCORES):
-                (self.folder / left).unlink(missing_ok=True)
-            self._log_file.write_text("")
-            shutil.rmtree(self.folder / TENSORBOARD_FOLDER, ignore_errors=True)
+        if self.has_ended:
+            self._checkpoints.clear()
+        elif self._checkpoint is None:
+            # Trackers are about to write there, too.
+            left = [path for path in (self.folder / TENSORBOARD_FOLDER).rglob("*") if path.is_file()]
+            self._replaced = [*left, self._record_file, self.folder / _SCORES, self._log_file]
+
+    def _replace_earlier_run(self) -> None:
+        """Removes the files of an earlier run, as this one is about to write its own."""
+        if self._replaced:
+            for path in self._replaced:
+                path.unlink(missing_ok=True)
+            self._replaced = []
+            self._checkpoints.clear()
+            self._log_file.touch()
 
     @property
     def model_folder(self) -> Path:
@@ -281,6 +288,7 @@ class Run:
                             before,
                             now,
                         )
+        self._replace_earlier_run()
 
     def _refuse_differences(self, source: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         names = [*now, *(name for name in before if name not in now)]
@@ -295,6 +303,7 @@ class Run:
 
     def log(self, event: str, values: Mapping[str, Any]) -> None:
         """Adds a line to the log: the event, seconds since the start, and the values. Trackers get the numbers."""
+        self._replace_earlier_run()
         if self.is_main:
             line = {"event": event, "seconds": round(time.monotonic() - self._started, 2), **values}
             with self._log_file.open("a", encoding="utf-8") as file:
@@ -516,6 +525,9 @@ def _model_facts(model: Any) -> dict[str, Any]:
 def _compared(values: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a run's weights, as JSON has it, by dotted names."""
     found = flat(json.loads(measures_json(values, default=str)))
+    if "data.label" in found:
+        # The default was once spelt out.
+        found["data.label"] = found["data.label"] or LABEL
     # Where a model's configuration comes from and which library wrote it.
     origins = ("_name_or_path", "transformers_version")
     return {name: value for name, value in found.items() if name not in _FREE_SETTINGS and not name.endswith(origins)}

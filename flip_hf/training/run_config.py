@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.utils import CONFIG_NAME
 
 from flip_hf.backbones import check_backbone_options
@@ -354,9 +356,9 @@ class PredictRun:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        check_model_folder(self.model, "model")
         ending_of(self.output)
         check_output(self.output, [self.input])
+        check_model_folder(self.model, "model")
 
 
 RunConfig = TypeVar("RunConfig", PretrainRun, FinetuneRun, EvaluateRun, PredictRun)
@@ -409,19 +411,23 @@ def check_label(label: str, fields: Sequence[str | None]) -> None:
 
 
 def check_model_folder(name: str, setting: str) -> None:
-    """Raises a ValueError where a local folder holds no model; what is no local folder may be a repository's name.
+    """Raises a ValueError where a name is neither a folder with a model nor one that a repository may have.
 
     Args:
         name: folder or repository of a model.
         setting: what sets it, for the error.
     """
     folder = Path(name)
-    if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
-        return
-    hint = ""
-    if (folder / MODEL_FOLDER / CONFIG_NAME).is_file():
-        hint = f"; did you mean {folder / MODEL_FOLDER}?"
-    raise ValueError(f"{setting}={name}: this folder holds no model, as it lacks {CONFIG_NAME}{hint}")
+    if not folder.exists():
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            message = "there is no such folder, and a repository's name looks like org/name"
+            raise ValueError(f"{setting}={name}: {message}") from error
+    elif not (folder / CONFIG_NAME).is_file():
+        better = folder / MODEL_FOLDER
+        hint = f"; did you mean {better}?" if (better / CONFIG_NAME).is_file() else ""
+        raise ValueError(f"{setting}={name}: this folder holds no model, as it lacks {CONFIG_NAME}{hint}")
 
 
 def _lies_in(name: str, folder: Path) -> bool:

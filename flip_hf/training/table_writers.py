@@ -1,5 +1,6 @@
 """Files of rows, in the format that their name says."""
 
+import glob
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,6 @@ import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
-from flip_hf.data.files import Place, local_files
 from flip_hf.data.schema import InputError
 from flip_hf.standard_json import measures_json
 
@@ -71,7 +71,7 @@ WRITERS: Mapping[str, type[TableWriter]] = {
     ".json": JsonLinesWriter,
     ".json.gz": JsonLinesWriter,
 }
-"""What a file's name ends in -> what writes such a file."""
+"""Writers of files, by the ending of the file's name."""
 
 
 def ending_of(path: Path) -> str:
@@ -104,22 +104,24 @@ def open_writer(sink: Any, ending: str, schema: pa.Schema) -> TableWriter:
     return WRITERS[ending](sink, schema)
 
 
-def check_output(output: Path, inputs: Iterable[Place | None]) -> None:
-    """Checks that a file can be written without a loss.
+def check_output(output: Path, inputs: Iterable[list[str] | str | Path | None]) -> None:
+    """Checks that a file to write overwrites no file that is read.
 
     Args:
         output: the file to write.
-        inputs: the places of the files that are read; None where there is none.
+        inputs: files, folders or patterns that are read, or lists of these; URLs and None are passed over.
 
     Raises:
-        ValueError: the output is one of the inputs, under whatever name, or a folder.
+        ValueError: the output is one of the inputs, under whatever name, or lies in a folder among them; or it is a
+            folder.
     """
     if output.is_dir():
         raise ValueError(f"output={output} is a folder; name a file")
-    if not output.exists():
-        return
-    for source in (file for place in inputs if place is not None for file in local_files(place)):
-        if os.path.samefile(output, source):
+    parts = [part for place in inputs if place for part in (place if isinstance(place, list) else [place])]
+    for source in [Path(found) for part in parts for found in (part, *glob.glob(str(part), recursive=True))]:
+        if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"output={output} lies in the input folder {source}; write it to another one")
+        if output.exists() and source.exists() and os.path.samefile(output, source):
             raise ValueError(f"output={output} is the input {source}, which would be overwritten; name another file")
 
 

@@ -1,0 +1,105 @@
+"""Settings are checked when they are made, before anything is read."""
+
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from flip_hf.training import run_config
+from flip_hf.training.ranges import RANGES, Range
+from flip_hf.training.run_config import (
+    DataConfig,
+    EvaluateRun,
+    FinetuneRun,
+    MaskingConfig,
+    ModelConfig,
+    PredictRun,
+    PretrainRun,
+    TrainingConfig,
+)
+
+SECTIONS = {"data": DataConfig, "model": ModelConfig, "masking": MaskingConfig, "training": TrainingConfig}
+
+
+def test_every_number_has_a_range():
+    numbers = set()
+    for kind in (*SECTIONS.values(), PretrainRun, FinetuneRun, EvaluateRun, PredictRun):
+        hints = get_type_hints(kind, vars(run_config))
+        numbers |= {f.name for f in fields(kind) if {int, float} & {hints[f.name], *get_args(hints[f.name])}}
+    assert numbers == set(RANGES)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_number_out_of_its_range_is_refused(section):
+    kind = SECTIONS[section]
+    for name in [f.name for f in fields(kind) if f.name in RANGES]:
+        bounds = RANGES[name]
+        for wrong in (bounds.low - 1, math.nan, math.inf):
+            with pytest.raises(ValueError, match=rf"^{section}\.{name}={wrong} must be {bounds}$"):
+                kind(**{name: wrong})
+        kind(**{name: bounds.low + (0 if bounds.has_low else 1)})
+
+
+def test_a_share_of_a_field_is_checked_too():
+    TrainingConfig(oov_dropout={"user_id": 0.5})
+    with pytest.raises(ValueError, match=r"training\.oov_dropout={'user_id': 1\.0} must be 0 or more and below 1"):
+        TrainingConfig(oov_dropout={"user_id": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("bounds", "inside", "outside", "text"),
+    [
+        (Range(1), [1, 2.5], [0.99, -1, math.inf, math.nan], "1 or more"),
+        (Range(0, has_low=False), [1e-300], [0, -1], "above 0"),
+        (Range(0, 1), [0, 0.5, 1], [-1e-9, 1 + 1e-9], "from 0 to 1"),
+        (Range(0, 1, has_high=False), [0, 0.999], [1], "0 or more and below 1"),
+        (Range(0, 1, has_low=False), [1], [0, 2], "above 0 and at most 1"),
+    ],
+)
+def test_a_range_is_what_it_says(bounds, inside, outside, text):
+    assert str(bounds) == text
+    assert all(value in bounds for value in inside)
+    assert not any(value in bounds for value in outside)
+
+
+def test_the_label_is_no_field():
+    for settings in ({"fields": ["user_id", "label"]}, {"label": "a", "fields": ["b", {"name": "a", "min_count": 2}]}):
+        with pytest.raises(ValueError, match=r"data\.fields names '(label|a)', which is the label: .* set data\.label"):
+            DataConfig(train_file=Path("a.csv"), **settings)
+    DataConfig(train_file=Path("a.csv"), label="clicked", fields=["label"])
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    return tmp_path / "run"
+
+
+def test_a_folder_without_a_model_is_refused(run_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"model=.*/run: this folder holds no model, .* did you mean .*/run/model\?$"):
+        EvaluateRun(str(run_folder))
+    with pytest.raises(ValueError, match=r"pretrained=.*: this folder holds no model, as it lacks config\.json$"):
+        FinetuneRun(tmp_path / "new", pretrained=str(tmp_path))
+    for name in (str(tmp_path / "missing"), "runs/misspelt/model"):
+        with pytest.raises(ValueError, match=rf"model={name}: there is no such folder, and a repository's name looks"):
+            PredictRun(name, Path("a.csv"), Path("b.csv"))
+    EvaluateRun(str(run_folder / "model"))
+    EvaluateRun("org/name")
+
+
+def test_a_run_does_not_overwrite_what_it_starts_from(run_folder, tmp_path):
+    (tmp_path / "link").symlink_to(run_folder)
+    for output in (run_folder, tmp_path / "link", run_folder / "model"):
+        with pytest.raises(ValueError, match="this run would overwrite it: choose another output_dir"):
+            FinetuneRun(output, pretrained=str(run_folder / "model"))
+    FinetuneRun(tmp_path / "new", pretrained=str(run_folder / "model"))
+
+
+def test_an_evaluation_does_not_overwrite_its_rows(run_folder, tmp_path):
+    rows = tmp_path / "test.csv"
+    rows.write_text("user_id,label\n1,0\n")
+    with pytest.raises(ValueError, match=r"output=.*test\.csv is the input .*test\.csv, which would be overwritten"):
+        EvaluateRun(str(run_folder / "model"), rows, data=DataConfig(test_file=rows))
