@@ -90,7 +90,7 @@ def test_a_pretrained_model_that_is_loaded_for_clicks_is_one_line(ctr_folder, tm
 def test_an_interrupt_while_a_script_reads_is_one_line(workplace, tmp_path):
     arguments = ["--config", workplace / "config.yaml", "--output_dir", tmp_path / "run"]
     place = "flip_hf.training.data:open_click_log_file"
-    code, said = interrupted(place, "finetune.py", arguments, signal.SIGTERM)
+    code, said = interrupted(place, "finetune.py", arguments, signal.SIGTERM, tmp_path / "cache")
     assert (code, said) == (143, "interrupted by SIGTERM\n")
 
 
@@ -111,7 +111,7 @@ def test_an_interrupt_of_the_demo_is_one_line(tmp_path):
 def test_progress_without_a_terminal_is_lines(workplace, tmp_path):
     arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / "run"), "--mode", "id"]
     command = [sys.executable, str(EXAMPLES / "finetune.py"), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     shown = subprocess.run(command, env=environment, check=True, **pipes).stdout
     assert b"\r" not in shown
