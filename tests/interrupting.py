@@ -33,7 +33,7 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-def interrupted(place, script, arguments, number, **settings):
+def interrupted(place, script, arguments, number, cache):
     """The exit code and the standard error of a script that got a signal when it called a function.
 
     Args:
@@ -41,16 +41,15 @@ def interrupted(place, script, arguments, number, **settings):
         script: the script's path below `examples/`.
         arguments: its arguments.
         number: the signal.
-        settings: of `subprocess.Popen`.
+        cache: a new folder for what datasets keeps, so that the script does all of its work.
     """
     command = [sys.executable, "-c", PROGRAM, place, str(EXAMPLES / script), *map(str, arguments)]
     paths = [str(EXAMPLES.parent), str(Path(__file__).parent)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    environment["HF_DATASETS_CACHE"] = str(cache)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes, **settings) as process:
-        for line in process.stdout:
-            if line == "here\n":
-                process.send_signal(number)
-                break
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        assert any(line == "here\n" for line in process.stdout), process.stderr.read()
+        process.send_signal(number)
         _, error = process.communicate(timeout=120)
     return process.returncode, error

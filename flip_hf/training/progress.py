@@ -40,7 +40,9 @@ class _Lines(standard_tqdm):
     def close(self) -> None:
         if getattr(self, "disable", True):
             return
-        if self.leave or self._time() - self.start_t >= SECONDS_BETWEEN_LINES:
+        is_due = self.leave or self._time() - self.start_t >= SECONDS_BETWEEN_LINES
+        # After an error, the error is the last line.
+        if is_due and sys.exc_info()[1] is None:
             _Lines._print_line(self)
         self.leave = False
         standard_tqdm.close(self)

@@ -90,7 +90,7 @@ def test_a_pretrained_model_that_is_loaded_for_clicks_is_one_line(ctr_folder, tm
 def test_an_interrupt_while_a_script_reads_is_one_line(workplace, tmp_path):
     arguments = ["--config", workplace / "config.yaml", "--output_dir", tmp_path / "run"]
     place = "flip_hf.training.data:open_click_log_file"
-    code, said = interrupted(place, "finetune.py", arguments, signal.SIGTERM)
+    code, said = interrupted(place, "finetune.py", arguments, signal.SIGTERM, tmp_path / "cache")
     assert (code, said) == (143, "interrupted by SIGTERM\n")
 
 
