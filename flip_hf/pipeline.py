@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from transformers import Pipeline
 
-from flip_hf.data.collators import FlipCTRCollator
+from flip_hf.data.collators import FlipCTRCollator, check_collator
 from flip_hf.data.sampling import least_sure, text_lengths
 from flip_hf.data.schema import InputError
 from flip_hf.modeling_flip import FlipForCTR
@@ -70,20 +70,18 @@ class CTRPredictionPipeline(Pipeline):
         if mode is not None:
             model = model.in_mode(mode)
         model.check_finetuned()
-        if processor.fields != model.config.fields:
-            raise ValueError(
-                "the processor's fields are not the model's: load both from one folder, and after processor.extend "
-                "resize the model and save both"
-            )
+        collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
+        check_collator(collator, model)
+        _refuse_workers(kwargs.get("num_workers"))
         super().__init__(model=model, processor=processor, **kwargs)
         self.fallbacks: dict[str, Counter[str]] = {}
-        self._collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
+        self._collator = collator
         # Of a joint model, for rows whose text is not read.
         self._without_text = model.in_mode("id") if model.config.mode == "joint" else model
         self._id_collator = FlipCTRCollator(processor, "id")
 
     def __call__(  # type: ignore[override]
-        self, rows: Any, batch_size: int | None = None, **kwargs: Any
+        self, rows: Any, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any
     ) -> Result | list[Result] | Iterator[Result]:
         """Scores rows.
 
@@ -91,6 +89,8 @@ class CTRPredictionPipeline(Pipeline):
             rows: one row as a dict; or a list of dicts, a pandas or Arrow table or a `datasets.Dataset`; or what can
                 only be iterated over, such as a generator of dicts or a `datasets.IterableDataset`.
             batch_size: most rows of a batch; by default the pipeline's.
+            num_workers: None or 0. Rows are encoded a chunk at a time in the calling process, which takes a small part
+                of the time that scoring takes; `flip_hf.batch` scores in several processes.
             kwargs: `towers`, `text_budget`; by default the pipeline's.
 
         Returns:
@@ -101,8 +101,11 @@ class CTRPredictionPipeline(Pipeline):
 
         Raises:
             InputError: a column is missing, or a value can't be read. Rows are counted from 0, over the whole stream.
-            ValueError: `towers` or `text_budget` of a model that has only one tower, or a batch size below 1.
+            ValueError: `towers` or `text_budget` of a model that has only one tower, a batch size below 1, or
+                `num_workers` above 0.
+            TypeError: an argument that the pipeline does not take.
         """
+        _refuse_workers(num_workers)
         batch_size = next(size for size in (batch_size, self._batch_size, _BATCH_ROWS) if size is not None)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -152,9 +155,13 @@ class CTRPredictionPipeline(Pipeline):
                 results[place] = result
         return results
 
-    def _sanitize_parameters(  # type: ignore[override]
-        self, towers: bool | None = None, text_budget: float | None = None
+    def _sanitize_parameters(
+        self, towers: bool | None = None, text_budget: float | None = None, **unknown: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if unknown:
+            raise TypeError(
+                f"ctr-prediction takes no {', '.join(map(repr, unknown))}; it takes batch_size, towers and text_budget"
+            )
         for name, value in (("towers", towers), ("text_budget", text_budget)):
             if value and self.model.config.mode != "joint":
                 raise ValueError(
@@ -205,3 +212,11 @@ class CTRPredictionPipeline(Pipeline):
             raise ValueError("save_pretrained writes to a folder; push with pipe.push_to_hub(repo_id)")
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+def _refuse_workers(number: int | None) -> None:
+    if number:
+        raise ValueError(
+            f"num_workers={number}: this pipeline encodes rows in the calling process, which takes a small part of the "
+            "time that scoring takes. Leave it out; to score in several processes use flip_hf.batch.BatchScorer"
+        )

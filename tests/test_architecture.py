@@ -38,7 +38,7 @@ ALLOWED = {
     "training": {"configuration_flip", "fetch", "data", "processing_flip", "hub"},
     "pipeline": {"configuration_flip", "outputs", "data", "modeling_flip", "processing_flip"},
     "export": {"modeling_flip"},
-    "batch": {"modeling_flip", "pipeline", "processing_flip"},
+    "batch": {"data", "modeling_flip", "pipeline", "processing_flip"},
     "hub": {"loading_file"},
     "__init__": {"configuration_flip", "modeling_flip", "processing_flip", "data", "pipeline"},
 }

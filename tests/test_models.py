@@ -6,6 +6,7 @@ import shutil
 import pytest
 import safetensors
 import torch
+from finetuned import finetuned
 from transformers import AutoConfig, AutoModel, BertConfig, DistilBertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel, FlipProcessor
@@ -49,7 +50,7 @@ def make_batch(num_rows=7, seed=0):
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
-    model = FlipForCTR(make_config()).eval()
+    model = finetuned(FlipForCTR(make_config())).eval()
     with torch.no_grad():
         model.fusion.id_weight.fill_(0.3)
     model.save_pretrained(tmp_path / "model")
@@ -218,7 +219,6 @@ def test_settings_replace_those_of_a_given_configuration(saved):
 def test_a_model_that_has_not_learned_clicks_says_so(saved, tmp_path, caplog):
     _, folder = saved
     assert FlipForCTR.from_pretrained(folder).needs_finetuning is None
-    assert FlipForCTR(make_config()).needs_finetuning is None
     own = "flip_hf.modeling_flip"
     assert not [record for record in caplog.records if record.name == own]
     fresh = "lacks fusion.id_weight, text_head.1.bias, text_head.1.weight, which start afresh"
@@ -235,6 +235,12 @@ def test_a_model_that_has_not_learned_clicks_says_so(saved, tmp_path, caplog):
         (warning,) = [record.message for record in caplog.records if record.name == own]
         assert warning == f"{tmp_path / 'new'} {reason}: finetune it before you use its logits"
         assert model.in_mode("id").needs_finetuning == reason.removesuffix(f" and {fresh}")
+    caplog.clear()
+    fresh = FlipForCTR(make_config())
+    fresh.save_pretrained(tmp_path / "fresh")
+    for model in (fresh, FlipForCTR.from_pretrained(tmp_path / "fresh"), fresh.in_mode("id"), fresh.in_mode("text")):
+        assert model.needs_finetuning.startswith("was never trained on clicks")
+    assert "was never trained on clicks" in caplog.text
     gated = FlipForCTR.from_pretrained(folder, fusion="gated")
     assert gated.needs_finetuning is not None
     assert gated.in_mode("text").needs_finetuning is None
