@@ -249,6 +249,26 @@ def test_a_model_that_has_not_learned_clicks_says_so(saved, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
+def test_one_step_of_clicks_tells_and_steps_of_pretraining_do_not(tmp_path, backbone):
+    batch = make_batch()
+    pretrained = FlipForPreTraining(make_config(backbone=backbone))
+    masked = {"masked_feature_ids": batch["feature_ids"], "masked_input_ids": batch["input_ids"]}
+    labels = {"mtm_labels": batch["feature_ids"], "mlm_labels": batch["input_ids"]}
+    optimizer = torch.optim.AdamW(pretrained.parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(2):
+        pretrained(**batch, **masked, **labels).loss.backward()
+        optimizer.step()
+    pretrained.save_pretrained(tmp_path)
+    for mode in MODES:
+        model = FlipForCTR.from_pretrained(tmp_path, mode=mode)
+        assert model.needs_finetuning is not None
+        model(**batch, labels=torch.tensor([1, 0, 0, 1, 0, 0, 1])).loss.backward()
+        torch.optim.AdamW(model.parameters(), lr=1e-4).step()
+        assert model.needs_finetuning is None
+        assert model.to(torch.bfloat16).needs_finetuning is None
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_finetuning_starts_from_pretrained_towers(tmp_path, backbone):
     pretrained = FlipForPreTraining(make_config(backbone=backbone))
     pretrained.save_pretrained(tmp_path)
