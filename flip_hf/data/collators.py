@@ -372,8 +372,8 @@ def _cut(texts: Ragged, field_ids: np.ndarray, towers: Sequence[Sequence[str]]) 
 
 
 _PURPOSES = {
-    "row": ", which masks and dropped features are a function of",
-    "token_field_ids": ", by which the values in the text are told apart",
+    "row": ", on which masks and dropped features depend",
+    "token_field_ids": ", which says what field each token belongs to",
 }
 
 
@@ -381,8 +381,8 @@ def _check_column(there: bool, name: str) -> None:
     if not there:
         raise ValueError(
             f"the encoded rows lack the column {name!r}{_PURPOSES.get(name, '')}. FlipProcessor.encode and "
-            "encode_dataset make it, calling the processor does not; transformers.Trainer keeps it with "
-            "TrainingArguments(remove_unused_columns=False), and flip_hf.batch.BatchEncoder with row_column"
+            "encode_dataset make it; calling the processor does not. transformers.Trainer keeps it with "
+            "TrainingArguments(remove_unused_columns=False), flip_hf.batch.BatchEncoder with row_column"
         )
 
 
@@ -395,7 +395,7 @@ def _numbers(rows: Rows) -> np.ndarray:
 
 
 def _refuse_shared_numbers(numbers: np.ndarray, contents: Callable[[np.ndarray], Sequence[np.ndarray]]) -> None:
-    """Raises ValueError if a number is that of rows which differ: they would be masked alike. One row may come twice.
+    """Raises ValueError if different rows share a number: they would be masked alike. The same row may come twice.
 
     Args:
         numbers: int64 (rows,).
@@ -410,19 +410,18 @@ def _refuse_shared_numbers(numbers: np.ndarray, contents: Callable[[np.ndarray],
             if differs.any():
                 number = numbers[order[places[differs.argmax()]]]
                 raise ValueError(
-                    f"row number {number} is that of {np.count_nonzero(numbers == number)} rows, and they differ: all "
-                    "would be masked alike, as masks and dropped features are a function of the number. Number the "
-                    "rows through: encode all at once with processor.encode_dataset(dataset), or parts with "
-                    "processor.encode(rows, first_row=...); or renumber them with "
-                    "rows.remove_columns('row').add_column('row', list(range(len(rows))))"
+                    f"{np.count_nonzero(numbers == number)} different rows share row number {number}, so all of them "
+                    "would be masked alike: masks and dropped features depend on the number. Encode all rows at once "
+                    "with processor.encode_dataset(dataset), or each part with processor.encode(rows, first_row=...); "
+                    "or renumber them: rows.remove_columns('row').add_column('row', list(range(len(rows))))"
                 )
 
 
 def check_training_rows(rows: datasets.Dataset, collator: Any) -> None:
     """Raises ValueError unless a collator can make batches of all rows.
 
-    Where batches depend on the rows' numbers, no number may be that of rows which differ, as happens where datasets
-    that were encoded apart are joined.
+    If batches depend on row numbers, different rows must not share one. They do if datasets were encoded apart and then
+    concatenated.
 
     Args:
         rows: the encoded training rows.
@@ -440,7 +439,7 @@ def check_training_rows(rows: datasets.Dataset, collator: Any) -> None:
 
     def contents(places: np.ndarray) -> list[np.ndarray]:
         part = table.__getitems__(places.tolist())
-        texts = [_unpadded_texts(part).padded(PADDING_ID)] if "input_ids" in part.column_names else []
+        texts = [_unpadded_texts(part).padded(-1)] if "input_ids" in part.column_names else []
         return [_matrix(part, "feature_ids"), *texts]
 
     _refuse_shared_numbers(numbers, contents)
