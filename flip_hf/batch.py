@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from flip_hf.data.schema import InputError
 from flip_hf.modeling_flip import FlipForCTR
 from flip_hf.pipeline import CTRPredictionPipeline
 from flip_hf.processing_flip import FlipProcessor
@@ -16,19 +17,42 @@ class BatchEncoder:
     Args:
         processor: folder or repository of the processor.
         with_label: whether to read the label too.
+        row_column: the rows' column that numbers them, whole numbers of which no two rows of the log share one. The
+            encoded rows have it as `row`, which pretraining and `oov_dropout` need: masks are a function of it.
     """
 
-    def __init__(self, processor: str | Path, with_label: bool = False) -> None:
+    def __init__(self, processor: str | Path, with_label: bool = False, row_column: str | None = None) -> None:
         self.processor = FlipProcessor.from_pretrained(processor)
         self.with_label = with_label
+        self.row_column = row_column
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The encoded rows, without `row`: a table that is mapped does not know how many there are before it.
+        """Returns the encoded rows; without `row_column` they have no `row`, as a table does not know its place.
 
         Raises:
-            InputError: as in `FlipProcessor.encode`; rows are counted within the table.
+            InputError: as in `FlipProcessor.encode`, rows being counted within the table; or `row_column` is missing or
+                does not hold whole numbers.
         """
-        return self.processor.encode(rows, with_label=self.with_label).drop_columns(["row"])
+        name = self.row_column
+        numbers = None if name is None else _row_numbers(rows, name)
+        if name is not None and name not in [field.name for field in self.processor.fields]:
+            rows = rows.drop_columns([name])
+        encoded = self.processor.encode(rows, with_label=self.with_label)
+        place = encoded.column_names.index("row")
+        return encoded.remove_column(place) if numbers is None else encoded.set_column(place, "row", numbers)
+
+
+def _row_numbers(rows: pa.Table, name: str) -> pa.ChunkedArray:
+    if name not in rows.column_names:
+        raise InputError(
+            f"the column that numbers the rows is missing; the columns there are: {rows.column_names}", field=name
+        )
+    column = rows[name]
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise InputError(
+            f"row numbers must be whole numbers, none of them missing; these are {column.type}", field=name
+        )
+    return column.cast(pa.int64())
 
 
 class BatchScorer:

@@ -411,6 +411,8 @@ class FlipConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.fields = as_fields(self.fields)
         self.num_labels = 1
+        # One sigmoid, not a softmax over classes: Trainer then knows that its label smoothing is not for these logits.
+        self.problem_type = "multi_label_classification"
         if self.text_layers is not None:
             # A copy: the caller's text configuration may serve other models too.
             self.text_config = _first_layers(copy.deepcopy(self.text_config), self.text_layers)

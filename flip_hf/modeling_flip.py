@@ -1,13 +1,14 @@
 """The FLIP models: wiring of the two towers, the objectives and the heads."""
 
 import copy
+import functools
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -61,6 +62,29 @@ _SETTINGS = {f.name for f in fields(FlipConfig)} - {f.name for f in fields(PreTr
 """What FlipConfig adds to a configuration."""
 
 
+def takes_known_inputs(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a model's `forward`: refuses inputs that it does not take, and says which collator makes those it does.
+
+    PEFT passes `inputs_embeds=None` to every model, which is taken; a value is refused.
+    """
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    known = {p.name for p in parameters}
+    required = [p.name for p in parameters if p.default is p.empty]
+
+    @functools.wraps(forward)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.pop("inputs_embeds", None) is not None:
+            raise ValueError(f"{type(self).__name__} reads input_ids: inputs_embeds must be None")
+        unknown = [name for name in kwargs if name not in known]
+        absent = [name for name in required[len(args) :] if name not in kwargs]
+        if unknown or absent:
+            wrong = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(absent)}"
+            raise TypeError(f"{type(self).__name__} {wrong}; batches for it are made by {self.collator}")
+        return forward(self, *args, **kwargs)
+
+    return checked
+
+
 class FlipPreTrainedModel(PreTrainedModel):
     """What the FLIP models share: initialisation, loading, and how a text encoder is taken over."""
 
@@ -74,6 +98,9 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     # transformers.Trainer passes `num_items_in_batch`, or divides by the accumulated batches where it can't count.
     accepts_loss_kwargs = True
+
+    collator: ClassVar[str] = "FlipCTRCollator(processor, model.config.mode)"
+    """What makes batches for the model, as errors say it."""
 
     new_parameters: tuple[str, ...] = ()
     """Prefixes of what a checkpoint of another FLIP model may lack: the heads that this model starts afresh."""
@@ -459,6 +486,7 @@ class FlipModel(FlipPreTrainedModel):
         )
 
     @can_return_tuple  # type: ignore[untyped-decorator]
+    @takes_known_inputs
     def forward(
         self,
         feature_ids: torch.Tensor | None = None,
@@ -481,11 +509,13 @@ class FlipModel(FlipPreTrainedModel):
         parts: dict[str, Any] = {}
         if self.config.mode != "text":
             if feature_ids is None:
-                raise ValueError(f"mode={self.config.mode!r} needs feature_ids")
+                raise ValueError(f"mode={self.config.mode!r} needs feature_ids; {self.collator} makes them")
             parts.update(self.encode_tabular(feature_ids))
         if self.config.mode != "id":
             if input_ids is None or attention_mask is None:
-                raise ValueError(f"mode={self.config.mode!r} needs input_ids and attention_mask")
+                raise ValueError(
+                    f"mode={self.config.mode!r} needs input_ids and attention_mask; {self.collator} makes them"
+                )
             parts.update(self.encode_text(input_ids, attention_mask, output_hidden_states, output_attentions))
         return FlipModelOutput(**parts)
 
@@ -496,6 +526,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
     Each view that an active objective declares is encoded once; the total is the weighted sum of their losses.
     """
 
+    collator = "FlipPretrainingCollator(processor)"
     new_parameters = ("objectives.",)
     unused_parameters = ("text_head.", "fusion.")
 
@@ -566,6 +597,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         return views
 
     @can_return_tuple  # type: ignore[untyped-decorator]
+    @takes_known_inputs
     def forward(
         self,
         feature_ids: torch.Tensor,
@@ -678,6 +710,8 @@ class FlipForCTR(FlipPreTrainedModel):
 
     def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
+        # The biases of the click logits that a checkpoint held which had not learned clicks; zero where not named.
+        self._start: dict[str, torch.Tensor] = {}
         self.flip = FlipModel(config, text_model)
         if config.mode != "id":
             size = self.flip.text_size
@@ -699,29 +733,83 @@ class FlipForCTR(FlipPreTrainedModel):
         """As in the base class; warns of a checkpoint that has not learned clicks."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model._saved_without_clicks:
+            model._start = {name: p.detach().clone() for name, p in model._logit_biases().items() if not p.is_meta}
         if reason := model.needs_finetuning:
             logger.warning("%s %s: finetune it before you use its logits", pretrained_model_name_or_path, reason)
         return loaded
 
     @property
     def needs_finetuning(self) -> str | None:
-        """What says that the click logits were never trained; None where nothing does, and once the model is saved.
+        """Why the click logits mean nothing yet; None once any training loop has trained them.
 
-        A pretraining checkpoint also holds the logit of the ID-based model, which pretraining leaves as it started.
+        The weights themselves show it. Each tower's click logit has a bias that starts at zero. Clicks alone train it
+        (pretraining leaves it at zero), and every optimiser moves it in its first step. A model counts as trained if a
+        bias of one of its towers is not zero; if a pretraining checkpoint was loaded, if one has changed since. If the
+        checkpoint lacked parameters, at least one of these must have moved since it was initialised.
+
+        Checkpoints therefore need no mark. A model that was trained in memory may be scored at once, and a model that
+        was only initialised stays known as such when it is saved and loaded. The same holds for older checkpoints, for
+        other training loops and for merged PEFT adapters. `resize_feature_embeddings` and `in_mode` change no bias.
+        Weights that accelerate has offloaded can't be read and count as trained.
+
+        A loop that freezes all of these biases is not noticed, such as LoRA without the heads on a model whose heads
+        were never trained. Train the heads too: `LoraConfig(modules_to_save=["text_head", "fusion"])`.
         """
         reasons = []
-        if (saved_by := (self.config.architectures or [""])[0]) in (FlipModel.__name__, FlipForPreTraining.__name__):
-            reasons.append(f"was saved by {saved_by}, which does not learn clicks")
-        if self.fresh_parameters:
+        if not any(map(self._has_learned, self._logit_parts)):
+            if self._saved_without_clicks:
+                reasons.append(f"was saved by {self._saved_by}, which does not learn clicks")
+            elif not self.fresh_parameters:
+                reasons.append("was never trained on clicks (the biases of its click logits are zero, as at the start)")
+        fresh = {name.split(".")[0] for name in self.fresh_parameters}
+        has_moved = "text_head" in fresh and self._has_learned("text_head.")
+        if fresh and not has_moved and not ("fusion" in fresh and self._fusion_has_moved()):
             reasons.append(f"lacks {', '.join(self.fresh_parameters)}, which start afresh")
         return " and ".join(reasons) or None
+
+    @property
+    def _saved_by(self) -> str:
+        return (self.config.architectures or [""])[0]
+
+    @property
+    def _saved_without_clicks(self) -> bool:
+        return self._saved_by in (FlipModel.__name__, FlipForPreTraining.__name__)
+
+    @property
+    def _logit_parts(self) -> list[str]:
+        """Prefixes of the parameters that make the towers' click logits."""
+        backbone = self.flip.backbone
+        return [
+            *([] if backbone is None else [f"flip.backbone.{backbone.logit_module}."]),
+            *([] if self.config.mode == "id" else ["text_head."]),
+        ]
+
+    def _logit_biases(self, part: str = "") -> dict[str, nn.Parameter]:
+        # Not by the modules: PEFT wraps them.
+        parts = tuple(name for name in self._logit_parts if name.startswith(part))
+        return {name: p for name, p in self.named_parameters() if name.startswith(parts) and name.endswith("bias")}
+
+    def _has_learned(self, part: str) -> bool:
+        return any(
+            p.is_meta or bool((p != self._start.get(name, torch.zeros(1)).to(p)).any())
+            for name, p in self._logit_biases(part).items()
+        )
+
+    def _fusion_has_moved(self) -> bool:
+        start = FUSION[self.config.fusion](len(self.config.tabular_fields))
+        start.init_parameters()
+        return any(
+            now.is_meta or not torch.equal(now.detach().cpu().float(), start.get_parameter(name.split(".")[-1]))
+            for name, now in self.fusion.named_parameters()
+        )
 
     def check_finetuned(self) -> None:
         """Raises ValueError, which says why, if the click logits were never trained."""
         if reason := self.needs_finetuning:
             raise ValueError(
                 f"{self.name_or_path or 'the model'} {reason}: its probabilities would mean nothing. Finetune it "
-                "(FlipForCTR, examples/finetune.py); if you have since, save it and load what was saved"
+                "(FlipForCTR, examples/finetune.py)"
             )
 
     def in_mode(self, mode: str) -> "FlipForCTR":
@@ -745,6 +833,7 @@ class FlipForCTR(FlipPreTrainedModel):
             for name, _ in part.named_children():
                 if name != "flip":
                     setattr(part, name, getattr(whole, name))
+        alone._start = self._start
         alone.fresh_parameters = tuple(n for n in self.fresh_parameters if n in alone.state_dict())
         return alone.train(self.training)
 
@@ -753,6 +842,7 @@ class FlipForCTR(FlipPreTrainedModel):
         return {"ctr": torch.tensor(len(batch["labels"]), device=batch["labels"].device)}
 
     @can_return_tuple  # type: ignore[untyped-decorator]
+    @takes_known_inputs
     def forward(
         self,
         feature_ids: torch.Tensor | None = None,

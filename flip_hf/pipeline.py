@@ -11,7 +11,7 @@ import torch
 from transformers import Pipeline
 
 from flip_hf.configuration_flip import with_nearest
-from flip_hf.data.collators import FlipCTRCollator
+from flip_hf.data.collators import FlipCTRCollator, check_collator
 from flip_hf.data.fallbacks import FallbackReport
 from flip_hf.data.sampling import least_sure, text_lengths
 from flip_hf.data.schema import InputError
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 Result: TypeAlias = dict[str, float | None]
 """What is said of one row."""
 
+_SETTINGS = ("batch_size", "mode", "text_budget", "towers")
 _BATCH_ROWS = 256
 # Batches of a stream that are read ahead, so that rows of like length can share one.
 _BATCHES_IN_A_CHUNK = 16
@@ -75,21 +76,19 @@ class CTRPredictionPipeline(Pipeline):
         if mode is not None:
             model = model.in_mode(mode)
         model.check_finetuned()
-        if processor.fields != model.config.fields:
-            raise ValueError(
-                "the processor's fields are not the model's: load both from one folder, and after processor.extend "
-                "resize the model and save both"
-            )
+        collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
+        check_collator(collator, model)
+        _refuse_workers(kwargs.get("num_workers"))
         super().__init__(model=model, processor=processor, **kwargs)
         self._report = FallbackReport(processor.vocabulary)
         self.fallbacks = self._report.counts
-        self._collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
+        self._collator = collator
         # Of a joint model, for rows whose text is not read.
         self._without_text = model.in_mode("id") if model.config.mode == "joint" else model
         self._id_collator = FlipCTRCollator(processor, "id")
 
     def __call__(  # type: ignore[override]
-        self, rows: Any, batch_size: int | None = None, **kwargs: Any
+        self, rows: Any, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any
     ) -> Result | list[Result] | Iterator[Result]:
         """Scores rows.
 
@@ -98,6 +97,8 @@ class CTRPredictionPipeline(Pipeline):
                 what can only be iterated over, such as a generator of dicts, a `datasets.IterableDataset` or Arrow's
                 `RecordBatchReader`.
             batch_size: most rows of a batch; by default the pipeline's.
+            num_workers: None or 0. Rows are encoded a chunk at a time in the calling process, which takes a small part
+                of the time that scoring takes; `flip_hf.batch` scores in several processes.
             kwargs: `towers`, `text_budget`; by default the pipeline's.
 
         Returns:
@@ -108,8 +109,11 @@ class CTRPredictionPipeline(Pipeline):
 
         Raises:
             InputError: a column is missing, or a value can't be read. Rows are counted from 0, over the whole stream.
-            ValueError: `towers` or `text_budget` of a model that has only one tower, or a batch size below 1.
+            ValueError: `towers` or `text_budget` of a model that has only one tower, a batch size below 1, or
+                `num_workers` above 0.
+            TypeError: an argument that the pipeline does not take.
         """
+        _refuse_workers(num_workers)
         batch_size = next(size for size in (batch_size, self._batch_size, _BATCH_ROWS) if size is not None)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -165,7 +169,7 @@ class CTRPredictionPipeline(Pipeline):
         self, towers: bool | None = None, text_budget: float | None = None, **unknown: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
-            raise TypeError(f"ctr-prediction has no setting {with_nearest(unknown, ('towers', 'text_budget', 'mode'))}")
+            raise TypeError(f"ctr-prediction has no setting {with_nearest(unknown, _SETTINGS)}")
         for name, value in (("towers", towers), ("text_budget", text_budget)):
             if value and self.model.config.mode != "joint":
                 raise ValueError(
@@ -218,6 +222,14 @@ class CTRPredictionPipeline(Pipeline):
             raise ValueError("save_pretrained writes to a folder; push with pipe.push_to_hub(repo_id)")
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+def _refuse_workers(number: int | None) -> None:
+    if number:
+        raise ValueError(
+            f"num_workers={number}: this pipeline encodes rows in the calling process, which takes a small part of the "
+            "time that scoring takes. Leave it out; to score in several processes use flip_hf.batch.BatchScorer"
+        )
 
 
 def _chunks(rows: Iterable[Any], chunk_rows: int) -> Iterator[list[Any]]:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from finetuned import finetuned
 from hypothesis import Phase, settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, BertConfig, PreTrainedTokenizerFast
@@ -113,7 +114,7 @@ def ctr_folder(tmp_path_factory, click_rows, field_names, wordpiece):
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     text = BertConfig(**size, vocab_size=len(wordpiece))
     torch.manual_seed(0)
-    model = FlipForCTR(FlipConfig(text_config=text, fields=processor.fields, embedding_dim=4))
+    model = finetuned(FlipForCTR(FlipConfig(text_config=text, fields=processor.fields, embedding_dim=4)))
     for part in (model, processor):
         part.save_pretrained(folder)
     return folder

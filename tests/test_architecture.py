@@ -40,7 +40,7 @@ ALLOWED = {
     "training": {"configuration_flip", "fetch", "backbones", "data", "processing_flip", "hub", "standard_json"},
     "pipeline": {"configuration_flip", "outputs", "data", "modeling_flip", "processing_flip"},
     "export": {"modeling_flip"},
-    "batch": {"modeling_flip", "pipeline", "processing_flip"},
+    "batch": {"data", "modeling_flip", "pipeline", "processing_flip"},
     "hub": {"loading_file", "standard_json"},
     "__init__": {"configuration_flip", "modeling_flip", "processing_flip", "data", "pipeline"},
 }

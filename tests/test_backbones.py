@@ -83,6 +83,18 @@ def test_a_batch_of_one_row_trains(name):
             assert torch.equal(value, statistics[key]), key
 
 
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_logits_bias_tells_of_clicks_alone(name):
+    model, embeddings = build(name)
+    embeddings.requires_grad_()
+    bias = model.get_submodule(model.logit_module).bias
+    representation, logits = model(embeddings)
+    (of_representation,) = torch.autograd.grad(representation.sum(), bias, retain_graph=True, allow_unused=True)
+    (of_logits,) = torch.autograd.grad(logits.sum(), bias)
+    assert of_representation is None
+    assert of_logits.tolist() == [ROWS]
+
+
 def test_one_row_is_normalised_by_the_running_statistics():
     torch.manual_seed(0)
     norm, plain = BatchNorm(3), torch.nn.BatchNorm1d(3)

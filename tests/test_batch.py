@@ -6,6 +6,7 @@ import pytest
 
 from flip_hf import FlipProcessor
 from flip_hf.batch import BatchEncoder, BatchScorer
+from flip_hf.data.schema import InputError
 from flip_hf.pipeline import CTRPredictionPipeline
 
 
@@ -45,6 +46,23 @@ def test_scores_hide_no_column(ctr_folder, rows):
 def test_encoded_rows_are_the_processors(ctr_folder, rows):
     wanted = FlipProcessor.from_pretrained(ctr_folder).encode(rows, with_label=True).drop_columns(["row"])
     assert BatchEncoder(ctr_folder, with_label=True)(rows).equals(wanted)
+
+
+def test_a_column_numbers_the_encoded_rows(ctr_folder, rows):
+    numbers = pa.array(range(900, 600, -1), pa.uint32())
+    table = rows.append_column("number", numbers)
+    encoded = BatchEncoder(ctr_folder, row_column="number")(table)
+    wanted = FlipProcessor.from_pretrained(ctr_folder).encode(rows)
+    assert encoded.equals(wanted.set_column(0, "row", numbers.cast(pa.int64())))
+    # A field may number them, too.
+    assert BatchEncoder(ctr_folder, row_column="age")(rows)["row"].equals(rows["age"])
+
+
+@pytest.mark.parametrize("numbers", [None, [1.0] * 300, ["1"] * 300, [None, *range(299)]])
+def test_row_numbers_are_whole_numbers_that_are_there(ctr_folder, rows, numbers):
+    table = rows if numbers is None else rows.append_column("number", pa.array(numbers))
+    with pytest.raises(InputError, match="field 'number': "):
+        BatchEncoder(ctr_folder, row_column="number")(table)
 
 
 @pytest.mark.slow

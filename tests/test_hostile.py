@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from finetuned import finetuned
 from safe_loads import Loads
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig
@@ -52,7 +53,7 @@ def good(tmp_path_factory, wordpiece):
         backbone_options={"hidden_sizes": [8]},
     )
     folder = tmp_path_factory.mktemp("good")
-    FlipForCTR(config).save_pretrained(folder)
+    finetuned(FlipForCTR(config)).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 

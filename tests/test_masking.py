@@ -3,6 +3,7 @@
 import inspect
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
@@ -189,6 +190,22 @@ def test_a_table_of_rows_and_a_list_of_them_make_the_same_batch(processor, click
     for name, tensor in from_list.items():
         assert from_table[name].dtype == tensor.dtype
         assert torch.equal(from_table[name], tensor), name
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.int8(), pa.bool_()])
+def test_padding_that_rows_hold_already_is_no_text(processor, click_rows, kind):
+    rows = processor.encode(pa.table(click_rows))
+    collator = FlipPretrainingCollator(processor, pad_to_multiple_of=16)
+    clean = FlipCTRCollator(processor, pad_to_multiple_of=16)(rows)
+    padded = {name: pa.array(clean[name].tolist()) for name in ("input_ids", "attention_mask")}
+    padded["attention_mask"] = padded["attention_mask"].cast(pa.list_(kind))
+    held = rows.set_column(rows.column_names.index("input_ids"), "input_ids", padded["input_ids"])
+    held = held.append_column("attention_mask", padded["attention_mask"])
+    expected = collator(rows)
+    for form in (held, held.to_pylist()):
+        found = collator(form)
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), name
 
 
 def test_padding(processor, encoded):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import safetensors
 import torch
+from finetuned import finetuned
 from transformers import AutoConfig, AutoModel, BertConfig, DistilBertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel, FlipProcessor
@@ -49,7 +50,7 @@ def make_batch(num_rows=7, seed=0):
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
-    model = FlipForCTR(make_config()).eval()
+    model = finetuned(FlipForCTR(make_config())).eval()
     with torch.no_grad():
         model.fusion.id_weight.fill_(0.3)
     model.save_pretrained(tmp_path / "model")
@@ -218,7 +219,6 @@ def test_settings_replace_those_of_a_given_configuration(saved):
 def test_a_model_that_has_not_learned_clicks_says_so(saved, tmp_path, caplog):
     _, folder = saved
     assert FlipForCTR.from_pretrained(folder).needs_finetuning is None
-    assert FlipForCTR(make_config()).needs_finetuning is None
     own = "flip_hf.modeling_flip"
     assert not [record for record in caplog.records if record.name == own]
     fresh = "lacks fusion.id_weight, text_head.1.bias, text_head.1.weight, which start afresh"
@@ -235,11 +235,37 @@ def test_a_model_that_has_not_learned_clicks_says_so(saved, tmp_path, caplog):
         (warning,) = [record.message for record in caplog.records if record.name == own]
         assert warning == f"{tmp_path / 'new'} {reason}: finetune it before you use its logits"
         assert model.in_mode("id").needs_finetuning == reason.removesuffix(f" and {fresh}")
+    caplog.clear()
+    fresh = FlipForCTR(make_config())
+    fresh.save_pretrained(tmp_path / "fresh")
+    for model in (fresh, FlipForCTR.from_pretrained(tmp_path / "fresh"), fresh.in_mode("id"), fresh.in_mode("text")):
+        assert model.needs_finetuning.startswith("was never trained on clicks")
+    assert "was never trained on clicks" in caplog.text
     gated = FlipForCTR.from_pretrained(folder, fusion="gated")
     assert gated.needs_finetuning is not None
     assert gated.in_mode("text").needs_finetuning is None
     gated.save_pretrained(tmp_path / "finetuned")
     assert gated.needs_finetuning is None
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_one_step_of_clicks_tells_and_steps_of_pretraining_do_not(tmp_path, backbone):
+    batch = make_batch()
+    pretrained = FlipForPreTraining(make_config(backbone=backbone))
+    masked = {"masked_feature_ids": batch["feature_ids"], "masked_input_ids": batch["input_ids"]}
+    labels = {"mtm_labels": batch["feature_ids"], "mlm_labels": batch["input_ids"]}
+    optimizer = torch.optim.AdamW(pretrained.parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(2):
+        pretrained(**batch, **masked, **labels).loss.backward()
+        optimizer.step()
+    pretrained.save_pretrained(tmp_path)
+    for mode in MODES:
+        model = FlipForCTR.from_pretrained(tmp_path, mode=mode)
+        assert model.needs_finetuning is not None
+        model(**batch, labels=torch.tensor([1, 0, 0, 1, 0, 0, 1])).loss.backward()
+        torch.optim.AdamW(model.parameters(), lr=1e-4).step()
+        assert model.needs_finetuning is None
+        assert model.to(torch.bfloat16).needs_finetuning is None
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -304,13 +304,25 @@ def test_a_model_trained_in_between_is_served_without_dropout_or_gradients(folde
     assert not outputs[0].logits.requires_grad
 
 
-def test_what_was_finetuned_from_a_pretrained_model_is_served_once_it_is_saved(processor, rows, tmp_path):
+@pytest.mark.parametrize("mode", ["joint", "id", "text"])
+def test_a_model_is_served_once_it_was_trained_and_not_because_it_was_saved(processor, click_rows, tmp_path, mode):
     new_model(FlipForPreTraining, processor).save_pretrained(tmp_path / "pretrained")
-    model = FlipForCTR.from_pretrained(tmp_path / "pretrained")
-    with pytest.raises(ValueError, match="save it and load what was saved"):
-        CTRPredictionPipeline(model, processor)
-    model.save_pretrained(tmp_path / "finetuned")
-    assert len(CTRPredictionPipeline(model, processor)(rows)) == len(rows)
+    FlipForCTR.from_pretrained(tmp_path / "pretrained", mode=mode).save_pretrained(tmp_path / "saved")
+    fresh = FlipForCTR(make_config(processor, mode=mode))
+    models = [fresh, FlipForCTR.from_pretrained(tmp_path / "pretrained", mode=mode)]
+    if mode == "text":  # of the other modes the perturbed backbone looks as if it had learned
+        models.append(FlipForCTR.from_pretrained(tmp_path / "saved"))
+    log = pa.table(click_rows)
+    encoded = processor.encode(log, with_label=True)
+    for model in models:
+        with pytest.raises(ValueError, match="its probabilities would mean nothing"):
+            CTRPredictionPipeline(model, processor)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        model(**FlipCTRCollator(processor, mode)(encoded)).loss.backward()
+        optimizer.step()
+        assert len(CTRPredictionPipeline(model, processor)(log)) == len(encoded)
+        model.save_pretrained(tmp_path / "trained")
+        assert FlipForCTR.from_pretrained(tmp_path / "trained").needs_finetuning is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

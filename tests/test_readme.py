@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetuned import finetuned
 from transformers import AutoConfig, AutoTokenizer
 
 from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
@@ -32,7 +33,7 @@ def test_loading_and_scoring(encoder, tmp_path, monkeypatch, capsys):
     processor = FlipProcessor.fit(columns, list(columns), AutoTokenizer.from_pretrained(encoder))
     text = AutoConfig.from_pretrained(encoder)
     torch.manual_seed(0)
-    model = FlipForCTR(FlipConfig(text_config=text, text_layers=1, fields=processor.fields))
+    model = finetuned(FlipForCTR(FlipConfig(text_config=text, text_layers=1, fields=processor.fields)))
     for part in (model, processor):
         part.save_pretrained(tmp_path / "runs" / "flip" / "model")
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,8 @@ import pyarrow as pa
 import pytest
 import raw_files
 from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flip_hf import FlipProcessor
 from flip_hf.configuration_flip import FieldConfig
@@ -330,6 +332,31 @@ def test_histories_hold_what_was_known(monkeypatch, split, expected):
     assert set(row) == {"label", "timestamp", "user", "item", "seen"}
     liked = load_splits("tiny", split, 0, [replace(history, words={1: ""})])
     assert next(row for part in liked.values() for row in part if row["timestamp"] == 3)["seen"] == ["0", "2"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(-5, 5)), min_size=10, max_size=30),
+    st.sampled_from(["time", "random"]),
+    st.sampled_from([pa.int64(), pa.timestamp("ns"), pa.timestamp("s", "UTC"), pa.date32()]),
+)
+def test_no_split_has_a_history_of_rows_at_or_after_its_own_time(log, split, kind):
+    users, times = (list(column) for column in zip(*log, strict=True))
+    items = [f"f{i}" for i in range(len(log))]
+    columns = {"label": [0] * len(log), "timestamp": pa.array(times, kind), "user": users, "item": items}
+    source = type("Source", (), {"load": staticmethod(lambda: Dataset(pa.table(columns)))})
+    history = HistoryField(FieldConfig("seen", kind="sequence", max_values=50), "user", "item", {0: ""})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "tiny", source)
+        parts = load_splits("tiny", split, 7, [history])
+    known = parts["train"]["item"][:] if split == "random" else items
+    rows = [row for part in parts.values() for row in part]
+    assert sorted(row["item"] for row in rows) == sorted(items)
+    for row in rows:
+        own = int(row["item"][1:])
+        before = [i for i in range(len(log)) if users[i] == users[own] and times[i] < times[own]]
+        earlier = [i for i in before if items[i] in known]
+        assert row["seen"] == [items[i] for i in sorted(earlier, key=times.__getitem__)]
 
 
 def test_what_a_click_log_can_not_be_is_named(tmp_path):

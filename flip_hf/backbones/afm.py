@@ -22,6 +22,7 @@ class AFM(Backbone):
     """
 
     extra_dim = 1
+    logit_module = "first_order"
 
     def __init__(self, num_fields: int, embedding_dim: int, attention_size: int = 32, dropout: float = 0.1) -> None:
         super().__init__()

@@ -27,9 +27,12 @@ class Backbone(nn.Module, ABC):
     Attributes:
         extra_dim: columns that it reads from the feature table behind the `embedding_dim` of the embedding.
         representation_size: width of the representation.
+        logit_module: name of the module whose bias shifts the logit and nothing else. It starts at zero and only clicks
+            train it, by which `FlipForCTR` knows whether the logit was ever trained.
     """
 
     extra_dim: ClassVar[int] = 0
+    logit_module: ClassVar[str] = "output"
     representation_size: int
 
     @abstractmethod

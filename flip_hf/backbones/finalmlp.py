@@ -81,6 +81,8 @@ class FinalMLP(Backbone):
         dropout: dropout in both networks.
     """
 
+    logit_module = "fusion.first"
+
     def __init__(
         self,
         num_fields: int,

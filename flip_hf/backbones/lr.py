@@ -18,6 +18,7 @@ class LR(Backbone):
     """
 
     extra_dim = 1
+    logit_module = "first_order"
 
     def __init__(self, num_fields: int, embedding_dim: int) -> None:
         super().__init__()

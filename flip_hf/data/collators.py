@@ -1,7 +1,8 @@
 """Encoded rows -> the tensors that the models' `forward` takes."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import datasets
 import numpy as np
@@ -24,9 +25,12 @@ from flip_hf.configuration_flip import (
 from flip_hf.data.kinds import KINDS
 from flip_hf.data.masking import masked_fields, uniform
 from flip_hf.data.ragged import Ragged
+from flip_hf.data.schema import canonical_labels
 from flip_hf.data.template import NO_FIELD
 
 _TEXT_STREAM, _TABULAR_STREAM, _TARGET_STREAM, _OOV_STREAM = range(4)
+# Rows of one number that are compared at a time.
+_COMPARED_ROWS = 1 << 12
 
 Row = Mapping[str, Any]
 
@@ -74,8 +78,16 @@ class FlipCTRCollator:
 
     Returns (when called with encoded rows, a list or an Arrow table of them):
         feature_ids int64 (B, P) unless the mode is "text"; input_ids and attention_mask int64 (B, T) unless it is
-        "id", and with `text_towers` (B, towers, T); labels float32 (B,) where the rows have a label.
+        "id", and with `text_towers` (B, towers, T); labels float32 (B,) where the rows have a label. Rows may also be
+        what calling the processor returns, as in `Dataset.map(processor, batched=True)`: their `attention_mask` says
+        which tokens are padding.
+
+    Raises (when called):
+        ValueError: a column is missing; an `attention_mask` is not ones and then zeros; a label is not 0 or 1; or with
+            `oov_dropout`, rows that differ have the same number.
     """
+
+    model_class: ClassVar[str] = "FlipForCTR"
 
     def __init__(
         self,
@@ -87,7 +99,7 @@ class FlipCTRCollator:
         text_towers: Sequence[Sequence[str]] | None = None,
     ) -> None:
         if mode not in MODES:
-            raise ValueError(f"mode={mode!r} is not one of {', '.join(MODES)}")
+            raise ValueError(f"mode={mode!r} is not one of {', '.join(MODES)}; set it to model.config.mode")
         if text_towers is not None:
             if mode != "text":
                 raise ValueError(f"text_towers are for mode='text', not for mode={mode!r}")
@@ -103,6 +115,7 @@ class FlipCTRCollator:
             raise ValueError(
                 f"oov_dropout: {unknown[0]!r} is not a field with an OOV feature: {', '.join(map(repr, growing))}"
             )
+        self.fields: list[FieldConfig] = list(processor.fields)
         self.pad_token_id: int = processor.tokenizer.pad_token_id
         self.mode = mode
         self.seed = seed
@@ -130,17 +143,37 @@ class FlipCTRCollator:
     @property
     def columns(self) -> list[str]:
         """The columns of the encoded rows that are read."""
-        views = ["input_ids"] if self.mode != "id" else []
+        views = ["input_ids", "attention_mask"] if self.mode != "id" else []
         views += ["token_field_ids"] if self.text_towers is not None or self._hides else []
         return [*views, *(["feature_ids"] if self.mode != "text" or self._hides else []), "row", "label"]
 
+    @property
+    def needed_columns(self) -> list[str]:
+        """Those of `columns` without which there is no batch."""
+        optional = {"attention_mask", "label"} | (set() if self.reads_numbers else {"row"})
+        return [name for name in self.columns if name not in optional]
+
+    @property
+    def reads_numbers(self) -> bool:
+        """Whether batches depend on the rows' numbers."""
+        return bool(self._oov_shares.any()) and (self.mode != "text" or self._hides)
+
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        batch = self.views(rows)
+        if _has(rows, "label"):
+            batch["labels"] = torch.from_numpy(canonical_labels(_arrow_column(rows, "label"), "label"))
+        return batch
+
+    def views(self, rows: Rows) -> dict[str, torch.Tensor]:
+        """A batch without its labels."""
         batch: dict[str, torch.Tensor] = {}
         hidden = None
         if self.mode != "text" or self._hides:
             feature_ids = _matrix(rows, "feature_ids")
-            if self._oov_shares.any():
-                dropped = self._dropped(feature_ids, _numbers(rows))
+            if self.reads_numbers:
+                numbers = _numbers(rows)
+                _refuse_shared_numbers(numbers, lambda places: [feature_ids[places]])
+                dropped = self._dropped(feature_ids, numbers)
                 hidden = self._fields_to_hide(feature_ids, dropped) if self._hides else None
                 feature_ids = np.where(dropped, self._oov_ids, feature_ids)
             if self.mode != "text":
@@ -151,8 +184,6 @@ class FlipCTRCollator:
             for name, values in (("input_ids", padded), ("attention_mask", texts.mask(padded.shape[1]))):
                 tensor = torch.from_numpy(values.astype(np.int64, copy=False))
                 batch[name] = tensor if towers is None else tensor.unflatten(0, (-1, len(towers)))
-        if _has(rows, "label"):
-            batch["labels"] = torch.from_numpy(_column(rows, "label").astype(np.float32))
         return batch
 
     def _dropped(self, feature_ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -171,11 +202,10 @@ class FlipCTRCollator:
         return result
 
     def _texts(self, rows: Rows, hidden: np.ndarray | None) -> Ragged:
-        texts = _ragged(rows, "input_ids")
+        texts = _unpadded_texts(rows)
         if hidden is None and self.text_towers is None:
             return texts
-        _check_column(rows, "token_field_ids", "by which the values in the text are told apart")
-        fields = _ragged(rows, "token_field_ids")
+        fields = _token_fields(rows, texts)
         if hidden is not None:
             texts, fields = self._without(hidden, texts, fields)
         return texts if self.text_towers is None else _cut(texts, fields.values, self.text_towers)
@@ -218,7 +248,15 @@ class FlipPretrainingCollator:
         feature_ids, masked_feature_ids int64 (B, P); mtm_labels int64 (B, F), F the fields with features; input_ids,
         attention_mask, masked_input_ids and mlm_labels int64 (B, T). Labels are -100 where nothing was masked. Of a
         masked field that holds several features none is left, and one of them, drawn like the masks, is the label.
+
+    Raises (when called):
+        ValueError: a column is missing, or rows that differ have the same number, so that they would be masked alike.
     """
+
+    model_class: ClassVar[str] = "FlipForPreTraining"
+    mode: ClassVar[str] = "joint"
+    text_towers: ClassVar[None] = None
+    reads_numbers: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -254,13 +292,23 @@ class FlipPretrainingCollator:
     @property
     def columns(self) -> list[str]:
         """The columns of the encoded rows that are read."""
+        return [*self.needed_columns, "attention_mask"]
+
+    @property
+    def needed_columns(self) -> list[str]:
+        """Those of `columns` without which there is no batch."""
         return ["row", "feature_ids", "input_ids", "token_field_ids"]
 
+    @property
+    def fields(self) -> list[FieldConfig]:
+        """The processor's fields."""
+        return self.plain.fields
+
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
-        batch = self.plain(rows)
-        batch.pop("labels", None)
-        feature_ids = batch["feature_ids"].numpy()
+        batch = self.plain.views(rows)
+        feature_ids, input_ids = batch["feature_ids"].numpy(), batch["input_ids"].numpy()
         numbers = _numbers(rows)
+        _refuse_shared_numbers(numbers, lambda places: [feature_ids[places], input_ids[places]])
         num_tabular = len(self.plain.first_positions)
 
         in_table = masked_fields(self.seed, self.epoch, numbers, num_tabular, self.tabular_mask_ratio, _TABULAR_STREAM)
@@ -272,7 +320,8 @@ class FlipPretrainingCollator:
         targets = np.take_along_axis(feature_ids, self._target_positions(feature_ids, numbers), axis=1)
         batch["mtm_labels"] = torch.from_numpy(np.where(in_table, targets, IGNORED_LABEL))
 
-        token_field_ids = _ragged(rows, "token_field_ids").padded(NO_FIELD, self.plain.pad_to_multiple_of)
+        token_fields = _token_fields(rows, _unpadded_texts(rows))
+        token_field_ids = token_fields.padded(NO_FIELD, self.plain.pad_to_multiple_of)
         if self.text_mask_unit == "field":
             in_text = masked_fields(self.seed, self.epoch, numbers, self.num_fields, self.text_mask_ratio, _TEXT_STREAM)
             # Tokens of no field look the last place up, which is never masked.
@@ -282,7 +331,6 @@ class FlipPretrainingCollator:
             draws = uniform(self.seed, self.epoch, numbers, _TEXT_STREAM, token_field_ids.shape[1])
             draws[token_field_ids == NO_FIELD] = np.inf
             masked = draws <= np.maximum(draws.min(axis=1, keepdims=True), self.text_mask_ratio)
-        input_ids = batch["input_ids"].numpy()
         batch["masked_input_ids"] = torch.from_numpy(np.where(masked, self.mask_token_id, input_ids))
         batch["mlm_labels"] = torch.from_numpy(np.where(masked, input_ids, IGNORED_LABEL))
         return batch
@@ -306,6 +354,10 @@ def _column(rows: Rows, name: str) -> np.ndarray:
     return np.array([row[name] for row in rows])
 
 
+def _arrow_column(rows: Rows, name: str) -> pa.Array | pa.ChunkedArray:
+    return rows[name] if isinstance(rows, pa.Table) else pa.array(_column(rows, name))
+
+
 def _cut(texts: Ragged, field_ids: np.ndarray, towers: Sequence[Sequence[str]]) -> Ragged:
     """The parts of the rows' texts that the towers read, as texts of their own: as many a row as there are towers."""
     # Fields come in order and each has a token: a part ends behind its last value, the last one where the row does.
@@ -319,17 +371,167 @@ def _cut(texts: Ragged, field_ids: np.ndarray, towers: Sequence[Sequence[str]]) 
     return Ragged(texts.values, np.diff(ends, prepend=0))
 
 
-def _check_column(rows: Rows, name: str, purpose: str) -> None:
-    if not _has(rows, name):
+_PURPOSES = {
+    "row": ", on which masks and dropped features depend",
+    "token_field_ids": ", which says what field each token belongs to",
+}
+
+
+def _check_column(there: bool, name: str) -> None:
+    if not there:
         raise ValueError(
-            f"the encoded rows lack the column {name!r}, {purpose}; keep it: transformers.Trainer does with "
-            "TrainingArguments(remove_unused_columns=False)"
+            f"the encoded rows lack the column {name!r}{_PURPOSES.get(name, '')}. FlipProcessor.encode and "
+            "encode_dataset make it; calling the processor does not. transformers.Trainer keeps it with "
+            "TrainingArguments(remove_unused_columns=False), flip_hf.batch.BatchEncoder with row_column"
         )
 
 
 def _numbers(rows: Rows) -> np.ndarray:
-    _check_column(rows, "row", "which masks and dropped features are a function of")
-    return _column(rows, "row").astype(np.int64)
+    _check_column(_has(rows, "row"), "row")
+    numbers = _column(rows, "row")
+    if not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(f"the column 'row' must hold whole numbers; it holds {numbers.dtype}, such as {numbers[0]!r}")
+    return numbers.astype(np.int64)
+
+
+def _refuse_shared_numbers(numbers: np.ndarray, contents: Callable[[np.ndarray], Sequence[np.ndarray]]) -> None:
+    """Raises ValueError if different rows share a number: they would be masked alike. The same row may come twice.
+
+    Args:
+        numbers: int64 (rows,).
+        contents: what the rows at those places hold, (places, ...) each.
+    """
+    order = np.argsort(numbers, kind="stable")
+    shared = np.flatnonzero(numbers[order[1:]] == numbers[order[:-1]])
+    for start in range(0, len(shared), _COMPARED_ROWS):
+        places = shared[start : start + _COMPARED_ROWS]
+        for values in contents(np.concatenate([order[places], order[places + 1]])):
+            differs = (values[: len(places)] != values[len(places) :]).any(axis=1)
+            if differs.any():
+                number = numbers[order[places[differs.argmax()]]]
+                raise ValueError(
+                    f"{np.count_nonzero(numbers == number)} different rows share row number {number}, so all of them "
+                    "would be masked alike: masks and dropped features depend on the number. Encode all rows at once "
+                    "with processor.encode_dataset(dataset), or each part with processor.encode(rows, first_row=...); "
+                    "or renumber them: rows.remove_columns('row').add_column('row', list(range(len(rows))))"
+                )
+
+
+def check_training_rows(rows: datasets.Dataset, collator: Any) -> None:
+    """Raises ValueError unless a collator can make batches of all rows.
+
+    If batches depend on row numbers, different rows must not share one. They do if datasets were encoded apart and then
+    concatenated.
+
+    Args:
+        rows: the encoded training rows.
+        collator: `FlipCTRCollator` or `FlipPretrainingCollator`.
+    """
+    for name in collator.needed_columns:
+        _check_column(name in rows.column_names, name)
+    if not collator.reads_numbers:
+        return
+    numbers = _numbers(rows.select_columns(["row"]).with_format("arrow")[:])
+    if (numbers[1:] > numbers[:-1]).all():
+        return
+    views = [name for name in ("feature_ids", "input_ids", "attention_mask") if name in collator.columns]
+    table = EncodedRows(rows, views)
+
+    def contents(places: np.ndarray) -> list[np.ndarray]:
+        part = table.__getitems__(places.tolist())
+        texts = [_unpadded_texts(part).padded(-1)] if "input_ids" in part.column_names else []
+        return [_matrix(part, "feature_ids"), *texts]
+
+    _refuse_shared_numbers(numbers, contents)
+
+
+def check_fields(fields: Sequence[FieldConfig], model_fields: Sequence[FieldConfig]) -> None:
+    """Raises ValueError, which names the first difference, unless a processor's fields are the model's.
+
+    Args:
+        fields: the processor's.
+        model_fields: `model.config.fields`.
+    """
+    own, others = ([f.name for f in some] for some in (fields, model_fields))
+    if own != others:
+        difference = f"the processor has {', '.join(map(repr, own))} and the model {', '.join(map(repr, others))}"
+    elif changed := [(a, b) for a, b in zip(fields, model_fields, strict=True) if a != b]:
+        field, other = changed[0]
+        name = next(f.name for f in dataclasses.fields(field) if getattr(field, f.name) != getattr(other, f.name))
+        difference = (
+            f"field {field.name!r} has {name}={getattr(field, name)!r} in the processor and {getattr(other, name)!r} "
+            "in the model"
+        )
+    else:
+        return
+    raise ValueError(
+        f"the processor's fields are not the model's: {difference}. Load both from one folder, and after "
+        "processor.extend resize the model and save both"
+    )
+
+
+def check_collator(collator: Any, model: Any) -> None:
+    """Raises ValueError unless a collator makes what a model reads. Collators of another package are not checked.
+
+    Args:
+        collator: `FlipCTRCollator` or `FlipPretrainingCollator`.
+        model: `FlipForCTR` or `FlipForPreTraining`, or a wrapper around one, such as PEFT's.
+    """
+    kinds: dict[str, Any] = {cls.model_class: cls for cls in (FlipCTRCollator, FlipPretrainingCollator)}
+    flip, name = next(
+        ((m, cls.__name__) for m in model.modules() for cls in type(m).__mro__ if cls.__name__ in kinds), (None, "")
+    )
+    if flip is None or not isinstance(collator, FlipCTRCollator | FlipPretrainingCollator):
+        return
+    config: Any = flip.config
+    if collator.model_class != name:
+        raise ValueError(
+            f"{type(collator).__name__} makes batches for {collator.model_class}, and this is a {name}: use "
+            f"{kinds[name].__name__}(processor)"
+        )
+    towers = [list(tower) for tower in collator.text_towers] if collator.text_towers is not None else None
+    if collator.mode not in ("joint", config.mode) or towers != config.text_towers:
+        of_collator, of_model = (f"mode={a.mode!r} and text_towers={a.text_towers}" for a in (collator, config))
+        raise ValueError(
+            f"the collator has {of_collator}, and the model {of_model}: make FlipCTRCollator(processor, "
+            "model.config.mode, text_towers=model.config.text_towers)"
+        )
+    check_fields(collator.fields, config.fields)
+
+
+def _unpadded_texts(rows: Rows) -> Ragged:
+    """The rows' tokens, without those that an `attention_mask` says are padding."""
+    texts = _ragged(rows, "input_ids")
+    if not _has(rows, "attention_mask"):
+        return texts
+    mask = _ragged(rows, "attention_mask")
+    if np.array_equal(mask.lengths, texts.lengths):
+        of_row = np.repeat(np.arange(len(texts.lengths)), texts.lengths)
+        lengths = np.bincount(of_row[mask.values == 1], minlength=len(texts.lengths))
+        within = np.arange(len(of_row)) - np.repeat(texts.lengths.cumsum() - texts.lengths, texts.lengths)
+        wrong = of_row[mask.values != (within < lengths[of_row])]
+        if not len(wrong) and lengths.all():
+            return Ragged(texts.values[mask.values == 1], lengths)
+        row = wrong[0] if len(wrong) else lengths.argmin()
+    else:
+        row = (mask.lengths != texts.lengths).argmax()
+    raise ValueError(
+        f"the attention_mask of row {row} of the batch must be as long as its input_ids, 1 on tokens and then 0 on "
+        "padding, with at least one token; encode the rows with processor.encode or encode_dataset, which do not pad"
+    )
+
+
+def _token_fields(rows: Rows, texts: Ragged) -> Ragged:
+    """The field of each token of the texts."""
+    _check_column(_has(rows, "token_field_ids"), "token_field_ids")
+    fields = _ragged(rows, "token_field_ids")
+    if not np.array_equal(fields.lengths, texts.lengths):
+        row = (fields.lengths != texts.lengths).argmax()
+        raise ValueError(
+            f"row {row} of the batch has {texts.lengths[row]} tokens in input_ids and {fields.lengths[row]} in "
+            "token_field_ids; take both from one call of processor.encode"
+        )
+    return fields
 
 
 def _matrix(rows: Rows, name: str) -> np.ndarray:

@@ -69,7 +69,9 @@ class Ragged:
         """Of a sequence of rows, or of an Arrow column of lists."""
         if isinstance(rows, pa.ChunkedArray):
             lists = rows.combine_chunks()
-            return cls(lists.flatten().to_numpy(), np.diff(lists.offsets.to_numpy()).astype(np.int64))
+            return cls(
+                lists.flatten().to_numpy(zero_copy_only=False), np.diff(lists.offsets.to_numpy()).astype(np.int64)
+            )
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         return cls(np.concatenate(rows) if len(rows) else np.empty(0, dtype=np.int64), lengths)
 

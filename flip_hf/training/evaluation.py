@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from flip_hf.configuration_flip import FieldConfig
-from flip_hf.data.collators import EncodedRows
+from flip_hf.data.collators import EncodedRows, check_collator
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
 from flip_hf.training.metrics import bootstrap_intervals, calibration_bins, compute_metrics, gauc
@@ -33,7 +33,11 @@ def click_logits(
         batch_size: rows of a batch on each device; rows of like length share one.
         accelerator: what prepared the model.
         description: shown beside the progress bar.
+
+    Raises:
+        ValueError: the collator is not for this model.
     """
+    check_collator(collator, model)
     model.eval()
     order = np.arange(len(rows))
     if "input_ids" in rows.column_names:
@@ -173,6 +177,7 @@ def evaluate_pretraining(
     ICL's depend on the batch size, which should be the one trained with. Batches are shared out as in training: every
     process has a row in each, and no row is there twice.
     """
+    check_collator(collator, model)
     model.eval()
     sampler = LengthGroupedBatchSampler(
         text_lengths(rows), batch_size, 0, accelerator.num_processes, accelerator.process_index

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType, send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from flip_hf.data.collators import EncodedRows
+from flip_hf.data.collators import EncodedRows, check_collator, check_training_rows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.training.compiling import compile_text_encoder
 from flip_hf.training.gradient_cache import contrast_over_window
@@ -165,14 +165,22 @@ def train(
 
     Raises:
         FloatingPointError: a loss is NaN or infinite; names the step, the parts of the loss and the rows.
-        ValueError: a sharded feature table under FSDP, updates of its rows alone on several processes that do not shard
-            it, or larger contrastive batches of a model that contrasts nothing.
+        ValueError: the collator is not for this model, the rows lack a column or share row numbers that masks are a
+            function of, a sharded feature table under FSDP, updates of its rows alone on several processes that do not
+            shard it, or larger contrastive batches of a model that contrasts nothing.
         Stopped: a signal came, and a checkpoint was saved; where it is not caught the program's exit code is
             `flip_hf.training.signals.EXIT_STOPPED`.
         OSError: a checkpoint or model could not be written; those that were there before are whole.
     """
     accelerator = run.accelerator
     run.record["goal"] = asdict(goal)
+    check_collator(collator, model)
+    check_training_rows(rows, collator)
+    if "row" not in rows.column_names:
+        raise ValueError(
+            "the encoded rows lack the column 'row', by which errors name them: encode with processor.encode_dataset, "
+            "or number them with rows.add_column('row', list(range(len(rows))))"
+        )
     if config.contrastive_batches == "window" and "icl" not in getattr(model, "objectives", {}):
         raise ValueError(
             "training.contrastive_batches is 'window', but this model has no contrastive objective; it is for "

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+import datasets
 import torch
 from transformers import EvalPrediction, Trainer, TrainerCallback
 
+from flip_hf.data.collators import check_collator, check_training_rows
 from flip_hf.training.evaluation import ctr_metrics
 from flip_hf.training.loop import count_items
 
@@ -17,8 +19,10 @@ class CollatorEpochs(TrainerCallback):
         collator: `FlipPretrainingCollator` or `FlipCTRCollator`, the one that Trainer has.
 
     Raises:
-        ValueError: when training begins, if its workers outlive an epoch: they would keep the first one's masks; or if
-            the feature table is sharded, whose gradients Trainer would clip by each process's own rows.
+        ValueError: when training begins, if its workers outlive an epoch: they would keep the first one's masks; if
+            the feature table is sharded, whose gradients Trainer would clip by each process's own rows; if the collator
+            is not for the model, or the rows lack a column or share row numbers that masks are a function of; or if
+            `label_smoothing_factor` is set.
     """
 
     def __init__(self, collator: Any) -> None:
@@ -31,6 +35,8 @@ class CollatorEpochs(TrainerCallback):
             )
         if kwargs["model"].sharded_parameters:
             raise ValueError("Trainer can't train a sharded feature table; the package's own loop (examples/) does")
+        loader = kwargs.get("train_dataloader")
+        _check(kwargs["model"], args, self.collator, getattr(loader, "dataset", None))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A fraction where training resumes within an epoch.
@@ -42,7 +48,17 @@ class FlipTrainer(Trainer):
 
     A plain Trainer counts `labels` only, of which pretraining has none: it averages the means of the accumulated
     batches and processes, so an item weighs more in a batch that masks fewer. Finetuning is exact in both.
+
+    Raises:
+        ValueError: the collator is not for the model, the training rows share row numbers that masks are a function of,
+            or `label_smoothing_factor` is set.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Trainer may drop columns of the rows later.
+        rows = None if self.args.remove_unused_columns else self.train_dataset
+        _check(self.model, self.args, self.data_collator, rows)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -54,6 +70,18 @@ class FlipTrainer(Trainer):
             # Trainer then leaves out the factor that makes up for averaging gradients over processes.
             totals = {name: total / self.accelerator.num_processes for name, total in totals.items()}
         return batches, totals
+
+
+def _check(model: Any, args: Any, collator: Any, rows: Any) -> None:
+    """Raises ValueError, before training, for what Trainer itself would not notice or not explain."""
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor}: Trainer smooths a softmax over classes, and FLIP "
+            "has one logit a row and computes the losses of its towers itself; set it to 0"
+        )
+    check_collator(collator, model)
+    if isinstance(rows, datasets.Dataset) and hasattr(collator, "needed_columns"):
+        check_training_rows(rows, collator)
 
 
 def click_metrics(prediction: EvalPrediction) -> dict[str, float]:
