@@ -95,6 +95,24 @@ def test_a_program_that_a_script_runs_ends_with_it(tmp_path, child):
     assert not psutil.pid_exists(pid)
 
 
+def test_a_script_ends_when_accelerate_s_launcher_is_killed(tmp_path):
+    (tmp_path / "child.py").write_text(CHILD)
+    (tmp_path / "accelerate").write_text("import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])")
+    command = [
+        sys.executable,
+        str(tmp_path / "accelerate"),
+        str(tmp_path / "child.py"),
+        str(tmp_path / "pid"),
+        "speaks",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_pid(tmp_path / "pid")
+        process.terminate()
+        # Until the script has closed it, too.
+        said = process.stderr.read()
+    assert said == "interrupted by SIGTERM\n"
+
+
 def test_a_script_ends_with_the_program_that_fails(capfd):
     with pytest.raises(SystemExit) as end:
         run_program([sys.executable, "-c", "import sys; print('why', file=sys.stderr); sys.exit(75)"])

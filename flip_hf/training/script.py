@@ -8,8 +8,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from time import monotonic
+from pathlib import Path
+from time import monotonic, sleep
 from types import FrameType
+
+import psutil
 
 from flip_hf.configuration_flip import printable
 from flip_hf.data.schema import InputError
@@ -80,10 +83,32 @@ def run_script(main: Callable[[], object]) -> None:
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, interrupts)
+    _end_with_launcher()
     try:
         _run(main, interrupts)
     finally:
         interrupts.is_over = True
+
+
+def _end_with_launcher() -> None:
+    """Sends this process SIGTERM when `accelerate launch` has died; it passes no signal on to a single process."""
+    try:
+        launcher = psutil.Process(os.getppid())
+        if not any(Path(part).name.startswith("accelerate") for part in launcher.cmdline()[:3]):
+            return
+    except psutil.Error:
+        return
+
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+
+    def watch() -> None:
+        # A launcher that nobody has asked for its exit code still counts as a process, but no longer as a parent.
+        while os.getppid() == launcher.pid:
+            sleep(1.0)
+        signal.pthread_kill(main_thread, signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(main: Callable[[], object], interrupts: _Interrupts) -> None:
