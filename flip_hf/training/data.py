@@ -61,7 +61,7 @@ class ClickLog:
             raise ValueError(
                 f"the processor was fitted on {lacking[0]!r} too, and the log's fields are {', '.join(map(repr, own))}"
             )
-        with rows_located(self.places.get(split), [*own, self.label], csv=self.csv):
+        with rows_located(self.places.get(split), own, optional=[self.label], csv=self.csv):
             return processor.encode_dataset(self.splits[split], with_label=with_label, source=self.sources[split])
 
 
