@@ -92,6 +92,7 @@ def predict_file(
     aside = settings.output.with_name(settings.output.name + ".new")
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as cleanup, contextlib.ExitStack() as written:
+        cleanup.enter_context(rows_located(settings.input, columns, optional=optional, csv=settings.csv))
         tables = stream_tables(
             settings.input, columns, optional=optional, batch_rows=settings.chunk_rows, csv=settings.csv
         )
@@ -108,7 +109,6 @@ def predict_file(
             sink = written.enter_context(pa.output_stream(str(aside), compression=compression))
             writer = written.enter_context(open_writer(sink, ending, schema))
         bar = written.enter_context(progress_bar(desc="scoring", unit=" rows", disable=not accelerator.is_main_process))
-        cleanup.enter_context(rows_located(settings.input, columns, optional=optional, csv=settings.csv))
         for table in itertools.chain([first], tables):
             if len(table) == 0:
                 continue

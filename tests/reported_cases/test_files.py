@@ -195,6 +195,19 @@ def test_an_error_names_the_file_and_the_row_in_it(tmp_path, wordpiece):
         FlipProcessor.fit(tmp_path, fields, wordpiece)
 
 
+def test_an_error_over_a_row_that_training_reads_names_the_file_and_the_row_in_it(tmp_path, wordpiece):
+    from flip_hf.training.data import load_click_log
+    from flip_hf.training.run_config import DataConfig
+
+    write(tmp_path / "log" / "a.csv", "user,title,label\n1,x,1\n2,y,0\n")
+    write(tmp_path / "log" / "b.csv", "user,title,label\n3,x,1\n4,y,7\n")
+    places = {"train_file": str(tmp_path / "log"), "validation_file": tmp_path / "log" / "a.csv"}
+    log = load_click_log(DataConfig(**places, fields=["user", "title"]))
+    processor = FlipProcessor.fit(log.splits["train"], log.fields, wordpiece, label="label")
+    with pytest.raises(InputError, match=f"^{tmp_path}/log/b.csv, field 'label', row 1, value '7'"):
+        log.encode(processor, "train")
+
+
 def test_flipped_labels_are_read_though_size_and_time_stay(tmp_path):
     path = write(tmp_path / "a.csv", "user,title,label\n1,x,1\n2,y,0\n")
     before = path.stat()
