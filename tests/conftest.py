@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,11 @@ from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
 
 # For tests/mutants.py: the same examples in each run, and no search for the smallest one that fails.
 settings.register_profile("mutants", derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
+
+# A shell starts what it runs in the background deaf to Ctrl-C, and with it all programs that the tests interrupt.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 CORPUS = [
     "user id is 1234567890 . title is the film number 42 ! kind is drama comedy missing new , ( ) a film",
