@@ -14,8 +14,15 @@ from transformers import AutoModel, BertConfig, PreTrainedTokenizerFast
 
 from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
 
-# For tests/mutants.py: the same examples in each run, and no search for the smallest one that fails.
-settings.register_profile("mutants", derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
+# For tests/mutants.py: the same few examples in each run, and no search for the smallest one that fails.
+settings.register_profile(
+    "mutants",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=30,
+    phases=[Phase.explicit, Phase.generate],
+)
 
 CORPUS = [
     "user id is 1234567890 . title is the film number 42 ! kind is drama comedy missing new , ( ) a film",

@@ -69,7 +69,8 @@ class Tiny(nn.Module):
 class Collator:
     """Of the rows' numbers, the numbers that the model is shown; they depend on the epoch."""
 
-    columns = ("row", "input_ids")
+    columns = needed_columns = ("row", "input_ids")
+    reads_numbers = True
 
     def __init__(self):
         self.epoch = None
@@ -97,6 +98,7 @@ class StubRun:
 
     def __init__(self, accelerator, saved=None):
         self.accelerator, self.saved, self.is_main, self.folder = accelerator, saved, True, "runs/stub"
+        self.record = {}
         self.logged, self.models, self.checkpoints, self.closed, self.resumed = [], [], [], 0, 0
 
     def resume(self, state):

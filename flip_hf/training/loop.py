@@ -173,7 +173,6 @@ def train(
         OSError: a checkpoint or model could not be written; those that were there before are whole.
     """
     accelerator = run.accelerator
-    run.record["goal"] = asdict(goal)
     check_collator(collator, model)
     check_training_rows(rows, collator)
     if "row" not in rows.column_names:
@@ -224,6 +223,7 @@ def train(
         round(steps_per_epoch * i / config.evaluations_per_epoch) for i in range(1, config.evaluations_per_epoch + 1)
     }
 
+    run.record["goal"] = asdict(goal)
     if accelerator.process_index > 0:
         # All processes have built the same model. From here on each draws its own dropout and negatives.
         torch.manual_seed(config.seed + accelerator.process_index)
