@@ -22,7 +22,7 @@ from flip_hf.outputs import FlipForPreTrainingOutput
 from flip_hf.training import loop
 from flip_hf.training.loop import Goal, Meter, Progress, WithRowNumbers, count_items, train
 from flip_hf.training.run_config import TrainingConfig
-from flip_hf.training.signals import Stopped
+from flip_hf.training.signals import Stopped, leave_signals_to_parent
 
 NUM_ROWS, NUM_FEATURES = 22, 7
 
@@ -509,6 +509,18 @@ def test_workers_ignore_signals_and_draw_none_of_the_models_random_numbers(accel
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(found.model.head.weight, expected.model.head.weight)
     assert model.with_cpu_attention
+
+
+def test_a_signal_does_not_end_a_worker_that_has_just_started(accelerator, rows, monkeypatch):
+    def told_first(worker):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        leave_signals_to_parent(worker)
+
+    monkeypatch.setattr(loop, "leave_signals_to_parent", told_first)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert fit(accelerator, rows, max_steps=2, workers=1).result["steps"] == 2
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before, "the parent hears signals again"
 
 
 class OneOfTwo:

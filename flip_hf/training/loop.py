@@ -26,7 +26,7 @@ from flip_hf.training.optimization import build_optimizer, build_schedule, clip_
 from flip_hf.training.progress import progress_bar
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import TrainingConfig
-from flip_hf.training.signals import Stopped, StopSignals, leave_signals_to_parent
+from flip_hf.training.signals import Stopped, StopSignals, delayed_signals, leave_signals_to_parent
 from flip_hf.training.state import TrainingState
 from flip_hf.training.tracking import memory_in_use
 
@@ -294,7 +294,9 @@ def _windows_from(
     for epoch in itertools.count(first_epoch):
         sampler.set_epoch(epoch, steps_done * size)
         collator.set_epoch(epoch)
-        for window in _windows(loader, size):
+        with delayed_signals():
+            batches = iter(loader)  # starts the workers
+        for window in _windows(batches, size):
             yield epoch, window
         steps_done = 0
 
