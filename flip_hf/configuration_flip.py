@@ -108,6 +108,8 @@ class FieldConfig:
         num_buckets: most buckets.
         num_features: rows of the feature table that the field owned when it was fitted, OOV and MISSING included.
         added_features: rows added by each `FlipProcessor.extend` since.
+        value_hashes: fingerprints of the values that got features of their own in fitting and in each extension, by
+            which a processor and a model know that they belong together.
     """
 
     name: str
@@ -126,6 +128,7 @@ class FieldConfig:
     num_buckets: int = 32
     num_features: int | None = None
     added_features: tuple[int, ...] = ()
+    value_hashes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -162,6 +165,14 @@ class FieldConfig:
         if len(added) > MOST_EXTENSIONS:
             raise ValueError(f"field {self.name!r}: extended {len(added)} times, {MOST_EXTENSIONS} are the most")
         object.__setattr__(self, "added_features", tuple(added))
+        hashes = self.value_hashes
+        if not isinstance(hashes, list | tuple) or not all(isinstance(value, str) for value in hashes):
+            raise ValueError(f"field {self.name!r}: value_hashes={hashes!r:.80} must be strings")
+        if hashes and len(hashes) != 1 + len(added):
+            raise ValueError(
+                f"field {self.name!r}: {len(hashes)} value_hashes for a field that was extended {len(added)} times"
+            )
+        object.__setattr__(self, "value_hashes", tuple(hashes))
         own = [setting for setting in ("min_count", "hash_buckets") if getattr(self, setting) != _DEFAULTS[setting]]
         if self.share_embedding is not None and own:
             raise ValueError(
@@ -213,13 +224,15 @@ class FieldConfig:
         values = {name: value for name, value in asdict(self).items() if value != _DEFAULTS.get(name)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
-    def fitted(self, num_features: int) -> "FieldConfig":
-        """This field with the size that fitting gave it."""
-        return replace(self, num_features=num_features)
+    def fitted(self, num_features: int, value_hash: str | None = None) -> "FieldConfig":
+        """This field with the size that fitting gave it, and the fingerprint of its values."""
+        return replace(self, num_features=num_features, value_hashes=() if value_hash is None else (value_hash,))
 
-    def extended(self, num_features: int) -> "FieldConfig":
-        """This field with so many features more."""
-        return replace(self, added_features=(*self.added_features, num_features))
+    def extended(self, num_features: int, value_hash: str) -> "FieldConfig":
+        """This field with so many features more, and the fingerprint of their values."""
+        # A field that was fitted by an earlier version has none.
+        hashes = (*self.value_hashes, value_hash) if self.value_hashes else ()
+        return replace(self, added_features=(*self.added_features, num_features), value_hashes=hashes)
 
 
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(FieldConfig) if f.name != "name"}

@@ -922,7 +922,12 @@ def _is_left_out(name: str, text_model: Any) -> bool:
 def _check_growth(fields: Sequence[FieldConfig], grown: Sequence[FieldConfig]) -> None:
     """Raises unless the second fields are the first ones with features added."""
     same = [f.name for f in fields] == [f.name for f in grown] and all(
-        replace(new, added_features=new.added_features[: len(old.added_features)]) == old
+        replace(
+            new,
+            added_features=new.added_features[: len(old.added_features)],
+            value_hashes=new.value_hashes[: len(old.value_hashes)],
+        )
+        == old
         for old, new in zip(fields, grown, strict=True)
     )
     if not same:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flip_hf import FieldConfig
 from flip_hf.data.kinds import FieldValues, categorical
 from flip_hf.data.schema import InputError
-from flip_hf.data.vocabulary import FeatureVocabulary
+from flip_hf.data.vocabulary import FeatureVocabulary, value_hash
 
 FIELDS = [FieldConfig("user"), FieldConfig("item")]
 rows = st.lists(st.tuples(st.sampled_from("abcde") | st.none(), st.sampled_from("vwxyz") | st.none()), min_size=1)
@@ -133,3 +133,27 @@ def test_a_vocabulary_of_other_fields_is_refused(fitted, tmp_path):
     fitted.save(tmp_path / "v.parquet")
     with pytest.raises(InputError, match="field 'item'"):
         FeatureVocabulary.load(tmp_path / "v.parquet", [f.fitted(f.num_features) for f in fitted.fields[::-1]])
+
+
+def test_a_vocabulary_is_known_by_its_values(tmp_path):
+    def fitted(values):
+        return FeatureVocabulary.fit([{"a": strings(values)}], [FieldConfig("a")])
+
+    own, other = fitted(["x", "y"]), fitted(["x", "z"])
+    assert own.fields != other.fields
+    assert own.fields == fitted(["y", "x"]).fields
+    assert fitted(["xy", "z"]).fields != fitted(["x", "yz"]).fields
+    grown = own.extended([{"a": strings(["x", "w"])}])
+    assert grown.fields[0].value_hashes == (*own.fields[0].value_hashes, value_hash(pa.array(["w"])))
+    for vocabulary in (own, grown):
+        vocabulary.save(tmp_path / "v.parquet")
+        assert FeatureVocabulary.load(tmp_path / "v.parquet", vocabulary.fields) == vocabulary
+    other.save(tmp_path / "v.parquet")
+    with pytest.raises(InputError, match="field 'a': the values are not those that the field was fitted on"):
+        FeatureVocabulary.load(tmp_path / "v.parquet", own.fields)
+
+
+def test_a_vocabulary_of_an_earlier_version_grows_without_fingerprints(tmp_path):
+    field = FieldConfig("a", num_features=4)
+    own = FeatureVocabulary([field], [pa.array(["x", "y"])], np.ones(6, dtype=np.int64))
+    assert own.extended([{"a": strings(["w"])}]).fields[0].value_hashes == ()

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 
 from flip_hf.configuration_flip import (
     MISSING_OFFSET,
@@ -32,6 +33,9 @@ _SCHEMA = pa.schema(
         ("count", pa.int64()),
     ]
 )
+
+_NO_VALUES = pa.array([], pa.string())
+_HASHED_AT_ONCE = 1 << 16
 
 # Columns that hold one string many times over keep it once when they are read so.
 _STRINGS = ["field", "value", "reserved"]
@@ -106,8 +110,11 @@ class FeatureVocabulary:
             raise InputError("there are no rows to fit on; check the file or the filter that made them")
 
         found = [counters[f.name].result() if f.owns_features else None for f in fields]
-        fitted = [f.fitted(_size(features)) for f, features in zip(fields, found, strict=True)]
-        values = [pa.array([], pa.string()) if features is None else features.values for features in found]
+        values = [_NO_VALUES if features is None else features.values for features in found]
+        fitted = [
+            f.fitted(_size(features), value_hash(own) if f.owns_features else None)
+            for f, features, own in zip(fields, found, values, strict=True)
+        ]
         counts = [np.zeros(NUM_SHARED_FEATURES, dtype=np.int64)]
         counts += [np.concatenate([_reserved_counts(f), f.counts]) for f in found if f is not None]
         return cls(fitted, values, np.concatenate(counts))
@@ -138,7 +145,8 @@ class FeatureVocabulary:
         if num_rows == 0:
             raise InputError("there are no rows to extend by; check the file or the filter that made them")
 
-        fields, values, added = [f.extended(0) for f in self.fields], list(self.values), []
+        values, added = list(self.values), []
+        fields = [f.extended(0, value_hash(_NO_VALUES)) for f in self.fields]
         for i, counter in counters.items():
             found, ids = counter.result(), self._ids(i)
             counts[ids[:NUM_RESERVED_FEATURES]] += _reserved_counts(found)
@@ -146,7 +154,7 @@ class FeatureVocabulary:
             is_new = places < 0
             counts[ids[NUM_RESERVED_FEATURES + places[~is_new]]] += found.counts[~is_new]
             new = found.values.filter(pa.array(is_new))
-            fields[i] = self.fields[i].extended(len(new))
+            fields[i] = self.fields[i].extended(len(new), value_hash(new))
             values[i] = pa.concat_arrays([values[i], new])
             added.append(found.counts[is_new])
         return type(self)(fields, values, np.concatenate([counts, *added]))
@@ -291,12 +299,33 @@ class FeatureVocabulary:
                     source=str(path),
                     field=field.name,
                 )
+            if field.value_hashes and _hashes(field, own) != field.value_hashes:
+                message = "the values are not those that the field was fitted on; the vocabulary was edited"
+                raise InputError(message, source=str(path), field=field.name)
             values.append(own)
         return cls(fields, values, table["count"].to_numpy().copy())
 
     def _ids(self, field: int) -> np.ndarray:
         """The ids of the features that the field at that place owns, int64 (features,)."""
         return np.concatenate([np.arange(first, end) for first, end in self.ranges[field]])
+
+
+def value_hash(values: pa.Array) -> str:
+    """A fingerprint of strings in their order, 32 hexadecimal digits: equal for equal strings, however they lie in
+    memory."""
+    digest = xxhash.xxh3_128()
+    for start in range(0, len(values), _HASHED_AT_ONCE):
+        part = values.slice(start, _HASHED_AT_ONCE)
+        digest.update(pc.binary_length(part).to_numpy().tobytes())
+        digest.update("".join(part.to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def _hashes(field: FieldConfig, values: pa.Array) -> tuple[str, ...]:
+    """`value_hash` of the values of fitting and of each extension."""
+    assert field.num_features is not None
+    ends = np.cumsum([field.num_features - NUM_RESERVED_FEATURES, *field.added_features]).tolist()
+    return tuple(value_hash(values[start:end]) for start, end in zip([0, *ends], ends, strict=False))
 
 
 def _check_size(metadata: pq.FileMetaData, path: Path, num_features: int) -> None:

@@ -80,7 +80,7 @@ def _check(model: Any, args: Any, collator: Any, rows: Any) -> None:
             "has one logit a row and computes the losses of its towers itself; set it to 0"
         )
     check_collator(collator, model)
-    if isinstance(rows, datasets.Dataset) and hasattr(collator, "needed_columns"):
+    if isinstance(rows, datasets.Dataset):
         check_training_rows(rows, collator)
 
 

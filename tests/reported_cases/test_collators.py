@@ -289,3 +289,16 @@ def test_afn_trains_on_one_row(processor, encoded):
     before = model.flip.backbone.output.bias.item()
     step(model, FlipCTRCollator(processor, "id")([encoded[0]]))
     assert model.flip.backbone.output.bias.item() != before
+
+
+def test_a_processor_of_another_vocabulary_of_the_same_size_is_refused(wordpiece):
+    processors = [
+        FlipProcessor.fit({"user_id": values, "label": [0, 1]}, ["user_id"], wordpiece, label="label")
+        for values in (["196", "22"], ["196", "23"])
+    ]
+    model = build(FlipForCTR, processors[0])
+    # As training leaves it.
+    torch.nn.init.ones_(model.text_head[-1].bias)
+    CTRPredictionPipeline(model, processors[0])
+    with pytest.raises(ValueError, match="the processor's fields are not the model's"):
+        CTRPredictionPipeline(model, processors[1])
