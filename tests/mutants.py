@@ -34,9 +34,9 @@ SUITES = {
         f"flip_hf/objectives/{name}.py" for name in ("base", "icl", "mlm", "mtm", "text_mlm")
     ],
     (
+        "tests/test_collators.py",
         "tests/test_masking.py",
         "tests/test_kinds.py",
-        "tests/reported_cases/test_collators.py",
         "tests/test_text_towers.py::test_a_text_is_cut_between_fields_and_nothing_is_lost",
     ): ["flip_hf/data/collators.py", "flip_hf/data/masking.py"],
     ("tests/test_history.py", "tests/reported_cases/test_histories.py"): ["flip_hf/data/history.py"],
