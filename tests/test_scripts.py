@@ -122,8 +122,8 @@ def test_the_fusion_may_be_of_validation_rows(workplace, pretrained, tmp_path):
         runs[rows] = record["result"], load_file(tmp_path / rows / "model" / "model.safetensors")
     (plain, weights), (fitted, own) = runs.values()
     assert {name for name in weights if not torch.equal(weights[name], own[name])} == {"fusion.id_weight"}
-    # The fitted weight has the smallest LogLoss on these rows. It need not be much smaller: over 8 seeds, the difference
-    # is between 0.000007 and 0.084.
+    # The fitted weight has the smallest LogLoss on these rows. It need not be much smaller: over 8 seeds, the
+    # difference is between 0.000007 and 0.084.
     assert fitted["validation"]["logloss"] < plain["validation"]["logloss"] + 1e-5
     for name in ("id_auc", "text_auc"):
         assert fitted["validation"][name] == pytest.approx(plain["validation"][name], abs=1e-6)
@@ -328,8 +328,8 @@ def test_pretraining_tells_masked_tokens_from_those_seen(workplace, tmp_path):
         folder = tmp_path / vocabulary
         script("pretrain")([*arguments, "--output_dir", str(folder), "--masking.mlm_vocabulary", vocabulary])
         found[vocabulary] = lines(folder, "train")[0]
-    # The first step starts from the same weights and masks the same: over fewer tokens each is likelier. Over 8 seeds the
-    # losses are 3.4 and 5.4, each give or take 0.03.
+    # The first step starts from the same weights and masks the same: over fewer tokens each is likelier. Over 8 seeds
+    # the losses are 3.4 and 5.4, each give or take 0.03.
     assert found["seen"]["mlm_loss"] < found["all"]["mlm_loss"]
     assert found["seen"]["mtm_loss"] == pytest.approx(found["all"]["mtm_loss"])
 
