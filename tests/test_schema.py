@@ -461,8 +461,8 @@ def test_a_text_that_looks_like_a_list_is_warned_of_once_for_each_field_and_file
             for source in ("a.csv", "a.csv", "b.csv", None):
                 canonical_lists(column, name, "|", first_row=10, source=source)
     message = (
-        f"field 'f', row 12, value {text!r}: looks like a list written as text, and is split at its separator, brackets "
-        "included; store lists (Parquet, JSON Lines), or values with a separator alone"
+        f"field 'f', row 12, value {text!r}: looks like a list written as text, and is split at its separator, "
+        "brackets included; store lists (Parquet, JSON Lines), or values with a separator alone"
     )
     found = [record.getMessage() for record in caplog.records]
     assert found == [f"a.csv, {message}", f"b.csv, {message}", message]
