@@ -15,8 +15,15 @@ from transformers import AutoModel, BertConfig, PreTrainedTokenizerFast
 
 from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
 
-# For tests/mutants.py: the same examples in each run, and no search for the smallest one that fails.
-settings.register_profile("mutants", derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
+# For tests/mutants.py: the same few examples in each run, and no search for the smallest one that fails.
+settings.register_profile(
+    "mutants",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=30,
+    phases=[Phase.explicit, Phase.generate],
+)
 
 # A shell starts what it runs in the background deaf to Ctrl-C, and with it all programs that the tests interrupt.
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -1,5 +1,6 @@
 """Rows of all processes with their gradients: among threads, and as contrastive negatives of two real processes."""
 
+import copy
 import subprocess
 import sys
 import textwrap
@@ -9,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from flip_hf import FieldConfig, FlipConfig
 from flip_hf.nn import gather
 from flip_hf.nn.gather import first_row, gather_rows, is_distributed, row_counts
+from flip_hf.objectives.icl import InstanceContrastiveLearning
 
 PROGRAM = """
     import torch
@@ -175,3 +178,33 @@ def test_one_process_has_its_own_rows(in_threads):
     assert gather_rows(rows, [3]) is rows
     (alone,) = in_threads(1, lambda rank: (is_distributed(), row_counts(3, rows.device), first_row([3])))
     assert alone == (False, [3], 0)
+
+
+@pytest.mark.parametrize("counts", [[5, 3], [1, 7], [2, 0, 4, 2]], ids=str)
+def test_rows_of_all_processes_are_contrasted_as_one_process_contrasts_them(in_threads, counts):
+    generator = torch.Generator().manual_seed(0)
+    fields = [FieldConfig("a", num_features=9), FieldConfig("b", num_features=9)]
+    head = InstanceContrastiveLearning(FlipConfig(fields=fields, projection_dim=6), 4, 7)
+    # Rows 1 and 6 have the same features, and most processes hold one of them.
+    ids = torch.tensor([[2, 3], [2, 4], [3, 3], [4, 4], [5, 3], [6, 2], [2, 4], [7, 7]])
+    # The views of each row nearly agree, so a shifted target lowers the accuracy and raises the loss.
+    views = [torch.nn.functional.normalize(torch.randn(8, 6, generator=generator), dim=1) for _ in range(2)]
+    views[1] = torch.nn.functional.normalize(views[0] + 0.3 * views[1], dim=1)
+
+    def contrast(own):
+        parts = [view[own].clone().requires_grad_() for view in views]
+        output = copy.deepcopy(head).contrast(*parts, ids[own])
+        output.loss_sum.backward()
+        return output, [part.grad for part in parts]
+
+    whole, gradients = contrast(slice(0, 8))
+    starts = [sum(counts[:rank]) for rank in range(len(counts))]
+    found = in_threads(len(counts), lambda rank: contrast(slice(starts[rank], starts[rank] + counts[rank])))
+    assert [output.num_items.item() for output, _ in found] == counts
+    torch.testing.assert_close(sum(output.loss_sum for output, _ in found), whole.loss_sum)
+    for name, value in whole.metrics.items():
+        assert value > 0.8
+        right = sum(output.metrics[name] * count for (output, _), count in zip(found, counts, strict=True))
+        torch.testing.assert_close(right / 8, value)
+    for i, gradient in enumerate(gradients):
+        torch.testing.assert_close(torch.cat([own[i] for _, own in found]), gradient)

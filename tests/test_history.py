@@ -397,3 +397,87 @@ def test_eligible_of_anything_but_booleans_is_refused(eligible, row):
 def test_eligible_has_one_axis():
     with pytest.raises(ValueError, match="eligible has 2 dimensions"):
         add_history(Dataset.from_dict(LOG), "seen", **NAMES, eligible=np.ones((6, 1), bool))
+
+
+ADVICE = (
+    "convert the column to numbers, dates or timestamps, or write all of its values in one ISO 8601 format: "
+    "2024-05-31, 2024-05-31T17:05:09.25 or, with a time zone, 2024-05-31T17:05:09Z"
+)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([1, None], "row 1: a row without a time has no history; drop it"),
+        (["x"], f"row 0, value 'x': not an ISO 8601 time, and as text '10' would come before '9'; {ADVICE}"),
+        (
+            ["2024-05-31", "today"],
+            f"row 1, value 'today': row 0 holds a date, '2024-05-31', and this row does not; {ADVICE}",
+        ),
+        (
+            ["2024-05-31 00:00:00", "2024-05-31"],
+            f"row 1, value '2024-05-31': row 0 holds a time without a zone, '2024-05-31 00:00:00', and this row does "
+            f"not; {ADVICE}",
+        ),
+        (
+            ["2024-05-31 00:00:00Z", "2024-05-31 00:00:00"],
+            "row 1, value '2024-05-31 00:00:00': row 0 holds a time with a zone, '2024-05-31 00:00:00Z', and this row "
+            f"does not; {ADVICE}",
+        ),
+        (
+            ["2024-02-29", "2023-02-29", "2023-02-30"],
+            "row 1, value '2023-02-29': there is no such day or time; correct it",
+        ),
+        ([True, False], f"row 0, value True: a time can't be of type bool; {ADVICE}"),
+    ],
+    ids=str,
+)
+def test_an_unreadable_time_is_told_what_to_do(times, message):
+    with pytest.raises(InputError) as caught:
+        time_ranks(pa.array(times), "when")
+    assert str(caught.value) == f"field 'when', {message}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"item": "film"}, "field 'film': the column is missing; the columns there are: user, item, time, label"),
+        ({"name": "item"}, "field 'item': the column is there already; choose another name for the history"),
+        ({"max_values": 0}, "max_values=0 must be at least 1"),
+        ({"eligible": [True] * 5}, "eligible has 5 values, but there are 6 rows, each of which needs one"),
+        (
+            {"eligible": [[True]] * 6},
+            "eligible has 2 dimensions of values, but there are 6 rows, each of which needs one",
+        ),
+        (
+            {"eligible": [1.0, 0.0] * 3},
+            "eligible must be Booleans, one a row; row 0 holds 1.0 (float64). Compare first, such as "
+            "labels == 1, and fill in what is missing",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_a_history_is_told(settings, message):
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        add_history(Dataset.from_dict(LOG), **{"name": "seen", **NAMES, **settings})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("values_per_chunk", [1, 4, 7])
+def test_a_history_may_be_made_of_several_chunks(values_per_chunk, monkeypatch):
+    expected = add_history(Dataset.from_dict(LOG), "seen", **NAMES, max_values=3)
+    monkeypatch.setattr("flip_hf.data.history._CHUNK_VALUES", values_per_chunk)
+    found = add_history(Dataset.from_dict(LOG), "seen", **NAMES, max_values=3)
+    assert found["seen"][:] == expected["seen"][:] == [["f3", "f4", "f6"], [], [], ["f3"], ["f2"], ["f3"]]
+    assert found.data.column("seen").num_chunks == {1: 6, 4: 6, 7: 3}[values_per_chunk]
+    assert found.features == expected.features
+
+
+def test_datasets_of_other_histories_have_other_fingerprints():
+    log = Dataset.from_dict(LOG)
+    changes = [{}, {"name": "other"}, {"user": "item"}, {"item": "label"}, {"time": "label"}, {"max_values": 2}]
+    changes.append({"eligible": [True] * 5 + [False]})
+    fingerprints = [add_history(log, **{"name": "seen", **NAMES, **changed})._fingerprint for changed in changes]
+    assert len({log._fingerprint, *fingerprints}) == 1 + len(changes)
+    assert add_history(log, "seen", **NAMES)._fingerprint == fingerprints[0]
+    assert add_history(log, "seen", **NAMES, eligible=[True] * 6, max_values=50)._fingerprint == fingerprints[0]

@@ -62,6 +62,7 @@ def test_256_rows_are_learnt_by_heart(loss):
             "mlm_labels": input_ids.masked_fill(~hidden, -100),
         }
 
+    # Over 8 seeds, "nce" recovers more than 96% after 100 steps; it may take four times as many.
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     names = ["mlm_accuracy", "mtm_accuracy", "icl_tabular_to_text_accuracy", "icl_text_to_tabular_accuracy"]
     for step in range(400):

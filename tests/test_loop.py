@@ -22,7 +22,7 @@ from flip_hf.outputs import FlipForPreTrainingOutput
 from flip_hf.training import loop
 from flip_hf.training.loop import Goal, Meter, Progress, WithRowNumbers, count_items, train
 from flip_hf.training.run_config import TrainingConfig
-from flip_hf.training.signals import Stopped
+from flip_hf.training.signals import Stopped, leave_signals_to_parent
 
 NUM_ROWS, NUM_FEATURES = 22, 7
 
@@ -69,7 +69,8 @@ class Tiny(nn.Module):
 class Collator:
     """Of the rows' numbers, the numbers that the model is shown; they depend on the epoch."""
 
-    columns = ("row", "input_ids")
+    columns = needed_columns = ("row", "input_ids")
+    reads_numbers = True
 
     def __init__(self):
         self.epoch = None
@@ -97,6 +98,7 @@ class StubRun:
 
     def __init__(self, accelerator, saved=None):
         self.accelerator, self.saved, self.is_main, self.folder = accelerator, saved, True, "runs/stub"
+        self.record = {}
         self.logged, self.models, self.checkpoints, self.closed, self.resumed = [], [], [], 0, 0
 
     def resume(self, state):
@@ -292,6 +294,44 @@ def test_the_log_averages_the_steps_since_its_last_line(accelerator, rows, monke
     assert shorter[-1]["loss"] == pytest.approx(steps_of(rows, 5)[-1]["loss"], rel=1e-4)
 
 
+def test_the_bar_shows_steps_losses_and_speed(accelerator, rows, monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, **settings):
+            self.settings, self.shown, self.written, self.steps, self.ended = settings, [], [], 0, False
+            bars.append(self)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.ended = True
+
+        def update(self):
+            self.steps += 1
+
+        def set_postfix(self, values):
+            self.shown.append(values)
+
+        def write(self, text):
+            self.written.append(text)
+
+    monkeypatch.setattr(loop, "progress_bar", Bar)
+    saved = asdict(Progress(step=6, evaluated_step=6, best={"loss": 2.0}, best_step=6, rows=22, seconds=1.0))
+    found = fit(accelerator, rows, epochs=2, saved=saved, log_steps=4)
+    (bar,) = bars
+    assert bar.settings == {"total": 12, "initial": 6, "desc": "training", "unit": "step", "disable": False}
+    assert bar.steps == 6
+    assert bar.ended
+    assert bar.written == ["step 12: loss 1.0000"]
+    assert bar.shown == [
+        {name: f"{line[name]:.3g}" for name in ("loss", "mlm_loss", "icl_loss", "rows_per_second")}
+        for line in found.run.lines("train")
+    ]
+    assert len(bar.shown) == 2
+
+
 def steps_of(rows, total):
     return plain_torch(rows, TrainingConfig(batch_size=4, learning_rate=0.05), 1, total)[1]
 
@@ -308,6 +348,10 @@ def test_validation_is_read_where_the_epoch_is_divided(accelerator, rows):
     ]
     assert found.run.lines("validation")[1]["loss"] == 0.5
     assert found.told == [f"validation at step {step}" for step in (2, 4, 6, 8, 10, 12)]
+    each = fit(accelerator, rows, epochs=2, evaluations_per_epoch=6, patience=99)
+    assert [(line["step"], line["epoch"]) for line in each.run.lines("validation")] == [
+        (step, (step - 1) // 6) for step in range(1, 13)
+    ]
     once = fit(accelerator, rows, max_steps=4)
     assert [line["step"] for line in once.run.lines("validation")] == [4], "the last step is one of them"
 
@@ -509,6 +553,18 @@ def test_workers_ignore_signals_and_draw_none_of_the_models_random_numbers(accel
     assert model.with_cpu_attention
 
 
+def test_a_signal_does_not_end_a_worker_that_has_just_started(accelerator, rows, monkeypatch):
+    def told_first(worker):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        leave_signals_to_parent(worker)
+
+    monkeypatch.setattr(loop, "leave_signals_to_parent", told_first)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert fit(accelerator, rows, max_steps=2, workers=1).result["steps"] == 2
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before, "the parent hears signals again"
+
+
 class OneOfTwo:
     """An accelerator that says that another process does the same as this one."""
 
@@ -579,20 +635,71 @@ def test_parameters_that_are_spread_over_processes_are_not_resumed(accelerator, 
     fit(accelerator, rows, max_steps=1)
     assert caplog.text == ""
 
-    with pytest.raises(ValueError, match="would both spread the feature table over processes: set shard_features"):
+    with pytest.raises(ValueError, match="FSDP") as caught:
         fit(OneOfTwo(accelerator, distributed_type="FSDP"), rows, model=sharded)
+    assert str(caught.value) == (
+        "training.shard_features and FSDP would both spread the feature table over processes: set shard_features to "
+        "false, or launch without FSDP"
+    )
     # Each process changes the rows that it read of its own share.
     fit(accelerator, rows, model=sharded, feature_updates="rows", max_steps=1)
 
 
 def test_updates_of_rows_on_several_processes_need_a_sharded_table(accelerator, rows):
-    with pytest.raises(ValueError, match=r"set training\.shard_features to true, or feature_updates to 'dense'"):
+    with pytest.raises(ValueError, match="rows") as caught:
         fit(OneOfTwo(accelerator), rows, feature_updates="rows")
+    assert str(caught.value) == (
+        "training.feature_updates is 'rows', and processes that hold the whole table each would have to tell each other "
+        "their rows: set training.shard_features to true, or feature_updates to 'dense'"
+    )
+
+
+def test_rows_are_numbered_and_belong_to_the_collator(accelerator, rows):
+    class OfAnotherPackage(Collator):
+        columns = ("input_ids",)
+
+    with pytest.raises(ValueError, match="row") as caught:
+        fit(accelerator, rows.remove_columns("row"), collator=OfAnotherPackage())
+    assert str(caught.value) == (
+        "the encoded rows lack the column 'row', by which errors name them: encode with processor.encode_dataset, or "
+        "number them with rows.add_column('row', list(range(len(rows))))"
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "goal"),
+    [([0, 1, 1], Goal("auc", True)), ([0, 0], Goal("logloss", False)), ([1.0, 1.0, 1.0], Goal("logloss", False))],
+)
+def test_auc_is_the_goal_where_it_is_defined(labels, goal, caplog):
+    assert loop.click_goal(np.array(labels)) == goal
+    expected = (
+        f"all {len(labels)} validation rows have the label {labels[0]:.0f}: AUC is undefined there, so LogLoss chooses "
+        "the best model"
+    )
+    assert caplog.messages == ([] if goal.metric == "auc" else [expected])
+
+
+def test_a_run_records_its_goal(accelerator, rows):
+    goal = Goal("loss", larger_is_better=False)
+    assert fit(accelerator, rows, max_steps=1, goal=goal).run.record["goal"] == asdict(goal)
+
+
+def test_a_metric_that_is_null_in_a_checkpoint_is_nan():
+    saved = asdict(Progress(step=3, best={"auc": math.nan, "loss": 0.5}, meter=Meter({"loss": 1.0}, 2, 8, 0.5)))
+    found = Progress.of({**saved, "best": {"auc": None, "loss": 0.5}})
+    assert math.isnan(found.best.pop("auc"))
+    assert found.best == {"loss": 0.5}
+    assert found.meter == Meter({"loss": 1.0}, steps=2, rows=8, seconds=0.5)
+    assert found.step == 3
 
 
 def test_a_window_is_contrasted_as_a_whole(accelerator, rows, monkeypatch):
-    with pytest.raises(ValueError, match="is 'window', but this model has no contrastive objective"):
+    with pytest.raises(ValueError, match="window") as caught:
         fit(accelerator, rows, contrastive_batches="window")
+    assert str(caught.value) == (
+        "training.contrastive_batches is 'window', but this model has no contrastive objective; it is for pretraining "
+        "with a positive weight of icl in model.options.objectives"
+    )
     model = Tiny()
     model.objectives = {"icl": None}
     windows, told = [], []

@@ -110,6 +110,59 @@ def test_the_number_of_masked_fields(seed, epoch, first, num_fields, ratio):
     assert np.array_equal(masked_fields(seed, epoch, rows[10:20], num_fields, ratio, stream=0), chosen[10:20])
 
 
+def splitmix64(state):
+    """The next number and state, in Python's whole numbers."""
+    state = (state + 0x9E3779B97F4A7C15) % 2**64
+    x = state
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31), state
+
+
+def test_the_reference_is_splitmix64():
+    # The numbers for this seed that Rosetta Code lists.
+    found, state = [], 1234567
+    for _ in range(5):
+        number, state = splitmix64(state)
+        found.append(number)
+    assert found == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+
+
+@pytest.mark.parametrize(("seed", "epoch", "stream"), [(0, 0, 0), (7, 3, 1), (-1, 0, 2), (2**64 + 5, 10**6, 3)])
+def test_the_numbers_are_those_of_splitmix64(seed, epoch, stream):
+    """They are the same on every machine and in every version, so a run resumes with the masks that it had."""
+    key = 0
+    for part in (seed, epoch, stream):
+        key, _ = splitmix64((key + part) % 2**64)
+    rows, expected = [0, 1, 12_345, 2**40], []
+    for row in rows:
+        golden = 0x9E3779B97F4A7C15
+        state, _ = splitmix64((key + golden * row) % 2**64)
+        numbers = []
+        for _ in range(6):
+            number, state = splitmix64(state)
+            numbers.append((number >> 11) / 2**53)
+        expected.append(numbers)
+    found = uniform(seed, epoch, np.array(rows), stream, 6)
+    assert found.dtype == np.float64
+    assert found.tolist() == expected
+
+    # The first number rounds how many fields are masked; the fields with the smallest of the others are.
+    for ratio in (0.3, 0.5, 0.01, 1.0):
+        chosen = [
+            sorted(range(5), key=numbers[1:].__getitem__)[: max(int(ratio * 5 + numbers[0]), 1)] for numbers in expected
+        ]
+        masked = masked_fields(seed, epoch, np.array(rows), 5, ratio, stream)
+        assert masked.dtype == bool
+        assert [set(np.flatnonzero(row)) for row in masked] == [set(fields) for fields in chosen]
+
+
 def test_fields_are_masked_alike_often_and_independently():
     rows = np.arange(40_000)
     text = masked_fields(0, 0, rows, 8, 0.15, stream=0)

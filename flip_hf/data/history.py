@@ -254,7 +254,7 @@ def _booleans(eligible: Any, num_rows: int) -> np.ndarray:
         return values.astype(bool)
     row = next((i for i, value in enumerate(values) if not isinstance(value, bool | np.bool_)), 0)
     raise ValueError(
-        f"eligible must be Booleans, one a row; row {row} holds {values[row]!r} ({values.dtype}). Compare "
+        f"eligible must be Booleans, one a row; row {row} holds {values.tolist()[row]!r} ({values.dtype}). Compare "
         "first, such as labels == 1, and fill in what is missing"
     )
 

@@ -194,7 +194,7 @@ def canonical_numbers(
     # Adding zero makes the negative zero a plain one.
     numbers = pc.add(pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers), 0.0)
     flags[_mask(pc.is_null(numbers))] |= np.uint8(Fallback.MISSING)
-    return pc.fill_null(numbers, float("nan")).to_numpy(zero_copy_only=False), _shown_numbers(numbers, spelled), flags
+    return numbers.to_numpy(zero_copy_only=False), _shown_numbers(numbers, spelled), flags
 
 
 def canonical_lists(

@@ -26,7 +26,7 @@ from flip_hf.training.optimization import build_optimizer, build_schedule, clip_
 from flip_hf.training.progress import progress_bar
 from flip_hf.training.run import Run
 from flip_hf.training.run_config import TrainingConfig
-from flip_hf.training.signals import Stopped, StopSignals, leave_signals_to_parent
+from flip_hf.training.signals import Stopped, StopSignals, delayed_signals, leave_signals_to_parent
 from flip_hf.training.state import TrainingState
 from flip_hf.training.tracking import memory_in_use
 
@@ -173,7 +173,6 @@ def train(
         OSError: a checkpoint or model could not be written; those that were there before are whole.
     """
     accelerator = run.accelerator
-    run.record["goal"] = asdict(goal)
     check_collator(collator, model)
     check_training_rows(rows, collator)
     if "row" not in rows.column_names:
@@ -224,6 +223,7 @@ def train(
         round(steps_per_epoch * i / config.evaluations_per_epoch) for i in range(1, config.evaluations_per_epoch + 1)
     }
 
+    run.record["goal"] = asdict(goal)
     if accelerator.process_index > 0:
         # All processes have built the same model. From here on each draws its own dropout and negatives.
         torch.manual_seed(config.seed + accelerator.process_index)
@@ -294,7 +294,9 @@ def _windows_from(
     for epoch in itertools.count(first_epoch):
         sampler.set_epoch(epoch, steps_done * size)
         collator.set_epoch(epoch)
-        for window in _windows(loader, size):
+        with delayed_signals():
+            batches = iter(loader)  # starts the workers
+        for window in _windows(batches, size):
             yield epoch, window
         steps_done = 0
 

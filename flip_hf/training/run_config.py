@@ -162,7 +162,8 @@ class TrainingConfig:
         precision: "bf16" for autocast, "fp32", or "auto" for bf16 if the device computes in it.
         compile: compile the text encoder with torch.compile. Use it on GPUs; on a CPU steps take 50% longer
             (benchmarks/README.md).
-        evaluation_batch_size: rows in an evaluation batch on each device.
+        evaluation_batch_size: rows in an evaluation batch on each device. `pretrain.py` ignores it and validates with
+            `batch_size`, because the loss of ICL depends on the number of rows in a batch.
         evaluations_per_epoch: number of evaluations on the validation rows in each epoch.
         patience: stop after this many evaluations in a row without improvement.
         log_steps: optimiser steps between two lines of `log.jsonl`.

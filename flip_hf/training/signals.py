@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -63,7 +65,21 @@ class StopSignals:
         return bool(accelerator.reduce(torch.tensor(float(noted), device=accelerator.device), "sum").item())
 
 
+@contextmanager
+def delayed_signals() -> Iterator[None]:
+    """Delays SIGTERM and SIGINT until the block ends, and until `leave_signals_to_parent` in the workers it starts.
+
+    Without the delay, a signal to all processes would end a worker that has started but does not ignore signals yet.
+    """
+    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
+
+
 def leave_signals_to_parent(worker: int) -> None:
     """For a DataLoader's worker: a signal to all processes must not end it before its parent has saved a checkpoint."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
