@@ -27,7 +27,7 @@ from flip_hf.data.in_threads import in_threads
 from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.ragged import Ragged
 from flip_hf.data.schema import Fallback, InputError, canonical_labels
-from flip_hf.data.tables import Contents, to_table
+from flip_hf.data.tables import Contents, as_arrow, to_table, typed_columns
 from flip_hf.data.template import NO_FIELD, TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
@@ -307,7 +307,7 @@ class FlipProcessor(ProcessorMixin):
         # What is no field need not be read.
         columns = [*self._columns, *([self._label_name()] if with_label else [])]
         is_table = isinstance(dataset, pa.Table)
-        raw = dataset if is_table else dataset.select_columns(columns).with_format("arrow")
+        raw = dataset if is_table else as_arrow(dataset.select_columns(columns))
 
         def rows(start: int, number: int) -> pa.Table:
             return raw.slice(start, number) if is_table else raw[start : start + number]
@@ -356,16 +356,17 @@ class FlipProcessor(ProcessorMixin):
         report = FallbackReport(self.vocabulary)
         where = source or "the stream"
 
-        # Without features, Arrow would have to guess each row's types by themselves.
-        is_typed = dataset.features is not None
+        features = dataset.features
 
-        def encode(rows: Any, numbers: list[int]) -> Any:
+        def encode(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+            rows = typed_columns(columns, features)
             table = self.read(rows, first_row=numbers[0], with_label=with_label, source=source)
             encoded = self.encode(table, first_row=numbers[0], with_label=with_label, source=source)
             report.add(encoded, table.slice)
             for message in report.warnings(where):
                 logger.warning("%s", message)
-            return encoded if is_typed else encoded.to_pydict()
+            found: dict[str, list[Any]] = encoded.to_pydict()
+            return found
 
         # Where a stream does not say its columns, its first row does.
         names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
@@ -373,7 +374,9 @@ class FlipProcessor(ProcessorMixin):
         schema = self.encode(nothing).schema
         if with_label:
             schema = schema.append(pa.field("label", pa.float32()))
-        encoded = dataset.with_format("arrow" if is_typed else None).map(
+        # As Arrow tables, batches of a stream that was filtered may differ in their types.
+        as_arrow(dataset)
+        encoded = dataset.with_format(None).map(
             encode,
             batched=True,
             with_indices=True,
@@ -591,10 +594,15 @@ def _tables(
     if is_place(dataset):
         return stream_tables(dataset, columns, optional=optional, batch_rows=_BATCH_ROWS, csv=csv)
     contents = _contents(fields)
-    if isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
-        # Without features, Arrow would have to guess each row's types by themselves.
-        batches = dataset.with_format("arrow" if dataset.features else None).iter(batch_size=_BATCH_ROWS)
-        return (to_table(batch, columns, optional=optional, contents=contents) for batch in batches)
+    if isinstance(dataset, datasets.Dataset):
+        batches = as_arrow(dataset).iter(batch_size=_BATCH_ROWS)
+        return (to_table(batch, columns, optional=optional) for batch in batches)
+    if isinstance(dataset, datasets.IterableDataset):
+        # As Arrow tables, batches of a stream that was filtered may differ in their types.
+        as_arrow(dataset)
+        found = dataset.with_format(None).iter(batch_size=_BATCH_ROWS)
+        typed = (typed_columns(batch, dataset.features) for batch in found)
+        return (to_table(batch, columns, optional=optional, contents=contents) for batch in typed)
     return [to_table(dataset, columns, optional=optional, contents=contents)]
 
 
