@@ -7,6 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
+import signals_first  # noqa: F401
+
 from flip_hf.hub.push import write_card
 from flip_hf.training.run import pictures
 from flip_hf.training.script import run_script
