@@ -517,6 +517,7 @@ def _read_settings(path: str, processor_class: str) -> tuple[list[FieldConfig], 
             raise ValueError("the fields must be a list in an object")
         if (kind := settings.get("processor_class")) not in (None, processor_class, FlipProcessor.__name__):
             raise ValueError(f"processor_class={kind!r:.80} is another processor's")
+        FieldConfig.check_saved(settings["fields"], Path(path).name)
         fields = as_fields(settings["fields"])
         label, max_length = settings["label"], settings["max_length"]
         if not (label is None or isinstance(label, str)) or label in [f.name for f in fields]:

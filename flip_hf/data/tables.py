@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from flip_hf.configuration_flip import printable
 from flip_hf.data.schema import InputError, canonical_numbers, canonical_strings
 
 logger = logging.getLogger(__name__)
@@ -177,7 +176,7 @@ def _wanted(names: Sequence[Any], columns: Sequence[str], optional: Sequence[str
     extra = tuple(sorted(str(name) for name in {*names} - {*columns, *optional}))
     if extra and extra not in _already_ignored:
         _already_ignored.add(extra)
-        logger.warning("ignoring columns that are not fields: %s", printable(", ".join(extra)))
+        logger.warning("ignoring columns that are not fields: %s", ", ".join(map(repr, extra)))
     return [*columns, *(name for name in optional if name in names)]
 
 
