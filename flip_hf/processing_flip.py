@@ -2,9 +2,10 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +19,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import PROCESSOR_NAME, cached_file
 
-from flip_hf.configuration_flip import FieldConfig, FlipConfig, as_fields, tabular_fields
+from flip_hf.configuration_flip import FieldConfig, FlipConfig, as_fields, tabular_fields, with_nearest
 from flip_hf.data.arrow_files import open_files
 from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.fallbacks import FallbackReport
@@ -77,6 +78,8 @@ class FlipProcessor(ProcessorMixin):
             raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer; FLIP needs one")
         if tokenizer.pad_token_id is None:
             raise ValueError(f"{type(tokenizer).__name__} has no padding token; set tokenizer.pad_token")
+        if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1:
+            raise ValueError(f"max_length={max_length!r} must be a whole number of at least 1")
         self.vocabulary = vocabulary
         self.label = label
         self.max_length = max_length
@@ -143,7 +146,9 @@ class FlipProcessor(ProcessorMixin):
         if not tabular_fields(unfitted):
             raise ValueError("at least one field must have ids; all of these are of the kind 'text'")
         vocabulary = FeatureVocabulary.fit(_batches(dataset, unfitted, label, source, csv), unfitted)
-        return cls(tokenizer, vocabulary, label, max_length or min(tokenizer.model_max_length, _LONGEST_TEXT))
+        if max_length is None:
+            max_length = min(tokenizer.model_max_length, _LONGEST_TEXT)
+        return cls(tokenizer, vocabulary, label, max_length)
 
     def extend(self, dataset: Any, source: str | None = None, csv: CSVFormat | None = None) -> FeatureGrowth:
         """Gives values that fitting did not see features of their own, behind all features that are there.
@@ -473,12 +478,15 @@ class FlipProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: a local folder or a repository's name.
-            kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and the like, as in transformers; the tokenizer
-                is loaded with all of them.
+            kwargs: `max_length`, the most tokens of a row's text, in place of the saved one; `revision`, `token`,
+                `cache_dir`, `local_files_only` and the like, as in transformers; and the tokenizer's settings, such as
+                `sep_token`.
 
         Raises:
             InputError: the files disagree with each other or can't be read.
             OSError: the folder or repository lacks a file.
+            ValueError: `max_length` is not a whole number that leaves a token for each field, or there is no such
+                setting.
         """
         name = str(pretrained_model_name_or_path)
         hub = {k: v for k, v in kwargs.items() if k in _HUB_SETTINGS}
@@ -486,12 +494,16 @@ class FlipProcessor(ProcessorMixin):
         vocabulary_file = str(cached_file(name, VOCABULARY_NAME, **hub))
         fields, label, max_length, has_loading_code = _read_settings(settings_file, cls.__name__)
         vocabulary = FeatureVocabulary.load(vocabulary_file, fields)
+        given = kwargs.pop("max_length", None)
         tokenizer = _load_tokenizer(name, hub, kwargs)
+        _check_loading(kwargs, tokenizer)
         try:
             processor = cls(tokenizer, vocabulary, label, max_length)
         # Over a tokenizer that is not what it says, errors are of any type here too.
         except Exception as error:
             raise InputError(f"not a FLIP processor's files: {error}", source=name) from error
+        if given is not None:
+            processor = cls(tokenizer, vocabulary, label, given)
         processor.has_loading_code = has_loading_code
         return processor
 
@@ -506,6 +518,30 @@ class FlipProcessor(ProcessorMixin):
 
 
 _HUB_SETTINGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
+
+
+# What else transformers' own loading takes, or passes on to whatever it loads.
+_LOADING_SETTINGS = ("trust_remote_code", "code_revision", "config", "use_fast", "tokenizer_type", "adapter_kwargs")
+# What every tokenizer takes beside the parameters of its class.
+_TOKENIZER_SETTINGS = (
+    *PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES,
+    *("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens", "split_special_tokens"),
+    *("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "add_prefix_space"),
+    *("add_bos_token", "add_eos_token", "model_input_names", "chat_template", "fix_mistral_regex", "verbose"),
+)
+
+
+def _check_loading(settings: Mapping[str, Any], tokenizer: Any) -> None:
+    """Raises ValueError for a setting of `FlipProcessor.from_pretrained` that nothing reads."""
+    # A pipeline loads the processor with the model's settings, which the model has checked.
+    if "_from_pipeline" in settings:
+        return
+    parameters = [p for cls in type(tokenizer).__mro__[:-1] for p in inspect.signature(cls).parameters.values()]
+    of_class = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    known = dict.fromkeys(["max_length", *_HUB_SETTINGS, *_LOADING_SETTINGS, *_TOKENIZER_SETTINGS, *of_class])
+    # With an underscore in front they are transformers' own.
+    if unknown := [name for name in settings if name not in known and not name.startswith("_")]:
+        raise ValueError(f"FlipProcessor.from_pretrained has no setting {with_nearest(unknown, known)}")
 
 
 def _read_settings(path: str, processor_class: str) -> tuple[list[FieldConfig], str | None, int, bool]:
