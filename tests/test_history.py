@@ -386,8 +386,9 @@ def test_eligible_may_be_booleans_of_any_library(eligible):
         ([True, None] * 3, 1),
         (pd.Series([True, None] * 3, dtype="boolean"), 1),
         (pa.array([True, True, None] * 2), 2),
+        (pa.chunked_array([[True] * 4, [None, True]]), 4),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_eligible_of_anything_but_booleans_is_refused(eligible, row):
     with pytest.raises(ValueError, match=rf"eligible must be Booleans, one a row; row {row} holds"):

@@ -255,10 +255,7 @@ def add_history(
 
 def _booleans(eligible: Any, num_rows: int) -> np.ndarray:
     """Converts `eligible` to bool (rows,). Refuses strings, as numpy takes `"0"` for true, and numbers, as of rows."""
-    if isinstance(eligible, pa.Array | pa.ChunkedArray):
-        values = np.array(eligible.to_pylist()) if eligible.null_count else np.asarray(eligible)
-    else:
-        values = np.asarray(eligible)
+    values = np.asarray(eligible)
     if values.shape != (num_rows,):
         number = len(values) if values.ndim == 1 else f"{values.ndim} dimensions of"
         raise ValueError(f"eligible has {number} values, but there are {num_rows} rows, each of which needs one")
