@@ -372,7 +372,7 @@ REFUSALS = {
     # --- sizes in config.json
     "10^12 features": (MODELS, field(0, num_features=10**12), rf"repo: {LARGER}.*\(1000000000013, 4\)"),
     "10^30 features": (CONFIG, field(0, num_features=10**30), "fields.num_features is larger than anything can be"),
-    "10^12 features added": (MODEL, field(0, added_features=[10**12]), LARGER),
+    "10^12 features added": (MODEL, field(0, added_features=[10**12], value_hashes=["a", "b"]), LARGER),
     "features added 10^5 times": (CONFIG, field(0, added_features=[0] * 10**5), "extended 100000 times, 4096 are"),
     "11 features more": (MODEL, field(0, num_features=20), r"\(22, 4\) in the weights, but config.json .* \(33, 4\)"),
     "embeddings of 10^9": (MODELS, config(embedding_dim=10**9), LARGER),

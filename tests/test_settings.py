@@ -60,7 +60,6 @@ def test_settings_of_transformers_are_known(ctr_folder):
         "name_or_path": "here",
         "num_labels": 1,
         "output_attentions": True,
-        "problem_type": "regression",
         "return_dict": False,
         "transformers_version": "5.0",
     }
@@ -69,7 +68,8 @@ def test_settings_of_transformers_are_known(ctr_folder):
     assert {name: getattr(config, name) for name in settings if name not in ("dtype", "attn_implementation")} == {
         name: value for name, value in settings.items() if name not in ("dtype", "attn_implementation")
     }
-    assert FlipConfig.from_pretrained(ctr_folder, problem_type="regression").problem_type == "regression"
+    # Not a choice: a click is one label, 0 or 1.
+    assert FlipConfig(problem_type="regression").problem_type == "multi_label_classification"
     model = FlipForCTR.from_pretrained(ctr_folder, attn_implementation="eager", dtype="float64")
     assert (model.dtype, model.config.text_config._attn_implementation) == (torch.float64, "eager")
 

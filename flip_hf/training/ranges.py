@@ -8,24 +8,26 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """Finite numbers between two bounds.
+    """Numbers between two bounds.
 
     Attributes:
         low: the lower bound.
         high: the upper bound.
         has_low: whether the lower bound itself is in the range.
         has_high: whether the upper bound itself is in the range.
+        is_finite: whether infinity is outside of the range.
     """
 
     low: float
     high: float = math.inf
     has_low: bool = True
     has_high: bool = True
+    is_finite: bool = True
 
     def __contains__(self, value: float) -> bool:
         is_above = value >= self.low if self.has_low else value > self.low
         is_below = value <= self.high if self.has_high else value < self.high
-        return is_above and is_below and math.isfinite(value)
+        return is_above and is_below and not (self.is_finite and math.isinf(value))
 
     def __str__(self) -> str:
         low = f"{self.low} or more" if self.has_low else f"above {self.low}"
@@ -58,7 +60,8 @@ RANGES: Mapping[str, Range] = {
     "oov_dropout": Range(0, 1, has_high=False),
     "feature_l2": _AMOUNT,
     "warmup_ratio": _SHARE,
-    "max_gradient_norm": Range(0, has_low=False),
+    # Infinity clips nothing.
+    "max_gradient_norm": Range(0, has_low=False, is_finite=False),
     "evaluation_batch_size": _COUNT,
     "evaluations_per_epoch": _COUNT,
     "patience": _COUNT,
