@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+import signals_first  # noqa: F401
+
 from flip_hf.training.script import run_program, run_script
 
 EXAMPLES = Path(__file__).parent

@@ -7,6 +7,8 @@ python examples/evaluate.py --model runs/flip/model --data.source movielens-100k
 from collections.abc import Sequence
 from typing import Any
 
+import signals_first  # noqa: F401
+
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.data.fallbacks import count_fallbacks
 from flip_hf.standard_json import measures_json

@@ -6,6 +6,7 @@ python examples/finetune.py --config ... --mode id --output_dir runs/flip-id
 
 from collections.abc import Sequence
 
+import signals_first  # noqa: F401
 import numpy as np
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor

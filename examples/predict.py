@@ -5,6 +5,8 @@ python examples/predict.py --model runs/flip/model --input impressions.csv --out
 
 from collections.abc import Sequence
 
+import signals_first  # noqa: F401
+
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.training.build import load_finetuned
 from flip_hf.training.prediction import predict_file

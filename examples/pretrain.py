@@ -6,6 +6,8 @@ accelerate launch examples/pretrain.py --config ...
 
 from collections.abc import Sequence
 
+import signals_first  # noqa: F401
+
 from flip_hf import FlipForPreTraining, FlipPretrainingCollator
 from flip_hf.nn.sharded_embeddings import sharded_features
 from flip_hf.processing_flip import value_tokens

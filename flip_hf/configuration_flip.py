@@ -213,6 +213,24 @@ class FieldConfig:
         return cls(**values)
 
     @classmethod
+    def check_saved(cls, fields: Any, source: str) -> None:
+        """Raises ValueError for settings of fields in a saved file that this version does not have.
+
+        Args:
+            fields: what the file holds as the fields; the check ignores what is not a list of dicts.
+            source: the file's name.
+        """
+        for values in fields if isinstance(fields, list) else []:
+            if isinstance(values, dict):
+                try:
+                    cls.check_names(values)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{source}: {error}; written by a newer version? Upgrade flip_hf, because the model would "
+                        "differ without them"
+                    ) from error
+
+    @classmethod
     def check_names(cls, values: Mapping[str, Any]) -> None:
         """Raises ValueError for settings, by their names, that a field does not have."""
         known = sorted(f.name for f in fields(cls))
@@ -260,8 +278,14 @@ def as_fields(values: Sequence[FieldConfig | dict[str, Any] | str]) -> list[Fiel
     """Fields from what users and JSON files hold: FieldConfig, dict or plain column name.
 
     Raises:
-        ValueError: two fields have one name, a field names another that can't be what it says, or there are too many.
+        ValueError: the fields are not a list, two have one name, a field names another that can't be what it says, or
+            there are too many.
     """
+    if isinstance(values, str | bytes | Mapping | FieldConfig) or not isinstance(values, Iterable):
+        raise ValueError(
+            f"fields={values!r:.80} must be a list of column names and FieldConfig; put a single one into a list"
+        )
+    values = list(values)
     if len(values) > MOST_FIELDS:
         raise ValueError(f"{len(values)} fields: a model has {MOST_FIELDS} at most")
     result = []
@@ -652,6 +676,7 @@ def _check_file(values: Any) -> None:
     if kind != FlipConfig.model_type:
         raise ValueError(f"config.json describes a model of type {kind!r:.80}, not {FlipConfig.model_type!r}")
     _check_values(values, "", 0)
+    FieldConfig.check_saved(values.get("fields"), "config.json")
 
 
 def _check_values(value: Any, place: str, depth: int) -> None:

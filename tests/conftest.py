@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,11 @@ settings.register_profile(
     max_examples=30,
     phases=[Phase.explicit, Phase.generate],
 )
+
+# A shell starts what it runs in the background deaf to Ctrl-C, and with it all programs that the tests interrupt.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 CORPUS = [
     "user id is 1234567890 . title is the film number 42 ! kind is drama comedy missing new , ( ) a film",

@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+# Where Python looks when it runs a script. At the end, because `evaluate` is also the name of a library.
+sys.path.append(str(EXAMPLES))
 
 
 def script(name):

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,16 @@ def test_json_is_written_in_one_place():
     programs = [path for folder in ("flip_hf", "examples", "benchmarks") for path in (root / folder).rglob("*.py")]
     writers = {path for path in programs if re.search(r"json\.dumps?\b|JSONEncoder", path.read_text(encoding="utf-8"))}
     assert writers == {PACKAGE / "standard_json.py"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE.parent / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_signals_are_handled_before_a_script_imports_the_package(path):
+    nodes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if not is_quick_import(node)]
+    assert path.name == "signals_first.py" or ast.unparse(nodes[1]) == "import signals_first"
+
+
+def is_quick_import(node: ast.stmt) -> bool:
+    """Whether it imports from Python's own library alone."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+    return bool(names) and all(name.partition(".")[0] in sys.stdlib_module_names for name in names)

@@ -246,7 +246,13 @@ def test_null_values_are_missing_quoted_or_not(tmp_path, caplog):
         ({"escape": "\\\\"}, "csv.escape="),
         ({"escape": '"'}, "Doubled quotes need no setting"),
         ({"escape": ",", "delimiter": ","}, "csv.escape=','"),
+        ({"delimiter": 5}, "csv.delimiter=5 must be"),
+        ({"escape": 0}, "csv.escape=0 must be"),
+        ({"quote": "false"}, "csv.quote='false' must be true or false, without quotes"),
+        ({"quote": 0}, "csv.quote=0 must be true or false"),
         ({"null_values": [None]}, "put quotes around null"),
+        ({"null_values": "NA"}, "csv.null_values='NA' must be a list: write [NA]"),
+        ({"null_values": 5}, "csv.null_values=5 must be a list, such as [NA]"),
     ],
 )
 def test_settings_that_can_not_be_are_refused(form, message):

@@ -430,7 +430,12 @@ REFUSALS = {
     "text towers of other fields": (CONFIG, config(mode="text", text_towers=[["evil"], ["user_id"]]), "every field ex"),
     "text towers of both views": (CONFIG, config(text_towers=[["user_id"], ["tags"]]), "are for mode='text'"),
     "words for text towers": (CONFIG, config(mode="text", text_towers=["user_id"]), "'text_towers'"),
-    "an unknown setting of a field": (CONFIG, field(0, evil=1), "field 'user_id': unknown settings 'evil'"),
+    "an unknown setting of a field": (CONFIG, field(0, evil=1), "'evil' .* newer version\\? Upgrade flip_hf"),
+    "an unknown setting of a field, elsewhere": (
+        PROCESSOR,
+        field(0, "processor_config.json", evil=1),
+        "'evil' .* newer version\\? Upgrade flip_hf",
+    ),
     "an unknown kind of model": (CONFIG, config(model_type="evil"), "describes a model of type 'evil', not 'flip'"),
     "a kind that steers the terminal": (CONFIG, config(model_type="\x1b[2J"), r"of type '\\x1b\[2J', not 'flip'"),
     "another kind of model": (CONFIG, config(model_type="bert"), "describes a model of type 'bert', not 'flip'"),

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import Accelerator
 from example_runs import EXAMPLES, lines, script
 from waiting import PATIENCE, until
 
@@ -492,6 +493,21 @@ def test_a_second_interrupt_is_an_interrupt(monkeypatch):
     thread.join()
     assert len(entered) == 1
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_the_program_ignores_does_not_stop_training(ignored):
+    other = signal.SIGTERM if ignored == signal.SIGINT else signal.SIGINT
+    before = signal.signal(ignored, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(ignored)
+            assert not signals.any(Accelerator(cpu=True))
+            signal.raise_signal(other)
+            assert signals.any(Accelerator(cpu=True))
+        assert signal.getsignal(ignored) is signal.SIG_IGN
+    finally:
+        signal.signal(ignored, before)
 
 
 def test_a_signal_to_all_processes_stops_a_run_with_workers(workplace, tmp_path):

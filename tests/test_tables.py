@@ -167,10 +167,16 @@ def test_no_rows_are_a_table(rows):
 
 def test_extra_columns_are_ignored_with_one_warning(monkeypatch, caplog):
     monkeypatch.setattr(tables, "_already_ignored", set())
-    for rows in ({"f": [1], "b": [1], "a": [[1]]}, [{"a": 1, "b": 1, "f": 1}], [{"f": 1, None: ["left over"]}]):
+    for rows in (
+        {"f": [1], "": [1]},
+        {"f": [1], "b": [1], "a": [[1]]},
+        [{"a": 1, "b": 1, "f": 1}],
+        [{"f": 1, None: ["left over"]}],
+    ):
         with caplog.at_level(logging.WARNING):
             assert to_table(rows, ["f"]).column_names == ["f"]
     assert caplog.messages == [
-        "ignoring columns that are not fields: a, b",
-        "ignoring columns that are not fields: None",
+        "ignoring columns that are not fields: ''",
+        "ignoring columns that are not fields: 'a', 'b'",
+        "ignoring columns that are not fields: 'None'",
     ]

@@ -62,17 +62,23 @@ class CSVFormat:
             raise ValueError(
                 f"csv.delimiter={self.delimiter!r} must be one ASCII character, and no quote or line break"
             )
-        if self.escape and not _is_one_character(self.escape, forbidden + (self.delimiter or "")):
+        if self.quote is not None and not isinstance(self.quote, bool):
+            raise ValueError(f"csv.quote={self.quote!r} must be true or false, without quotes")
+        if self.escape not in (None, "") and not _is_one_character(self.escape, forbidden + (self.delimiter or "")):
             raise ValueError(
                 f"csv.escape={self.escape!r} must be one ASCII character, no quote, line break or delimiter. Doubled "
                 "quotes need no setting"
             )
+        if isinstance(self.null_values, str):
+            raise ValueError(f"csv.null_values={self.null_values!r} must be a list: write [{self.null_values}]")
+        if self.null_values is not None and not isinstance(self.null_values, list | tuple):
+            raise ValueError(f"csv.null_values={self.null_values!r} must be a list, such as [NA]")
         if self.null_values is not None and not all(isinstance(value, str) for value in self.null_values):
             raise ValueError(f"csv.null_values={self.null_values!r} must be strings; put quotes around null")
 
 
-def _is_one_character(text: str, forbidden: str) -> bool:
-    return len(text) == 1 and text.isascii() and text not in forbidden
+def _is_one_character(text: Any, forbidden: str) -> bool:
+    return isinstance(text, str) and len(text) == 1 and text.isascii() and text not in forbidden
 
 
 def stream_csv(

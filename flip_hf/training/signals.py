@@ -29,7 +29,8 @@ class Stopped(SystemExit):
 class StopSignals:
     """Notes SIGTERM and SIGINT while it is entered; a second SIGINT interrupts at once, as usual.
 
-    Only the main thread can; in another one the signals do what they did.
+    Only the main thread can; in another one the signals do what they did. Signals that the program was started to
+    ignore (`nohup`, a shell's background jobs) stay ignored.
 
     Args:
         are_noted: whether to note them at all, the same in all processes; else the signals do what they did.
@@ -42,7 +43,9 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if self._are_noted and threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            for number in _SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -238,3 +239,19 @@ def test_a_run_that_is_no_model_is_a_one_line_error(ctr_folder, impressions, tmp
     place = tmp_path / "run"
     message = f"model={place}: this folder holds no model, as it lacks config.json; did you mean {place / 'model'}?"
     assert done.stderr == f"error: {message}\n"
+
+
+# Scripts, not modules that they import.
+PROGRAMS = sorted(path.name for path in EXAMPLES.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_signal_during_the_imports_is_one_line(program):
+    number = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[PROGRAMS.index(program) % 3]
+    # Python says on standard error what it has imported.
+    command = [sys.executable, "-X", "importtime", str(EXAMPLES / program), "--help"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert any(line.split("|")[-1].strip().startswith("torch.") for line in process.stderr)
+        process.send_signal(number)
+        rest = [line for line in process.stderr if not line.startswith("import time:")]
+    assert (process.returncode, rest) == (128 + number, [f"interrupted by {number.name}\n"])
