@@ -396,6 +396,7 @@ def test_checkpoints_are_saved_between_steps_and_resumed_from(accelerator, rows)
     assert [step for step, *_ in whole.run.checkpoints] == [4, 8, 12, 16]
     _, _, saved, processor = whole.run.checkpoints[1]
     assert processor == "processor"
+    assert all(state.schedule.state_dict()["last_epoch"] == 18 for _, state, *_ in whole.run.checkpoints)
     assert {
         name: saved[name] for name in ("step", "evaluated_step", "best", "best_step", "without_better", "rows")
     } == {

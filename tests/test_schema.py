@@ -413,7 +413,10 @@ def test_numbers_their_texts_and_flags(column, numbers, strings, flags):
         (pa.array(["a| b", " ", "|", "c"]), ["a", "b", "c"], [0, 2, 2, 2, 3], [STRIPPED, MISSING, MISSING, OK]),
         (pa.array([b"a|b", None]), ["a", "b"], [0, 2, 2], [OK, MISSING]),
         (pa.array([[1, 2], [3, 4]], pa.list_(pa.int8(), 2)), ["1", "2", "3", "4"], [0, 2, 4], [OK, OK]),
+        (pa.array([[" "], ["", "a"]]), ["a"], [0, 0, 1], [STRIPPED | MISSING, MISSING]),
         (pa.nulls(2), [], [0, 0, 0], [MISSING, MISSING]),
+        # A column of numbers may be read where no row has one.
+        (pa.nulls(2, pa.int8()), [], [0, 0, 0], [MISSING, MISSING]),
     ],
     ids=itertools.count(),
 )
