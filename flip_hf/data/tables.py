@@ -63,29 +63,29 @@ def to_table(
     if isinstance(rows, pa.RecordBatch):
         rows = pa.Table.from_batches([rows])
     if isinstance(rows, pa.Table):
-        return rows.select(_wanted(rows.column_names, columns, optional, source))
+        return rows.select(wanted_columns(rows.column_names, columns, optional, source))
     if isinstance(rows, pd.DataFrame):
         names = [str(name) for name in rows.columns]
-        wanted = _wanted(names, columns, optional, source)
+        wanted = wanted_columns(names, columns, optional, source)
         return _from_columns({name: rows.iloc[:, names.index(name)] for name in wanted}, contents, first_row, source)
     if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict):
         there = ", ".join(map(repr, rows))
         raise InputError(f"these are several splits, {there}; take one of them, such as rows['train']", source=source)
     if isinstance(rows, Mapping):
-        wanted = _wanted(list(rows), columns, optional, source)
+        wanted = wanted_columns(list(rows), columns, optional, source)
         values = {name: rows[name] for name in wanted}
         # A row's list of values is no column where another field says that there is one row.
         is_row = any(_is_scalar(v) for k, v in values.items() if contents.get(k) != "lists")
         wrapped = {k: [v] if _is_scalar(v) or (is_row and contents.get(k) == "lists") else v for k, v in values.items()}
         return _from_columns(wrapped, contents, first_row, source)
     if hasattr(rows, "with_format") and hasattr(rows, "__len__"):
-        wanted = _wanted(rows.column_names, columns, optional, source)
+        wanted = wanted_columns(rows.column_names, columns, optional, source)
         return as_arrow(rows.select_columns(wanted))[:].select(wanted)
     if isinstance(rows, pd.Series):
         raise InputError("a Series is one column or one row; give a DataFrame, or a dict of columns", source=source)
     if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__"):
         table = _handed_over(rows, source)
-        return table.select(_wanted(table.column_names, columns, optional, source))
+        return table.select(wanted_columns(table.column_names, columns, optional, source))
     if not isinstance(rows, Iterable):
         raise InputError("rows must be a list of dicts, a dict of lists or a table", source=source, value=rows)
     return _from_dicts(list(rows), columns, optional, contents, first_row, source)
@@ -156,7 +156,7 @@ def _from_dicts(
         if not isinstance(row, Mapping):
             raise InputError("a row must be a dict with the fields as keys", source=source, row=number, value=row)
     names = list(dict.fromkeys(name for row in rows for name in row)) if rows else [*columns, *optional]
-    wanted = _wanted(names, columns, optional, source)
+    wanted = wanted_columns(names, columns, optional, source)
     for number, row in enumerate(rows, first_row):
         for name in wanted:
             if name not in row:
@@ -166,7 +166,9 @@ def _from_dicts(
     return _from_columns(values, contents, first_row, source)
 
 
-def _wanted(names: Sequence[Any], columns: Sequence[str], optional: Sequence[str], source: str | None) -> list[str]:
+def wanted_columns(
+    names: Sequence[Any], columns: Sequence[str], optional: Sequence[str], source: str | None
+) -> list[str]:
     """The names of the columns to take, once it is sure that they can be taken."""
     if repeated := [str(name) for name, count in Counter(names).items() if count > 1]:
         raise InputError("the column is there twice; rename or drop one", source=source, field=repeated[0])
