@@ -325,7 +325,7 @@ class _SameColumns:
         self._files = files
         self._columns, self._optional = columns, optional
         self._names: set[str] = set()
-        self.wanted_columns: list[str] = []
+        self._wanted: list[str] = []
         self._types: dict[str, pa.DataType] = {}
 
     def choose(self, file: DataFile, names: Sequence[str]) -> list[str]:
@@ -340,15 +340,15 @@ class _SameColumns:
             message = f"{has} has this column and {lacks} lacks it; give all files the same columns"
             raise InputError(message, source=file.name, field=different[0])
         self._names = {*all_names}
-        self.wanted_columns = wanted_columns(all_names, self._columns, self._optional, file.name)
+        self._wanted = wanted_columns(all_names, self._columns, self._optional, file.name)
         # Rows are counted by a column, also if only folders' names are wanted.
-        return [name for name in self.wanted_columns if name not in file.partitions] or list(names[:1])
+        return [name for name in self._wanted if name not in file.partitions] or list(names[:1])
 
     def completed(self, file: DataFile, table: pa.Table) -> pa.Table:
         """The wanted columns in their order, with those that the folders' names hold, and of the first file's types."""
         for name, value in file.partitions.items():
             table = table.append_column(name, pa.array([value] * len(table), pa.string()))
-        table = table.select(self.wanted_columns)
+        table = table.select(self._wanted)
         for i, column in enumerate(table.schema):
             kind = self._types.setdefault(column.name, column.type)
             if pa.types.is_null(kind):
