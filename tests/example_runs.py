@@ -19,13 +19,19 @@ def script(name):
     spec.loader.exec_module(module)
 
     def main(arguments):
+        # Other tests may have left a state, too.
+        forget_accelerate()
         try:
             module.main(arguments)
         finally:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
+            forget_accelerate()
 
     return main
+
+
+def forget_accelerate():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def lines(folder, event):

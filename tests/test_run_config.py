@@ -40,7 +40,7 @@ def test_a_number_out_of_its_range_is_refused(section):
     kind = SECTIONS[section]
     for name in [f.name for f in fields(kind) if f.name in RANGES]:
         bounds = RANGES[name]
-        for wrong in (bounds.low - 1, math.nan, math.inf):
+        for wrong in (bounds.low - 1, math.nan, *([math.inf] if bounds.is_finite else [])):
             with pytest.raises(ValueError, match=rf"^{section}\.{name}={wrong} must be {bounds}$"):
                 kind(**{name: wrong})
         kind(**{name: bounds.low + (0 if bounds.has_low else 1)})

@@ -23,6 +23,7 @@ import runpy, sys
 from flip_hf.training.checkpoints import Checkpoints
 Checkpoints.clear = lambda self: None
 sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
