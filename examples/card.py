@@ -12,6 +12,7 @@ import signals_first  # noqa: F401
 from flip_hf.hub.push import write_card
 from flip_hf.training.run import pictures
 from flip_hf.training.script import run_script
+from flip_hf.training.table_writers import check_output_folder
 
 
 def main() -> None:
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--repo", required=True, help="where the model is, or will be, on the Hub, as in org/name")
     parser.add_argument("--output", type=Path, required=True, help="folder for README.md, run.json and the pictures")
     arguments = parser.parse_args()
+    check_output_folder(arguments.output, "--output")
     record = json.loads((arguments.run / "run.json").read_text(encoding="utf-8"))
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_card(arguments.output, arguments.repo, record, pictures(arguments.run))

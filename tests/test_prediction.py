@@ -2,10 +2,13 @@
 
 import datetime
 import gzip
+import io
 import json
+import math
 import os
 from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
@@ -13,7 +16,7 @@ import pytest
 from example_runs import script
 
 from flip_hf.training.run_config import PredictRun
-from flip_hf.training.table_writers import WRITERS, check_output
+from flip_hf.training.table_writers import WRITERS, check_output, check_values
 
 TIMES = [datetime.datetime(2024, 1, 31, 10, 0, second) for second in range(5)]
 KEPT = {
@@ -113,6 +116,44 @@ def test_lists_are_lists_in_json_lines(ctr_folder, impressions, tmp_path):
     predict(ctr_folder, impressions, tmp_path / "scores.jsonl", "--keep", "[tags]")
     rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [row["tags"] for row in rows] == [["a"], [], None, ["b", "c"], ["d"]]
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "list<item: float>", "struct<x: double>"])
+def test_json_lines_refuse_infinity_and_hold_nan_as_null(kind):
+    def column(value):
+        value = np.float16(value) if kind == "float16" else value
+        held = {"l": [value], "s": {"x": value}}.get(kind[0], value)
+        kinds = {"l": pa.list_(pa.float32()), "s": pa.struct([("x", pa.float64())])}
+        return pa.table({"weight": pa.array([held], kinds.get(kind[0]) or getattr(pa, kind)())})
+
+    sink = io.BytesIO()
+    with WRITERS[".jsonl"](sink, column(1.5).schema) as writer:
+        for value in (1.5, math.nan):
+            writer.write_table(column(value))
+        first, second = (json.loads(line)["weight"] for line in sink.getvalue().splitlines())
+        wrapped = {"l": lambda value: [value], "s": lambda value: {"x": value}}.get(kind[0], lambda value: value)
+        assert (first, second) == (wrapped(1.5), wrapped(None))
+    for value in (math.inf, -math.inf):
+        with pytest.raises(
+            ValueError, match=r"^here, field 'weight', row 2, value .*inf.*: .* write \.parquet or \.csv"
+        ):
+            check_values(".jsonl.gz", column(value), 2, "here")
+        check_values(".csv", column(value), 2, "here")
+    for value in (1.5, math.nan):
+        check_values(".jsonl", column(value), 2, "here")
+
+
+def test_a_kept_infinity_names_its_row_in_the_file(ctr_folder, click_rows, field_names, tmp_path):
+    fields = {name: click_rows[name][:3] for name in field_names}
+    for number in range(2):
+        weights = [1.0, 2.0, math.inf if number else 3.0]
+        pq.write_table(pa.table({**fields, "weight": weights}), tmp_path / f"{number}.parquet")
+    source = str(tmp_path / "?.parquet")
+    with pytest.raises(ValueError, match=r"1\.parquet, field 'weight', row 2, value inf: JSON has no infinity"):
+        predict(ctr_folder, source, tmp_path / "out" / "scores.jsonl", "--keep", "[weight]")
+    assert list((tmp_path / "out").iterdir()) == []
+    predict(ctr_folder, source, tmp_path / "out" / "scores.csv", "--keep", "[weight]")
+    assert pv.read_csv(tmp_path / "out" / "scores.csv")["weight"].to_pylist() == [1.0, 2.0, 3.0, 1.0, 2.0, math.inf]
 
 
 def test_kept_columns_of_csv_are_the_text_that_was_there(ctr_folder, click_rows, field_names, tmp_path):

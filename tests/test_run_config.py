@@ -1,12 +1,15 @@
 """Settings are checked when they are made, before anything is read."""
 
+import json
 import math
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
 
+from flip_hf.backbones import BACKBONES
 from flip_hf.training import run_config
 from flip_hf.training.ranges import RANGES, Range
 from flip_hf.training.run_config import (
@@ -18,6 +21,7 @@ from flip_hf.training.run_config import (
     PredictRun,
     PretrainRun,
     TrainingConfig,
+    parse_run,
 )
 
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "masking": MaskingConfig, "training": TrainingConfig}
@@ -103,3 +107,32 @@ def test_an_evaluation_does_not_overwrite_its_rows(run_folder, tmp_path):
     rows.write_text("user_id,label\n1,0\n")
     with pytest.raises(ValueError, match=r"output=.*test\.csv is the input .*test\.csv, which would be overwritten"):
         EvaluateRun(str(run_folder / "model"), rows, data=DataConfig(test_file=rows))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"training": 5}, "training: 5 must be settings by their names, such as training: {epochs: ...}"),
+        ({"model": None}, "model: None must be settings by their names, such as model: {text_encoder: ...}"),
+        ({"data": {"csv": [1]}}, "data.csv: [1] must be settings by their names, such as data.csv: {delimiter: ...}"),
+    ],
+)
+def test_a_value_in_the_place_of_settings_is_refused(tmp_path, settings, message):
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse_run(FinetuneRun, ["--output_dir", "x", "--config", str(tmp_path / "run.yaml")])
+
+
+def test_an_output_folder_that_is_a_file_or_below_one_is_refused(run_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=f"^output_dir={folder}: {tmp_path}/file is a file; name another folder$"):
+            PretrainRun(folder)
+    with pytest.raises(ValueError, match=r"output=.*/file is a file; name another folder$"):
+        EvaluateRun(str(run_folder / "model"), tmp_path / "file" / "metrics.json")
+    PretrainRun(tmp_path / "new" / "run")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_can_be_built_to_be_checked(tmp_path, name):
+    PretrainRun(tmp_path / "run", model=ModelConfig(options={"backbone": name}))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flip_hf import FlipConfig
 from flip_hf.data.schema import InputError
 from flip_hf.training.run_config import TrainingConfig
 from flip_hf.training.script import run_script
@@ -69,3 +70,9 @@ def test_a_raise_statement_of_ours_speaks_to_the_user(capsys, module, is_ours):
     with pytest.raises(SystemExit if is_ours else ValueError):
         run_script(code["refuse"])
     assert capsys.readouterr().err == ("error: so many\n" if is_ours else "")
+
+
+def test_a_setting_that_a_configuration_refuses_is_one_line(capsys):
+    code, shown = ended(capsys, lambda: FlipConfig(text_towers="abc"))
+    assert (code, shown.count("\n")) == (1, 1)
+    assert shown.startswith("error: Validation error for field 'text_towers': TypeError: ")

@@ -152,6 +152,11 @@ def test_the_pipeline_names_the_nearest_setting(ctr_folder):
         ({"fields": []}, r"model\.options\.fields can't be set: set data\.fields instead"),
         ({"text_layers": 1}, r"model\.options\.text_layers can't be set: set model\.text_layers instead"),
         ({"text_config": {}}, r"model\.options\.text_config can't be set: set model\.text_encoder instead"),
+        ({"embedding_dim": 0}, r"^model\.options: FlipConfig: embedding_dim=0 must be at least 1$"),
+        ({"embedding_dim": "abc"}, r"^model\.options: Field 'embedding_dim' expected int, got str \(value: 'abc'\)$"),
+        ({"objectives": 5}, r"^model\.options: Field 'objectives' expected a dict, got int$"),
+        ({"mtm_loss": "x"}, r"^model\.options: FlipConfig: mtm_loss='x' is not one of nce, "),
+        ({"dtype": "abc"}, r"^model\.options: .*'abc'"),
     ],
 )
 def test_options_of_the_model_are_checked_first(options, message):
@@ -167,6 +172,7 @@ def test_options_of_the_backbone_are_checked_first(kind, tmp_path):
             r"'dcnv2' has no option 'hiden_sizes' \(did you mean 'hidden_sizes",
         ),
         ({"backbone": "deepfn"}, "backbone='deepfn' is not one of lr, fm"),
+        ({"backbone_options": {"hidden_sizes": "a"}}, r"model\.options\.backbone_options={'hidden_sizes': 'a'}: "),
     ):
         with pytest.raises(ValueError, match=message):
             kind(tmp_path, model=ModelConfig(options=options))
@@ -189,6 +195,8 @@ def test_settings_of_fields_are_checked_first():
         ({"training": {"epocs": 3}}, "Group 'training' does not accept option 'epocs' (did you mean training.epochs?)"),
         ({"pretraind": "x"}, "Option 'pretraind' is not accepted (did you mean pretrained?)"),
         ({"zzz": 1}, "Option 'zzz' is not accepted"),
+        ({"masking": 1}, "Option 'masking' is not accepted (finetuning has no setting masking; pretraining has)"),
+        (["--training.epoch", "3"], "unrecognized arguments: --training.epoch 3 (did you mean training.epochs?)"),
     ],
 )
 def test_an_unknown_flag_or_key_is_refused_with_the_nearest(tmp_path, capsys, arguments, message):
@@ -198,6 +206,29 @@ def test_an_unknown_flag_or_key_is_refused_with_the_nearest(tmp_path, capsys, ar
     with pytest.raises(SystemExit):
         parse_run(FinetuneRun, ["--output_dir", "x", *arguments])
     assert capsys.readouterr().err.endswith(f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "flags", "only"),
+    [
+        (PretrainRun, "pretraining has no setting mode; finetuning has", ["--output_dir", "x"], "--mode"),
+        (FinetuneRun, "finetuning has no setting masking; pretraining has", ["--output_dir", "x"], "--masking.x"),
+        (EvaluateRun, "evaluation has no setting keep; prediction has", ["--model", "a/b"], "--keep"),
+    ],
+)
+def test_a_setting_of_another_script_is_called_that(capsys, kind, other, flags, only):
+    with pytest.raises(SystemExit):
+        parse_run(kind, [*flags, only, "1"])
+    assert capsys.readouterr().err.endswith(f"error: unrecognized arguments: {only} 1 ({other})\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("data.csv.null_values", "NA"), ("data.histories", "liked_titles"), ("data.fields", "age")]
+)
+def test_a_value_in_the_place_of_a_list_is_shown_as_one(capsys, name, value):
+    with pytest.raises(SystemExit):
+        parse_run(FinetuneRun, ["--output_dir", "x", f"--{name}", value])
+    assert capsys.readouterr().err.endswith(f"\nWrite a list, such as [{value}]\n")
 
 
 @pytest.mark.parametrize("kind", RUNS)

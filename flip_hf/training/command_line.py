@@ -2,7 +2,7 @@
 
 import re
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -15,6 +15,8 @@ _UNKNOWN = (
     re.compile(r"Option '(?P<name>[^']+)' is not accepted"),
     re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'"),
 )
+# How it says that one value stands where a list must.
+_NO_LIST = re.compile(r"Expected a <class 'list'>.*(?:Got value|Given value): (?P<value>[^\s\[{].*)$", re.DOTALL)
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -26,19 +28,22 @@ class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 
 class _Parser(ArgumentParser):
-    """Names the nearest setting where one does not exist."""
+    """Names the nearest setting where one does not exist, and shows how to write a list."""
+
+    elsewhere: Mapping[str, str]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = [option.removeprefix("--") for option in self._option_string_actions]
-        super().error(message + _suggestion(message, known), ex)
+        super().error(message + _suggestion(message, known, self.elsewhere) + _as_list(message), ex)
 
 
-def run_parser(kind: type, description: str | None = None) -> Any:
+def run_parser(kind: type, description: str | None = None, elsewhere: Mapping[str, str] | None = None) -> Any:
     """A `jsonargparse.ArgumentParser` for the settings of a run, with `--config` for a YAML file of them.
 
     Args:
         kind: the run's dataclass.
         description: what `--help` says first.
+        elsewhere: settings that only another script has, each with what the error says of it.
     """
     # A file of settings holds values. Where a setting takes any of them, `class_path` would have a program named by the
     # file imported and called.
@@ -47,17 +52,26 @@ def run_parser(kind: type, description: str | None = None) -> Any:
         usage="%(prog)s [--config FILE.yaml] [--SETTING VALUE ...]",
         description=description,
         formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
+    parser.elsewhere = elsewhere or {}
     parser.add_argument("--config", action="config", help="YAML file with settings; later arguments override it")
     parser.add_class_arguments(kind)
     return parser
 
 
-def _suggestion(message: str, known: Collection[str]) -> str:
+def _as_list(message: str) -> str:
+    found = _NO_LIST.search(message)
+    return f"\nWrite a list, such as [{found['value']}]" if found else ""
+
+
+def _suggestion(message: str, known: Collection[str], elsewhere: Mapping[str, str]) -> str:
     for pattern in _UNKNOWN:
         if found := pattern.search(message):
             parts = found.groupdict()
             name = ".".join(filter(None, (parts.get("group"), parts["name"])))
+            if (top := name.partition(".")[0]) in elsewhere:
+                return f" ({elsewhere[top]})"
             near = nearest(name, known)
             return f" (did you mean {near}?)" if near else ""
     return ""

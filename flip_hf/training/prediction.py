@@ -19,7 +19,7 @@ from flip_hf.processing_flip import FlipProcessor
 from flip_hf.training.evaluation import click_logits, probabilities
 from flip_hf.training.progress import progress_bar
 from flip_hf.training.run_config import PredictRun
-from flip_hf.training.table_writers import ending_of, open_writer
+from flip_hf.training.table_writers import check_values, ending_of, open_writer
 
 
 def predict_file(
@@ -44,7 +44,8 @@ def predict_file(
         unseen or missing in a far larger share of the rows than in training.
 
     Raises:
-        InputError: the file can't be read, lacks a column, or holds a value that can't be an id.
+        InputError: the file can't be read, lacks a column, or holds a value that can't be an id, or that the output's
+            format can't hold.
         ValueError: `text_budget` is no share of the rows, or the model has not both towers; or a kept column has the
             name of one that is written.
     """
@@ -112,6 +113,7 @@ def predict_file(
         for table in itertools.chain([first], tables):
             if len(table) == 0:
                 continue
+            check_values(ending, table.select([field.name for field in kept]), num_rows, source)
             encoded, logits = score(table.select(read), num_rows)
             report.add(encoded, table.slice)
             if writer is not None:

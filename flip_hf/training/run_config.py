@@ -1,22 +1,24 @@
 """Settings of a run: plain dataclasses, read from YAML files and overridden on the command line."""
 
 import sys
-from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from huggingface_hub.errors import HFValidationError
+import torch
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.utils import CONFIG_NAME
 
-from flip_hf.backbones import check_backbone_options
+from flip_hf.backbones import build_backbone, check_backbone_options
 from flip_hf.configuration_flip import FieldConfig, FlipConfig, check_settings
 from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import without_credentials
 from flip_hf.fetch import MINILM
 from flip_hf.training.ranges import check_ranges
-from flip_hf.training.table_writers import check_output, ending_of
+from flip_hf.training.table_writers import check_output, check_output_folder, ending_of
 
 LABEL = "label"
 """The label column where neither the settings nor a saved processor name one."""
@@ -107,11 +109,19 @@ class ModelConfig:
             if name in self.options:
                 raise ValueError(f"model.options.{name} can't be set: set {place} instead")
         check_settings(self.options, "model.options")
+        # The groups of text_towers are checked with the fields, which are not known yet.
+        options = {name: value for name, value in self.options.items() if name != "text_towers"}
+        with _errors_of_options("model.options"):
+            FlipConfig(**options)
 
     def check_backbone(self) -> None:
-        """Raises ValueError for a backbone that does not exist, or for an option that it does not have."""
+        """Raises ValueError for a backbone that does not exist, or that can't be built with its options."""
         name = self.options.get("backbone", FlipConfig.backbone)
-        check_backbone_options(name, self.options.get("backbone_options", {}))
+        options = self.options.get("backbone_options", {})
+        check_backbone_options(name, options)
+        # Without storage for its weights. The number of fields, which is not known yet, has no bad values.
+        with _errors_of_options(f"model.options.backbone_options={options}"), torch.device("meta"):
+            build_backbone(name, 2, self.options.get("embedding_dim", FlipConfig.embedding_dim), options)
 
 
 @dataclass
@@ -237,6 +247,7 @@ class TrainingRun:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        check_output_folder(self.output_dir, "output_dir")
         if self.push_to_hub is None and (self.private or self.revision or self.push_when != "end"):
             raise ValueError("private, revision and push_when say how to push: set push_to_hub, as in org/name, too")
 
@@ -365,6 +376,15 @@ class PredictRun:
 RunConfig = TypeVar("RunConfig", PretrainRun, FinetuneRun, EvaluateRun, PredictRun)
 
 
+# What each run is called, and the run that it is taken for.
+_RUNS: Mapping[type, tuple[str, str, type]] = {
+    PretrainRun: ("pretraining", "finetuning", FinetuneRun),
+    FinetuneRun: ("finetuning", "pretraining", PretrainRun),
+    EvaluateRun: ("evaluation", "prediction", PredictRun),
+    PredictRun: ("prediction", "evaluation", EvaluateRun),
+}
+
+
 def parse_run(
     kind: type[RunConfig], arguments: Sequence[str] | None = None, description: str | None = None
 ) -> RunConfig:
@@ -381,12 +401,29 @@ def parse_run(
     # Only the scripts need jsonargparse.
     from flip_hf.training.command_line import run_parser
 
-    parser = run_parser(kind, description)
+    name, other_name, other = _RUNS[kind]
+    own = {f.name for f in fields(kind)}
+    elsewhere = {
+        f.name: f"{name} has no setting {f.name}; {other_name} has" for f in fields(other) if f.name not in own
+    }
+    parser = run_parser(kind, description, elsewhere)
     switches = {f"--{f.name}" for f in fields(kind) if f.type is bool}
     parsed = parser.parse_args(_spelled_out(sys.argv[1:] if arguments is None else arguments, switches))
     parsed.pop("config")
+    _check_groups(kind, parsed)
     run: RunConfig = kind(**parser.instantiate(parsed).as_dict())
     return run
+
+
+def _check_groups(kind: type, parsed: Any, place: str = "") -> None:
+    """Raises a ValueError if a group of settings, such as `training`, is a single value in the file of settings."""
+    for f in fields(kind):
+        if isinstance(f.type, type) and is_dataclass(f.type):
+            group, name = parsed[f.name], f"{place}{f.name}"
+            if not hasattr(group, "as_dict"):
+                first = fields(f.type)[0].name
+                raise ValueError(f"{name}: {group!r} must be settings by their names, such as {name}: {{{first}: ...}}")
+            _check_groups(f.type, group, f"{name}.")
 
 
 def _spelled_out(arguments: Sequence[str], switches: Container[str]) -> list[str]:
@@ -400,6 +437,17 @@ def _spelled_out(arguments: Sequence[str], switches: Container[str]) -> list[str
                 equals, value = "=", "true"
         spelled.append(f"{name}{equals}{value}")
     return spelled
+
+
+@contextmanager
+def _errors_of_options(setting: str) -> Iterator[None]:
+    """Turns all errors into a ValueError: transformers and torch raise many kinds for a value that can't be."""
+    try:
+        yield
+    except Exception as error:
+        # What transformers' checks of types and ranges wrap says it all.
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        raise ValueError(f"{setting}: {cause}") from error
 
 
 def check_label(label: str, fields: Sequence[str | None]) -> None:

@@ -13,6 +13,7 @@ from time import monotonic, sleep
 from types import FrameType
 
 import psutil
+from huggingface_hub.errors import StrictDataclassError
 
 from flip_hf.configuration_flip import printable
 from flip_hf.data.schema import InputError
@@ -180,10 +181,11 @@ def _say(message: str) -> None:
 def is_for_users(error: Exception) -> bool:
     """Whether a user can mend the cause of an error.
 
-    True for errors of files and of the network, for `InputError`, and for what a `raise` statement of this package or
-    of the script itself raised. A `ValueError` out of NumPy is a fault in the code.
+    True for errors of files and of the network, for `InputError`, for errors of `FlipConfig` in its settings, and for
+    what a `raise` statement of this package or of the script itself raised. A `ValueError` out of NumPy is a fault in
+    the code.
     """
-    if isinstance(error, OSError | InputError):
+    if isinstance(error, OSError | InputError | StrictDataclassError):
         return True
     place = error.__traceback__
     if not isinstance(error, _RAISED_FOR_USERS) or place is None:

@@ -1,6 +1,7 @@
 """Files of rows, in the format that their name says."""
 
 import glob
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,8 +31,8 @@ class TableWriter(Protocol):
 class JsonLinesWriter:
     """Writes a JSON object a row.
 
-    Numbers have their shortest decimal spelling; NaN and infinities are null. JSON has neither decimals nor times, so
-    they become strings, such as `"5.00"` and `"2024-01-31 10:00:00"`.
+    Numbers have their shortest decimal spelling; NaN is null. JSON has neither decimals nor times, so they become
+    strings, such as `"5.00"` and `"2024-01-31 10:00:00"`. JSON has no infinity: `check_values` refuses it.
 
     Args:
         sink: a binary file.
@@ -104,6 +105,42 @@ def open_writer(sink: Any, ending: str, schema: pa.Schema) -> TableWriter:
     return WRITERS[ending](sink, schema)
 
 
+def check_values(ending: str, table: pa.Table, first_row: int, source: str) -> None:
+    """Checks that a format can hold the values to write.
+
+    Args:
+        ending: of the file's name, a key of `WRITERS`.
+        table: the rows.
+        first_row: number of the first row, for the error.
+        source: where the rows come from, for the error.
+
+    Raises:
+        InputError: a number is infinite, and JSON has no infinity.
+    """
+    if WRITERS[ending] is not JsonLinesWriter:
+        return
+    for column in table.schema:
+        if "float" in str(column.type) or "double" in str(column.type):
+            for row, value in enumerate(table[column.name].to_pylist(), first_row):
+                if _has_infinity(value):
+                    message = "JSON has no infinity; write .parquet or .csv instead, or do not keep this column"
+                    raise InputError(message, source=source, field=column.name, row=row, value=value)
+
+
+def check_output_folder(folder: Path, setting: str) -> None:
+    """Raises a ValueError if a folder can't be made, because it or a folder above it is a file.
+
+    Args:
+        folder: the folder to write to.
+        setting: the name of its setting, for the error.
+    """
+    for place in (folder, *folder.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise ValueError(f"{setting}={folder}: {place} is a file; name another folder")
+            return
+
+
 def check_output(output: Path, inputs: Iterable[list[str] | str | Path | None]) -> None:
     """Checks that a file to write overwrites no file that is read.
 
@@ -113,10 +150,11 @@ def check_output(output: Path, inputs: Iterable[list[str] | str | Path | None]) 
 
     Raises:
         ValueError: the output is one of the inputs, under whatever name, or lies in a folder among them; or it is a
-            folder.
+            folder, or a folder above it is a file.
     """
     if output.is_dir():
         raise ValueError(f"output={output} is a folder; name a file")
+    check_output_folder(output.parent, "the folder of output")
     parts = [part for place in inputs if place for part in (place if isinstance(place, list) else [place])]
     for source in [Path(found) for part in parts for found in (part, *glob.glob(str(part), recursive=True))]:
         if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
@@ -133,6 +171,12 @@ def _can_hold(ending: str, column: pa.Field) -> bool:
             return writer is pq.ParquetWriter or "binary" not in str(column.type)
     except pa.ArrowException:
         return False
+
+
+def _has_infinity(value: Any) -> bool:
+    if isinstance(value, list | tuple | dict):
+        return any(map(_has_infinity, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and math.isinf(value)
 
 
 def _is_text_in_json(kind: pa.DataType) -> bool:
