@@ -278,8 +278,14 @@ def as_fields(values: Sequence[FieldConfig | dict[str, Any] | str]) -> list[Fiel
     """Fields from what users and JSON files hold: FieldConfig, dict or plain column name.
 
     Raises:
-        ValueError: two fields have one name, a field names another that can't be what it says, or there are too many.
+        ValueError: the fields are not a list, two have one name, a field names another that can't be what it says, or
+            there are too many.
     """
+    if isinstance(values, str | bytes | Mapping | FieldConfig) or not isinstance(values, Iterable):
+        raise ValueError(
+            f"fields={values!r:.80} must be a list of column names and FieldConfig; put a single one into a list"
+        )
+    values = list(values)
     if len(values) > MOST_FIELDS:
         raise ValueError(f"{len(values)} fields: a model has {MOST_FIELDS} at most")
     result = []

@@ -838,7 +838,16 @@ class FlipForCTR(FlipPreTrainedModel):
         return alone.train(self.training)
 
     def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the loss over this batch is summed over, int64 (): rows."""
+        """What the loss over this batch is summed over, int64 (): rows.
+
+        Raises:
+            ValueError: the batch has no labels.
+        """
+        if "labels" not in batch:
+            raise ValueError(
+                "the batch has no labels to learn from: encode the rows with processor.encode_dataset(dataset, "
+                "with_label=True)"
+            )
         return {"ctr": torch.tensor(len(batch["labels"]), device=batch["labels"].device)}
 
     @can_return_tuple  # type: ignore[untyped-decorator]

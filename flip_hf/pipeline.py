@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeAlias
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import torch
@@ -119,7 +120,8 @@ class CTRPredictionPipeline(Pipeline):
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         before, _, after = self._sanitize_parameters(**kwargs)
         params = {**self._preprocess_params, **before, **self._postprocess_params, **after}
-        if isinstance(rows, Mapping):
+        # A dict of splits is no row: reading it says so.
+        if isinstance(rows, Mapping) and not isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict):
             return self._score([rows], 0, batch_size, params)[0]
         if isinstance(rows, str | bytes) or not (hasattr(rows, "__len__") or isinstance(rows, Iterable)):
             raise InputError("rows must be a dict, a list of dicts, a table or an iterable of dicts", value=rows)

@@ -2,9 +2,10 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +19,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import PROCESSOR_NAME, cached_file
 
-from flip_hf.configuration_flip import FieldConfig, FlipConfig, as_fields, tabular_fields
+from flip_hf.configuration_flip import FieldConfig, FlipConfig, as_fields, tabular_fields, with_nearest
 from flip_hf.data.arrow_files import open_files
 from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.fallbacks import FallbackReport
@@ -27,7 +28,7 @@ from flip_hf.data.in_threads import in_threads
 from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.ragged import Ragged
 from flip_hf.data.schema import Fallback, InputError, canonical_labels
-from flip_hf.data.tables import Contents, to_table
+from flip_hf.data.tables import Contents, as_arrow, to_table, typed_columns
 from flip_hf.data.template import NO_FIELD, TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
@@ -77,6 +78,8 @@ class FlipProcessor(ProcessorMixin):
             raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer; FLIP needs one")
         if tokenizer.pad_token_id is None:
             raise ValueError(f"{type(tokenizer).__name__} has no padding token; set tokenizer.pad_token")
+        if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1:
+            raise ValueError(f"max_length={max_length!r} must be a whole number of at least 1")
         self.vocabulary = vocabulary
         self.label = label
         self.max_length = max_length
@@ -143,7 +146,9 @@ class FlipProcessor(ProcessorMixin):
         if not tabular_fields(unfitted):
             raise ValueError("at least one field must have ids; all of these are of the kind 'text'")
         vocabulary = FeatureVocabulary.fit(_batches(dataset, unfitted, label, source, csv), unfitted)
-        return cls(tokenizer, vocabulary, label, max_length or min(tokenizer.model_max_length, _LONGEST_TEXT))
+        if max_length is None:
+            max_length = min(tokenizer.model_max_length, _LONGEST_TEXT)
+        return cls(tokenizer, vocabulary, label, max_length)
 
     def extend(self, dataset: Any, source: str | None = None, csv: CSVFormat | None = None) -> FeatureGrowth:
         """Gives values that fitting did not see features of their own, behind all features that are there.
@@ -307,7 +312,7 @@ class FlipProcessor(ProcessorMixin):
         # What is no field need not be read.
         columns = [*self._columns, *([self._label_name()] if with_label else [])]
         is_table = isinstance(dataset, pa.Table)
-        raw = dataset if is_table else dataset.select_columns(columns).with_format("arrow")
+        raw = dataset if is_table else as_arrow(dataset.select_columns(columns))
 
         def rows(start: int, number: int) -> pa.Table:
             return raw.slice(start, number) if is_table else raw[start : start + number]
@@ -356,16 +361,17 @@ class FlipProcessor(ProcessorMixin):
         report = FallbackReport(self.vocabulary)
         where = source or "the stream"
 
-        # Without features, Arrow would have to guess each row's types by themselves.
-        is_typed = dataset.features is not None
+        features = dataset.features
 
-        def encode(rows: Any, numbers: list[int]) -> Any:
+        def encode(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+            rows = typed_columns(columns, features)
             table = self.read(rows, first_row=numbers[0], with_label=with_label, source=source)
             encoded = self.encode(table, first_row=numbers[0], with_label=with_label, source=source)
             report.add(encoded, table.slice)
             for message in report.warnings(where):
                 logger.warning("%s", message)
-            return encoded if is_typed else encoded.to_pydict()
+            found: dict[str, list[Any]] = encoded.to_pydict()
+            return found
 
         # Where a stream does not say its columns, its first row does.
         names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
@@ -373,7 +379,9 @@ class FlipProcessor(ProcessorMixin):
         schema = self.encode(nothing).schema
         if with_label:
             schema = schema.append(pa.field("label", pa.float32()))
-        encoded = dataset.with_format("arrow" if is_typed else None).map(
+        # As Arrow tables, batches of a stream that was filtered may differ in their types.
+        as_arrow(dataset)
+        encoded = dataset.with_format(None).map(
             encode,
             batched=True,
             with_indices=True,
@@ -470,12 +478,15 @@ class FlipProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: a local folder or a repository's name.
-            kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and the like, as in transformers; the tokenizer
-                is loaded with all of them.
+            kwargs: `max_length`, the most tokens of a row's text, in place of the saved one; `revision`, `token`,
+                `cache_dir`, `local_files_only` and the like, as in transformers; and the tokenizer's settings, such as
+                `sep_token`.
 
         Raises:
             InputError: the files disagree with each other or can't be read.
             OSError: the folder or repository lacks a file.
+            ValueError: `max_length` is not a whole number that leaves a token for each field, or there is no such
+                setting.
         """
         name = str(pretrained_model_name_or_path)
         hub = {k: v for k, v in kwargs.items() if k in _HUB_SETTINGS}
@@ -483,12 +494,16 @@ class FlipProcessor(ProcessorMixin):
         vocabulary_file = str(cached_file(name, VOCABULARY_NAME, **hub))
         fields, label, max_length, has_loading_code = _read_settings(settings_file, cls.__name__)
         vocabulary = FeatureVocabulary.load(vocabulary_file, fields)
+        given = kwargs.pop("max_length", None)
         tokenizer = _load_tokenizer(name, hub, kwargs)
+        _check_loading(kwargs, tokenizer)
         try:
             processor = cls(tokenizer, vocabulary, label, max_length)
         # Over a tokenizer that is not what it says, errors are of any type here too.
         except Exception as error:
             raise InputError(f"not a FLIP processor's files: {error}", source=name) from error
+        if given is not None:
+            processor = cls(tokenizer, vocabulary, label, given)
         processor.has_loading_code = has_loading_code
         return processor
 
@@ -503,6 +518,30 @@ class FlipProcessor(ProcessorMixin):
 
 
 _HUB_SETTINGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
+
+
+# What else transformers' own loading takes, or passes on to whatever it loads.
+_LOADING_SETTINGS = ("trust_remote_code", "code_revision", "config", "use_fast", "tokenizer_type", "adapter_kwargs")
+# What every tokenizer takes beside the parameters of its class.
+_TOKENIZER_SETTINGS = (
+    *PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES,
+    *("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens", "split_special_tokens"),
+    *("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "add_prefix_space"),
+    *("add_bos_token", "add_eos_token", "model_input_names", "chat_template", "fix_mistral_regex", "verbose"),
+)
+
+
+def _check_loading(settings: Mapping[str, Any], tokenizer: Any) -> None:
+    """Raises ValueError for a setting of `FlipProcessor.from_pretrained` that nothing reads."""
+    # A pipeline loads the processor with the model's settings, which the model has checked.
+    if "_from_pipeline" in settings:
+        return
+    parameters = [p for cls in type(tokenizer).__mro__[:-1] for p in inspect.signature(cls).parameters.values()]
+    of_class = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    known = dict.fromkeys(["max_length", *_HUB_SETTINGS, *_LOADING_SETTINGS, *_TOKENIZER_SETTINGS, *of_class])
+    # With an underscore in front they are transformers' own.
+    if unknown := [name for name in settings if name not in known and not name.startswith("_")]:
+        raise ValueError(f"FlipProcessor.from_pretrained has no setting {with_nearest(unknown, known)}")
 
 
 def _read_settings(path: str, processor_class: str) -> tuple[list[FieldConfig], str | None, int, bool]:
@@ -592,10 +631,15 @@ def _tables(
     if is_place(dataset):
         return stream_tables(dataset, columns, optional=optional, batch_rows=_BATCH_ROWS, csv=csv)
     contents = _contents(fields)
-    if isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
-        # Without features, Arrow would have to guess each row's types by themselves.
-        batches = dataset.with_format("arrow" if dataset.features else None).iter(batch_size=_BATCH_ROWS)
-        return (to_table(batch, columns, optional=optional, contents=contents) for batch in batches)
+    if isinstance(dataset, datasets.Dataset):
+        batches = as_arrow(dataset).iter(batch_size=_BATCH_ROWS)
+        return (to_table(batch, columns, optional=optional) for batch in batches)
+    if isinstance(dataset, datasets.IterableDataset):
+        # As Arrow tables, batches of a stream that was filtered may differ in their types.
+        as_arrow(dataset)
+        found = dataset.with_format(None).iter(batch_size=_BATCH_ROWS)
+        typed = (typed_columns(batch, dataset.features) for batch in found)
+        return (to_table(batch, columns, optional=optional, contents=contents) for batch in typed)
     return [to_table(dataset, columns, optional=optional, contents=contents)]
 
 

@@ -72,6 +72,8 @@ use_git_change_detection = false
 """
 
 KILLED = ("killed", "timeout", "segfault")
+# mutmut calls this a timeout, too, but pytest could not run the tests: it does not find ids with a backslash.
+NOT_RUN = 255
 
 
 def main() -> int:
@@ -148,6 +150,10 @@ def run(place: Path, names: list[str], sources: list[str], jobs: int) -> dict[st
     codes = {}
     for source in sources:
         codes |= json.loads((place / "mutants" / f"{source}.meta").read_text())["exit_code_by_key"]
+    if not_run := [name for name in names if codes[name] == NOT_RUN]:
+        raise RuntimeError(
+            f"pytest could not run the tests of {', '.join(not_run)}; look at the ids of their parameters"
+        )
     return {name: status_by_exit_code[codes[name]] for name in names}
 
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import BertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator
+from flip_hf.configuration_flip import feature_ranges
 from flip_hf.data import collators
-from flip_hf.data.collators import EncodedRows, check_collator, check_fields, check_training_rows
+from flip_hf.data.collators import EncodedRows, check_collator, check_fields, check_stream, check_training_rows
 from flip_hf.processing_flip import FlipProcessor
 
 USER, ITEM = ["user_id", "gender", "age"], ["title", "genre"]
@@ -101,8 +103,11 @@ def test_a_column_that_is_missing_is_named_with_its_purpose(processor, click_row
     assert message_of(collator, rows.to_pylist() if as_list else rows) == expected
     assert message_of(check_training_rows, Dataset(rows), collator) == expected
     without = Dataset(rows).remove_columns("feature_ids")
-    found = message_of(check_training_rows, without, FlipCTRCollator(processor))
-    assert found.startswith("the encoded rows lack the column 'feature_ids'. FlipProcessor.encode and")
+    assert message_of(check_training_rows, without, FlipCTRCollator(processor)) == (
+        "the encoded rows lack the column 'feature_ids'. FlipProcessor.encode and encode_dataset make it. "
+        "transformers.Trainer keeps it with TrainingArguments(remove_unused_columns=False), flip_hf.batch.BatchEncoder "
+        "with row_column"
+    )
 
 
 def test_row_numbers_are_whole(processor, click_rows):
@@ -113,7 +118,131 @@ def test_row_numbers_are_whole(processor, click_rows):
     assert message_of(check_training_rows, Dataset(rows), FlipPretrainingCollator(processor)) == expected
 
 
+# Rows that are not encoded, or by another processor
+
+
+@pytest.mark.parametrize("make", [FlipCTRCollator, FlipPretrainingCollator])
+def test_what_is_no_batch_of_encoded_rows_says_what_it_takes(processor, click_rows, make):
+    collator, table = make(processor), pa.table(click_rows).slice(0, 4)
+    encoded = processor.encode(table, with_label=True)
+    columns = encoded.to_pydict()
+    takes = "a collator takes encoded rows as a list of dicts or a pyarrow.Table, not a "
+    for rows, kind in (
+        (columns, "dict"),
+        (encoded.slice(0, 1).to_pylist()[0], "dict"),
+        (encoded.to_batches()[0], "RecordBatch"),
+        (encoded.to_pandas(), "DataFrame"),
+        ([1, 2], "list of int"),
+        ("rows", "str"),
+        (None, "NoneType"),
+    ):
+        assert message_of(collator, rows).startswith(takes + kind), kind
+    for rows in ([], encoded.slice(0, 0)):
+        assert message_of(collator, rows).startswith("the batch has no rows")
+    for rows in (table, table.to_pylist()):
+        assert message_of(collator, rows).startswith("the encoded rows lack the column ")
+    collator(Dataset(encoded))
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize("mode", ["joint", "id", "text"])
+def test_rows_that_were_mapped_one_by_one_say_how_to_map_them(processor, click_rows, mode, as_list):
+    table = pa.table(click_rows).slice(0, 3)
+    mapped = Dataset(table).map(processor, remove_columns=table.column_names)
+    rows = [mapped[i] for i in range(3)] if as_list else mapped.with_format("arrow")[:]
+    found = message_of(FlipCTRCollator(processor, mode), rows)
+    name = "input_ids" if mode == "text" else "feature_ids"
+    assert found.startswith(f"row 0 of the batch must have a list of whole numbers in '{name}', not ")
+    assert found.endswith("whoever maps the processor needs dataset.map(processor, batched=True)")
+
+
+def test_a_row_that_lacks_what_the_others_have_is_named(processor, click_rows):
+    rows = processor.encode(pa.table(click_rows).slice(0, 3), with_label=True).to_pylist()
+    for name in ("feature_ids", "input_ids", "label"):
+        wrong = [*rows[:2], {key: value for key, value in rows[2].items() if key != name}]
+        assert message_of(FlipCTRCollator(processor), wrong) == (
+            f"row 2 of the batch has no {name!r}, and other rows have one; encode all rows alike"
+        )
+    halves = [rows[0], {**rows[1], "feature_ids": [2.5] * 5}]
+    assert message_of(FlipCTRCollator(processor), halves).startswith("row 1 of the batch must have a list of whole")
+
+
+def test_unlabelled_rows_are_refused_before_training(processor, click_rows):
+    rows = processor.encode_dataset(click_rows, with_label=False)
+    assert "encode_dataset(dataset, with_label=True)" in message_of(
+        check_training_rows, rows, FlipCTRCollator(processor)
+    )
+    check_training_rows(rows, FlipPretrainingCollator(processor))
+    collator, model = FlipCTRCollator(processor), model_of(FlipForCTR, processor)
+    batch = collator([rows[0]])
+    assert "encode_dataset(dataset, with_label=True)" in message_of(model.num_items, batch)
+    assert model(**batch).logits.shape == (1,)
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+@pytest.mark.parametrize("make", [FlipCTRCollator, FlipPretrainingCollator])
+def test_rows_of_another_processor_are_refused(processor, click_rows, field_names, wordpiece, make, as_list):
+    fewer = {name: values[:30] for name, values in click_rows.items()}
+    for fields in (field_names, field_names[::-1], field_names[:3]):
+        other = FlipProcessor.fit(fewer, fields, wordpiece, label="label")
+        rows = other.encode(click_rows)
+        found = message_of(make(processor), rows.to_pylist() if as_list else rows)
+        assert "another processor encoded the rows; encode them with the collator's" in found
+    three = message_of(make(processor), rows)
+    assert three.startswith("row 0 of the batch has 3 feature_ids, and the fields of the collator's processor have 5")
+    first, end = feature_ranges(processor.fields)[1][0]
+    rows = processor.encode(click_rows).slice(0, 3).to_pylist()
+    for wrong in (first - 1, end, 1, -1):
+        rows[2]["feature_ids"][1] = wrong
+        assert message_of(make(processor), rows).startswith(
+            f"row 2 of the batch holds feature id {wrong} in the place of field 'gender', which has no such feature"
+        )
+    for right in (first, end - 1):
+        rows[2]["feature_ids"][1] = right
+        make(processor)(rows)
+
+
+def test_features_of_shared_extended_and_several_valued_fields_are_their_own(wordpiece):
+    fields = [
+        FieldConfig("item"),
+        FieldConfig("seen", kind="sequence", share_embedding="item", max_values=3),
+        FieldConfig("user"),
+    ]
+    rows = [{"item": i, "seen": [0, i], "user": i} for i in range(3)]
+    processor = FlipProcessor.fit(rows, fields, wordpiece)
+    processor.extend([{"item": 7, "seen": [8], "user": 9}])
+    processor.extend([{"item": 17, "seen": [18], "user": 9}])
+    more = [*rows, {"item": 7, "seen": [8, 17], "user": 9}, {"item": 99, "seen": [], "user": None}]
+    encoded = processor.encode(more).to_pylist()
+    assert FlipCTRCollator(processor)(encoded)["feature_ids"].tolist() == [row["feature_ids"] for row in encoded]
+    encoded[0]["feature_ids"][4] = encoded[3]["feature_ids"][0]  # an item's, added later, in the place of the user's
+    assert "in the place of field 'user'" in message_of(FlipCTRCollator(processor), encoded)
+
+
+# Streams
+
+
+def test_workers_do_not_share_a_stream_whose_numbers_count(processor, click_rows):
+    shards = Dataset.from_dict(click_rows).to_iterable_dataset(num_shards=4)
+    stream = processor.encode_dataset(shards)
+    collator, plain = FlipPretrainingCollator(processor), FlipCTRCollator(processor)
+    message = "2 workers would read one stream, and each would number its rows from 0"
+    for numbered in (collator, FlipCTRCollator(processor, oov_dropout=0.5)):
+        assert message_of(check_stream, stream, 2, numbered).startswith(message)
+    for rows, workers, right in ((stream, 1, collator), (stream, 2, plain), (Dataset.from_dict({}), 2, collator)):
+        check_stream(rows, workers, right)
+    with pytest.raises(ValueError, match=message):
+        next(iter(DataLoader(stream, 8, collate_fn=collator, num_workers=2)))
+    alone = DataLoader(stream, 8, collate_fn=collator, num_workers=1)
+    assert sum(len(batch["feature_ids"]) for batch in alone) == 300
+
+
 # Rows that share a number
+
+
+def unseen(processor):
+    """The features of a row of which all values are unseen."""
+    return [ranges[0][0] for ranges in feature_ranges(processor.fields)]
 
 
 def numbered(numbers, feature_ids, input_ids, **more):
@@ -162,7 +291,7 @@ def test_training_rows_share_a_number_only_if_they_are_the_same(processor, monke
 
 
 def test_only_what_a_collator_reads_is_compared(processor):
-    rows = numbered([3, 3], [[2, 3]] * 2, [[5, 6], [5, 7]])
+    rows = numbered([3, 3], [[2, 3]] * 2, [[5, 6], [5, 7]], label=[0, 1])
     check_training_rows(rows, FlipCTRCollator(processor))
     check_training_rows(rows.remove_columns("row"), FlipCTRCollator(processor))
     by_features = FlipCTRCollator(processor, "id", oov_dropout=0.5)
@@ -255,7 +384,7 @@ def test_settings_are_refused_at_the_ends_of_their_ranges(processor):
 @pytest.mark.parametrize(("available", "multiple"), [(True, 8), (False, 2)])
 def test_padding_suits_the_machine(processor, monkeypatch, available, multiple):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)
-    rows = [{"feature_ids": [2] * 5, "input_ids": [2, 7, 9], "token_field_ids": [-1, 0, 1], "row": 0}]
+    rows = [{"feature_ids": unseen(processor), "input_ids": [2, 7, 9], "token_field_ids": [-1, 0, 1], "row": 0}]
     for collator in (FlipCTRCollator(processor), FlipPretrainingCollator(processor)):
         batch = collator(rows)
         assert batch["input_ids"].shape == (1, -(-3 // multiple) * multiple)
@@ -307,7 +436,7 @@ def test_the_row_whose_tokens_and_fields_differ_in_number_is_named(processor):
     rows = pa.table(
         {
             "row": [0, 1, 2],
-            "feature_ids": [[2] * 5] * 3,
+            "feature_ids": [unseen(processor)] * 3,
             "input_ids": [[2, 7], [2, 7, 9], [2]],
             "token_field_ids": [[-1, 0], [-1, 0], [-1, 0]],
         }
@@ -321,7 +450,7 @@ def test_the_row_whose_tokens_and_fields_differ_in_number_is_named(processor):
 @pytest.mark.parametrize("as_list", [True, False])
 def test_labels_are_read_as_the_processor_reads_them(processor, as_list):
     collator = FlipCTRCollator(processor, "id")
-    rows = pa.table({"feature_ids": [[2] * 5] * 3, "label": ["1", "false", "1.0"]})
+    rows = pa.table({"feature_ids": [unseen(processor)] * 3, "label": ["1", "false", "1.0"]})
     batch = collator(rows.to_pylist() if as_list else rows)
     assert batch["labels"].tolist() == [1.0, 0.0, 1.0]
     assert batch["labels"].dtype == torch.float32

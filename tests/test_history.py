@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -386,8 +386,9 @@ def test_eligible_may_be_booleans_of_any_library(eligible):
         ([True, None] * 3, 1),
         (pd.Series([True, None] * 3, dtype="boolean"), 1),
         (pa.array([True, True, None] * 2), 2),
+        (pa.chunked_array([[True] * 4, [None, True]]), 4),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_eligible_of_anything_but_booleans_is_refused(eligible, row):
     with pytest.raises(ValueError, match=rf"eligible must be Booleans, one a row; row {row} holds"):
@@ -443,7 +444,10 @@ def test_an_unreadable_time_is_told_what_to_do(times, message):
     [
         ({"item": "film"}, "field 'film': the column is missing; the columns there are: user, item, time, label"),
         ({"name": "item"}, "field 'item': the column is there already; choose another name for the history"),
-        ({"max_values": 0}, "max_values=0 must be at least 1"),
+        ({"max_values": 0}, "max_values=0 must be a whole number of at least 1"),
+        ({"max_values": 1.5}, "max_values=1.5 must be a whole number of at least 1"),
+        ({"max_values": True}, "max_values=True must be a whole number of at least 1"),
+        ({"max_values": None}, "max_values=None must be a whole number of at least 1"),
         ({"eligible": [True] * 5}, "eligible has 5 values, but there are 6 rows, each of which needs one"),
         (
             {"eligible": [[True]] * 6},
@@ -481,3 +485,12 @@ def test_datasets_of_other_histories_have_other_fingerprints():
     assert len({log._fingerprint, *fingerprints}) == 1 + len(changes)
     assert add_history(log, "seen", **NAMES)._fingerprint == fingerprints[0]
     assert add_history(log, "seen", **NAMES, eligible=[True] * 6, max_values=50)._fingerprint == fingerprints[0]
+
+
+def test_what_is_no_dataset_says_how_to_make_one():
+    log = Dataset.from_dict(LOG)
+    for rows in (log.to_pandas(), log.to_iterable_dataset(), DatasetDict(train=log), log.with_format("arrow")[:], LOG):
+        kind = type(rows).__name__
+        with pytest.raises(ValueError, match=rf"add_history takes a datasets\.Dataset, not a {kind}\. .*from_pandas"):
+            add_history(rows, "seen", **NAMES)
+    assert add_history(log, "seen", **NAMES, max_values=np.int64(3)).column_names[-1] == "seen"

@@ -649,8 +649,8 @@ def test_updates_of_rows_on_several_processes_need_a_sharded_table(accelerator, 
     with pytest.raises(ValueError, match="rows") as caught:
         fit(OneOfTwo(accelerator), rows, feature_updates="rows")
     assert str(caught.value) == (
-        "training.feature_updates is 'rows', and processes that hold the whole table each would have to tell each other "
-        "their rows: set training.shard_features to true, or feature_updates to 'dense'"
+        "training.feature_updates is 'rows', and processes that hold the whole table each would have to tell each "
+        "other their rows: set training.shard_features to true, or feature_updates to 'dense'"
     )
 
 

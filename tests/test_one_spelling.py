@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from flip_hf import FieldConfig, FlipProcessor
 from flip_hf.data.files import read_table
-from flip_hf.data.schema import canonical_labels, canonical_lists, canonical_numbers, canonical_strings
+from flip_hf.data.kinds import KINDS
+from flip_hf.data.schema import InputError, canonical_labels, canonical_lists, canonical_numbers, canonical_strings
 from flip_hf.data.tables import to_table
 
 UNITS = ("s", "ms", "us", "ns")
@@ -269,3 +270,95 @@ def test_a_row_of_every_format_is_encoded_alike(trained, wordpiece, tmp_path):
         found = processor.encode(form, with_label=True).combine_chunks()
         assert found.equals(expected), name
         assert FlipProcessor.fit(form, fields, wordpiece, label="label").vocabulary == processor.vocabulary, name
+
+
+def test_times_in_lists_keep_their_nanoseconds():
+    values = [pd.Timestamp(1_700_000_000_000_000_001), pd.Timestamp(1_700_000_000_000_000_002)]
+    expected = ["2023-11-14 22:13:20.000000001", "2023-11-14 22:13:20.000000002"]
+    for rows in (
+        {"f": values},
+        [{"f": v} for v in values],
+        {"f": pd.Series(values, dtype=object)},
+        {"f": np.array([v.to_datetime64() for v in values])},
+        {"f": [v.to_datetime64() for v in values]},
+        pd.DataFrame({"f": values}),
+    ):
+        assert ids_of(to_table(rows, ["f"])["f"]) == expected
+    assert ids_of(to_table({"f": [*values, pd.NaT, "x"]}, ["f"])["f"]) == [*expected, None, "x"]
+
+
+@pytest.mark.parametrize("unit", ["D", "W", "h", "m", "ms", "ns"])
+def test_times_of_every_numpy_unit_are_read(unit):
+    values = np.array(["2024-01-04", "NaT"], dtype=f"M8[{unit}]")
+    for column in (values, list(values)):
+        assert ids_of(to_table({"f": column}, ["f"])["f"]) == ["2024-01-04", None]
+
+
+def test_numbers_of_a_text_are_shown_alike_in_every_column_type():
+    field, kind = FieldConfig("f", kind="text"), KINDS["text"]
+    plain = pa.array([0.5, 2.0, 1e30])
+    decimals_ = pa.array([Decimal("0.50"), Decimal("2.0"), Decimal("1E+30")])
+    ends = pa.array([1, 2, 3], pa.int32())
+    for column in (plain, decimals_, plain.dictionary_encode(), pa.RunEndEncodedArray.from_arrays(ends, plain)):
+        assert kind.read(pa.chunked_array([column]), field, 0, None).strings.to_pylist() == ["0.5", "2", "1e+30"]
+
+
+STREAMED = {
+    "u": ["a", None, "b"] * 50,
+    "price": pa.array(np.float32([0.1, 0.2, 0.3] * 50)),
+    "label": [0, 1, 1] * 50,
+    "row": [7] * 150,
+}
+
+
+@pytest.mark.parametrize("change", ["none", "filter", "rename", "shards", "shuffle", "map"])
+def test_a_stream_is_encoded_like_the_rows_that_it_gives(change, wordpiece):
+    rows = Dataset(pa.table(STREAMED))
+    fields = ["u", FieldConfig("price", kind="numeric")]
+    processor = FlipProcessor.fit(rows, fields, wordpiece, label="label")
+    stream = rows.to_iterable_dataset(num_shards=3 if change == "shards" else 1)
+    if change == "filter":
+        stream = stream.filter(lambda row: True)
+    elif change == "rename":
+        stream = rows.rename_column("u", "v").to_iterable_dataset().rename_column("v", "u")
+    elif change == "shuffle":
+        stream = stream.shuffle(seed=0, buffer_size=20)
+    elif change == "map":
+        stream = stream.map(lambda row: {"u": row["u"] and row["u"].upper().lower()})
+    taken = list(stream)
+    expected = processor.encode(
+        pa.table({n: pa.array([r[n] for r in taken], rows.features.arrow_schema.field(n).type) for n in STREAMED}),
+        with_label=True,
+    )
+    found = [{k: np.asarray(v).tolist() for k, v in row.items()} for row in processor.encode_dataset(stream)]
+    wanted = expected.to_pylist()
+    if change == "map":
+        # The stream no longer says its types: a float32 is the Python number that it gives.
+        found, wanted = ([(r["row"], r["label"], r["feature_ids"][0]) for r in part] for part in (found, wanted))
+    assert found == wanted
+    if change != "map":
+        assert FlipProcessor.fit(stream, fields, wordpiece, label="label").vocabulary == processor.vocabulary
+
+
+def test_a_transform_that_would_be_passed_over_is_refused(wordpiece):
+    rows = Dataset.from_dict({"u": ["a", "b"]})
+    processor = FlipProcessor.fit(rows, ["u"], wordpiece)
+    changed = rows.with_transform(lambda batch: {"u": ["x" for _ in batch["u"]]})
+    for read in (processor.encode, processor.encode_dataset, lambda r: FlipProcessor.fit(r, ["u"], wordpiece)):
+        with pytest.raises(InputError, match="has a transform"):
+            read(changed)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        pytest.param(pd.Series(["a"]), "a Series is one column", id="pandas Series"),
+        pytest.param(pl.Series(["a"]), "must be a table", id="polars Series"),
+        pytest.param(
+            pl.DataFrame({"u": pl.Series([object()], dtype=pl.Object)}), "field 'u': polars objects", id="objects"
+        ),
+    ],
+)
+def test_what_is_no_table_is_refused(rows, message):
+    with pytest.raises(InputError, match=message):
+        to_table(rows, ["u"])

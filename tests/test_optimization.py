@@ -87,7 +87,9 @@ def build(updates):
     torch.manual_seed(0)
     fields = [FieldConfig("a", num_features=30), FieldConfig("b", num_features=12)]
     model = FlipForCTR(FlipConfig(fields=fields, mode="id", backbone="deepfm", embedding_dim=4))
-    return model, build_optimizer(model, TrainingConfig(feature_updates=updates))
+    optimizer = build_optimizer(model, TrainingConfig(feature_updates=updates))
+    assert optimizer.defaults["fused"] is True, "all parameters in one pass"
+    return model, optimizer
 
 
 def test_norms_and_clipped_gradients_are_those_of_dense_ones(accelerator):

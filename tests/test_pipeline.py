@@ -380,3 +380,13 @@ def test_a_text_budget_needs_both_towers_and_a_share(pipe, click_rows):
         alone([], text_budget=0.5)
     with pytest.raises(ValueError, match=r"text_budget=1.5 is a share of the rows"):
         pipe([], text_budget=1.5)
+
+
+def test_a_dict_of_splits_says_to_take_one(folder, click_rows):
+    pipe, log = pipeline(TASK, model=folder), datasets.Dataset.from_dict(click_rows).select(range(3))
+    for splits in (
+        datasets.DatasetDict(train=log, test=log),
+        datasets.IterableDatasetDict({name: log.to_iterable_dataset() for name in ("train", "test")}),
+    ):
+        with pytest.raises(InputError, match="several splits, 'train', 'test'; take one of them, such as rows"):
+            pipe(splits)

@@ -1,16 +1,18 @@
 """From rows in any form to both views, and back from disk."""
 
 import json
+import re
 
 import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import BertConfig
+from transformers import AutoProcessor, BertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipProcessor, processing_flip
 from flip_hf.data.fallbacks import count_fallbacks
@@ -89,6 +91,55 @@ def test_round_trip_through_a_folder(processor, click_rows, tmp_path):
 def test_settings_of_the_tokenizer_may_be_replaced_in_loading(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     assert FlipProcessor.from_pretrained(tmp_path, sep_token="[CLS]").tokenizer.sep_token == "[CLS]"
+
+
+def test_the_most_tokens_of_a_text_may_be_replaced_in_loading(processor, click_rows, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = FlipProcessor.from_pretrained(tmp_path, max_length=30)
+    assert loaded.max_length == 30
+    lengths = pc.list_value_length(loaded.encode(click_rows)["input_ids"]).to_pylist()
+    assert max(lengths) == 30 < max(pc.list_value_length(processor.encode(click_rows)["input_ids"]).to_pylist())
+    loaded.save_pretrained(tmp_path / "short")
+    assert FlipProcessor.from_pretrained(tmp_path / "short").max_length == 30
+    assert FlipProcessor.from_pretrained(tmp_path, max_length=None).max_length == 128
+
+
+@pytest.mark.parametrize("max_length", [0, -1, 1.5, "30", True])
+def test_a_length_that_is_none_is_refused(processor, click_rows, wordpiece, tmp_path, max_length):
+    message = re.escape(f"max_length={max_length!r} must be a whole number of at least 1")
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        FlipProcessor.from_pretrained(tmp_path, max_length=max_length)
+    with pytest.raises(ValueError, match=message):
+        FlipProcessor.fit(click_rows, ["user_id"], wordpiece, max_length=max_length)
+    with pytest.raises(ValueError, match="max_length=5 leaves no room for 5 values"):
+        FlipProcessor.from_pretrained(tmp_path, max_length=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("maxlength", "'maxlength' (did you mean 'max_length'?)"),
+        ("sep_tokn", "'sep_tokn' (did you mean 'sep_token'?)"),
+        ("revison", "'revison' (did you mean 'revision'?)"),
+        ("label", "'label' (known: max_length, revision, token, "),
+    ],
+)
+@pytest.mark.parametrize("load", [FlipProcessor, AutoProcessor])
+def test_a_setting_that_nothing_reads_is_refused_in_loading(processor, tmp_path, name, nearest, load):
+    processor.save_pretrained(tmp_path)
+    FlipConfig(fields=processor.fields).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"FlipProcessor\.from_pretrained has no setting " + re.escape(nearest)):
+        load.from_pretrained(tmp_path, **{name: "x"})
+
+
+def test_what_transformers_passes_on_in_loading_is_no_mistake(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    settings = {"trust_remote_code": True, "use_fast": True, "_from_auto": True, "_commit_hash": None, "token": None}
+    loaded = FlipProcessor.from_pretrained(tmp_path, **settings, padding_side="left")
+    assert loaded.tokenizer.padding_side == "left"
+    # A pipeline passes the model's settings to both.
+    assert FlipProcessor.from_pretrained(tmp_path, _from_pipeline="ctr-prediction", mode="id").max_length == 128
 
 
 @pytest.mark.parametrize(
@@ -333,3 +384,15 @@ def test_ids_that_are_not_known_are_not_shown(wordpiece):
     shared = FieldConfig("b", share_embedding="user", show_oov=False)
     with pytest.raises(ValueError, match="show_oov has no meaning where 'user', whose features it uses, has hash_buck"):
         FlipConfig(fields=[FieldConfig("user", hash_buckets=9), shared])
+
+
+@pytest.mark.parametrize("fields", ["user_id", {"user_id": "categorical"}, FieldConfig("user_id"), None, 3])
+def test_fields_are_a_list(click_rows, wordpiece, fields):
+    with pytest.raises(ValueError, match=r"^fields=.* must be a list of column names and FieldConfig"):
+        FlipProcessor.fit(click_rows, fields, wordpiece)
+
+
+def test_fields_may_be_any_iterable(click_rows, wordpiece):
+    expected = FlipProcessor.fit(click_rows, ["user_id", "age"], wordpiece).fields
+    for fields in (("user_id", "age"), (name for name in ("user_id", "age"))):
+        assert FlipProcessor.fit(click_rows, fields, wordpiece).fields == expected

@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import itertools
 import logging
 import math
 import pickle
@@ -324,7 +325,7 @@ UTF8 = "not UTF-8; convert it to UTF-8 before"
         (canonical_labels, pa.array([decimal.Decimal("1.00"), decimal.Decimal("0.50")]), 1, "Decimal('0.50')", LABEL),
         (canonical_labels, NOT_UTF8, 1, r"b'\xff'", UTF8),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_an_error_names_the_place_and_says_what_to_do(read, column, row, value, message):
     for place, named in (
@@ -386,7 +387,7 @@ def test_a_type_is_named_with_its_place():
         (pa.array(np.float16([0.1, 1000])), [0.1, 1000.0], ["0.1", "1000"], [OK, OK]),
         (pa.array([decimal.Decimal("2.50"), None]), [2.5, None], ["2.5", None], [OK, MISSING]),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_numbers_their_texts_and_flags(column, numbers, strings, flags):
     found, shown, found_flags = canonical_numbers(column, "f")
@@ -414,7 +415,7 @@ def test_numbers_their_texts_and_flags(column, numbers, strings, flags):
         (pa.array([[1, 2], [3, 4]], pa.list_(pa.int8(), 2)), ["1", "2", "3", "4"], [0, 2, 4], [OK, OK]),
         (pa.nulls(2), [], [0, 0, 0], [MISSING, MISSING]),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_lists_their_ends_and_flags(column, values, offsets, flags):
     strings, bounds, found_flags = canonical_lists(column, "f", "|")
@@ -446,7 +447,7 @@ def test_lists_their_ends_and_flags(column, values, offsets, flags):
         (pa.array([decimal.Decimal("1200")], pa.decimal128(4, -2)), ["1200"]),
         (pa.array([np.float16(2047)]), ["2047"]),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_times_and_decimals_are_spelled_by_what_they_are(column, strings):
     assert read(column)[0] == strings

@@ -353,3 +353,28 @@ def test_the_documentation_runs(tmp_path, monkeypatch):
     # Over 8 seeds it is 1.
     assert namespace["metrics"]["eval_auc"] > 0.9
     assert FlipForCTR.from_pretrained(tmp_path / "runs" / "flip" / "model").config.mode == "joint"
+
+
+def test_a_stream_for_pretraining_has_one_worker(processor, click_rows, tmp_path):
+    stream = processor.encode_dataset(Dataset.from_dict(click_rows).to_iterable_dataset(num_shards=4))
+    collator, model = FlipPretrainingCollator(processor), build(FlipForPreTraining, processor)
+    settings = {"max_steps": 1, "remove_unused_columns": False, "save_strategy": "no"}
+    two = arguments(tmp_path, dataloader_num_workers=2, **settings)
+    with pytest.raises(ValueError, match="2 workers would read one stream"):
+        FlipTrainer(model, two, collator, stream)
+    with pytest.raises(ValueError, match="2 workers would read one stream"):
+        Trainer(model, two, collator, stream, callbacks=[CollatorEpochs(collator)]).train()
+    one = arguments(tmp_path, dataloader_num_workers=1, **settings)
+    assert FlipTrainer(model, one, collator, stream).train().global_step == 1
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_rows_without_a_label_are_refused(processor, click_rows, tmp_path, remove):
+    unlabelled = processor.encode_dataset(click_rows, with_label=False)
+    collator, model = FlipCTRCollator(processor), build(FlipForCTR, processor)
+    with pytest.raises(ValueError, match=r"encode_dataset\(dataset, with_label=True\)"):
+        FlipTrainer(model, arguments(tmp_path, remove_unused_columns=remove), collator, unlabelled).train()
+    with pytest.raises(ValueError, match=r"encode_dataset\(dataset, with_label=True\)"):
+        loop.train(model, unlabelled, collator, TrainingConfig(), SimpleNamespace(accelerator=None), None, None, None)
+    with pytest.raises(ValueError, match=r"encode_dataset\(dataset, with_label=True\)"):
+        evaluate_ctr(model, unlabelled, collator, 64, Accelerator(cpu=True), "")

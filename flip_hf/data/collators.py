@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from flip_hf.configuration_flip import (
     IGNORED_LABEL,
@@ -83,8 +84,10 @@ class FlipCTRCollator:
         which tokens are padding.
 
     Raises (when called):
-        ValueError: a column is missing; an `attention_mask` is not ones and then zeros; a label is not 0 or 1; or with
-            `oov_dropout`, rows that differ have the same number.
+        ValueError: the rows are neither a list nor an Arrow table, there are none, or they are not encoded; a column is
+            missing; a feature id is not one of its field's, as in most rows that another processor encoded; an
+            `attention_mask` is not ones and then zeros; a label is not 0 or 1; or with `oov_dropout`, rows that differ
+            have the same number, or several workers read one stream.
     """
 
     model_class: ClassVar[str] = "FlipForCTR"
@@ -126,6 +129,11 @@ class FlipCTRCollator:
         self.epoch = 0
         self.num_positions = np.array([f.num_positions for f, _ in fields])
         self.first_positions = self.num_positions.cumsum() - self.num_positions
+        self._position_names = [f.name for f, _ in fields for _ in range(f.num_positions)]
+        # The bounds of the ids that each position may hold, (ranges, positions); fields with fewer have empty ones.
+        num_ranges = max(len(ranges) for _, ranges in fields)
+        bounds = np.array([ranges + [(0, 0)] * (num_ranges - len(ranges)) for _, ranges in fields], dtype=np.int64)
+        self._first_ids, self._end_ids = np.repeat(bounds, self.num_positions, axis=0).transpose(2, 1, 0)
         # For each position its field's OOV feature, and how often to drop to it.
         self._oov_ids = np.repeat([r[0][0] + OOV_OFFSET for _, r in fields], self.num_positions)
         self._oov_shares = np.repeat([shares.get(f.name, 0.0) for f, _ in fields], self.num_positions)
@@ -166,10 +174,11 @@ class FlipCTRCollator:
 
     def views(self, rows: Rows) -> dict[str, torch.Tensor]:
         """A batch without its labels."""
+        _check_rows(rows, self)
         batch: dict[str, torch.Tensor] = {}
         hidden = None
         if self.mode != "text" or self._hides:
-            feature_ids = _matrix(rows, "feature_ids")
+            feature_ids = self.feature_ids(rows)
             if self.reads_numbers:
                 numbers = _numbers(rows)
                 _refuse_shared_numbers(numbers, lambda places: [feature_ids[places]])
@@ -185,6 +194,35 @@ class FlipCTRCollator:
                 tensor = torch.from_numpy(values.astype(np.int64, copy=False))
                 batch[name] = tensor if towers is None else tensor.unflatten(0, (-1, len(towers)))
         return batch
+
+    def feature_ids(self, rows: Rows) -> np.ndarray:
+        """The rows' features, int64 (rows, positions).
+
+        Raises:
+            ValueError: a row has another number of positions than the processor's fields, or a position holds a feature
+                of another field. Rows of another processor pass where each of their ids is one of the right field.
+        """
+        lists = _ragged(rows, "feature_ids")
+        width = int(self.num_positions.sum())
+        advice = "another processor encoded the rows; encode them with the collator's, processor.encode_dataset"
+        if (lists.lengths != width).any():
+            row = int((lists.lengths != width).argmax())
+            raise ValueError(
+                f"row {row} of the batch has {lists.lengths[row]} feature_ids, and the fields of the collator's "
+                f"processor have {width} positions: {advice}"
+            )
+        feature_ids: np.ndarray = lists.values.reshape(-1, width).astype(np.int64)
+        known = feature_ids == PADDING_ID
+        for firsts, ends in zip(self._first_ids, self._end_ids, strict=True):
+            known |= (feature_ids >= firsts) & (feature_ids < ends)
+        if not known.all():
+            row, position = np.argwhere(~known)[0]
+            field = self._position_names[position]
+            raise ValueError(
+                f"row {row} of the batch holds feature id {feature_ids[row, position]} in the place of field "
+                f"{field!r}, which has no such feature: {advice}"
+            )
+        return feature_ids
 
     def _dropped(self, feature_ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """The features that are replaced, bool (rows, positions)."""
@@ -250,7 +288,7 @@ class FlipPretrainingCollator:
         masked field that holds several features none is left, and one of them, drawn like the masks, is the label.
 
     Raises (when called):
-        ValueError: a column is missing, or rows that differ have the same number, so that they would be masked alike.
+        ValueError: as in `FlipCTRCollator` with `oov_dropout`: rows that share a number would be masked alike.
     """
 
     model_class: ClassVar[str] = "FlipForPreTraining"
@@ -305,6 +343,7 @@ class FlipPretrainingCollator:
         return self.plain.fields
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
+        _check_rows(rows, self)
         batch = self.plain.views(rows)
         feature_ids, input_ids = batch["feature_ids"].numpy(), batch["input_ids"].numpy()
         numbers = _numbers(rows)
@@ -351,7 +390,17 @@ def _column(rows: Rows, name: str) -> np.ndarray:
     if isinstance(rows, pa.Table):
         column: np.ndarray = rows[name].to_numpy()
         return column
-    return np.array([row[name] for row in rows])
+    return np.array(_values(rows, name))
+
+
+def _values(rows: Sequence[Row], name: str) -> list[Any]:
+    try:
+        return [row[name] for row in rows]
+    except KeyError as error:
+        place = next(i for i, row in enumerate(rows) if name not in row)
+        raise ValueError(
+            f"row {place} of the batch has no {name!r}, and other rows have one; encode all rows alike"
+        ) from error
 
 
 def _arrow_column(rows: Rows, name: str) -> pa.Array | pa.ChunkedArray:
@@ -381,13 +430,51 @@ def _check_column(there: bool, name: str) -> None:
     if not there:
         raise ValueError(
             f"the encoded rows lack the column {name!r}{_PURPOSES.get(name, '')}. FlipProcessor.encode and "
-            "encode_dataset make it; calling the processor does not. transformers.Trainer keeps it with "
-            "TrainingArguments(remove_unused_columns=False), flip_hf.batch.BatchEncoder with row_column"
+            f"encode_dataset make it{'; calling the processor does not' if name in _PURPOSES else ''}. "
+            "transformers.Trainer keeps it with TrainingArguments(remove_unused_columns=False), "
+            "flip_hf.batch.BatchEncoder with row_column"
+        )
+
+
+def _check_rows(rows: Any, collator: Any) -> None:
+    """Raises ValueError for what a collator can't read at all."""
+    if not isinstance(rows, pa.Table):
+        is_list = isinstance(rows, Sequence | datasets.Dataset) and not isinstance(rows, str | bytes)
+        if not is_list or (len(rows) and not isinstance(rows[0], Mapping)):
+            held = f"{type(rows).__name__} of {type(rows[0]).__name__}" if is_list else type(rows).__name__
+            raise ValueError(
+                f"a collator takes encoded rows as a list of dicts or a pyarrow.Table, not a {held}: put one row into "
+                "a list, [row], and columns into a table, pyarrow.table(columns)"
+            )
+    if not len(rows):
+        raise ValueError("the batch has no rows; a collator needs at least one, so leave empty batches out")
+    for name in collator.needed_columns:
+        _check_column(_has(rows, name), name)
+    if (worker := get_worker_info()) is not None:
+        check_stream(worker.dataset, worker.num_workers, collator)
+
+
+def check_stream(rows: Any, num_workers: int, collator: Any) -> None:
+    """Raises ValueError if several workers would read a stream whose row numbers masks or dropped features depend on.
+
+    Each worker numbers the rows that it reads from 0, so different rows would be masked alike.
+
+    Args:
+        rows: what the DataLoader reads.
+        num_workers: its workers.
+        collator: `FlipCTRCollator` or `FlipPretrainingCollator`; those of another package are not checked.
+    """
+    is_stream = isinstance(rows, datasets.IterableDataset | IterableDataset)
+    if is_stream and num_workers > 1 and getattr(collator, "reads_numbers", False):
+        raise ValueError(
+            f"{num_workers} workers would read one stream, and each would number its rows from 0: different rows would "
+            "share masks and dropped features, which depend on the number. Set the number of workers "
+            "(DataLoader(num_workers=...), TrainingArguments(dataloader_num_workers=...)) to 0 or 1, or encode a "
+            "datasets.Dataset instead of a stream"
         )
 
 
 def _numbers(rows: Rows) -> np.ndarray:
-    _check_column(_has(rows, "row"), "row")
     numbers = _column(rows, "row")
     if not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(
@@ -420,7 +507,7 @@ def _refuse_shared_numbers(numbers: np.ndarray, contents: Callable[[np.ndarray],
 
 
 def check_training_rows(rows: datasets.Dataset, collator: Any) -> None:
-    """Raises ValueError unless a collator can make batches of all rows.
+    """Raises ValueError unless a collator can make batches of all rows, for finetuning with labels.
 
     If batches depend on row numbers, different rows must not share one. They do if datasets were encoded apart and then
     concatenated. Collators of another package are not checked.
@@ -433,6 +520,12 @@ def check_training_rows(rows: datasets.Dataset, collator: Any) -> None:
         return
     for name in collator.needed_columns:
         _check_column(name in rows.column_names, name)
+    if isinstance(collator, FlipCTRCollator) and "label" not in rows.column_names:
+        raise ValueError(
+            "the training rows have no column 'label' to learn from: encode them with "
+            "processor.encode_dataset(dataset, with_label=True); a processor knows the label column by "
+            "FlipProcessor.fit(..., label='label')"
+        )
     if not collator.reads_numbers:
         return
     numbers = _numbers(rows.select_columns(["row"]).with_format("arrow")[:])
@@ -444,7 +537,7 @@ def check_training_rows(rows: datasets.Dataset, collator: Any) -> None:
     def contents(places: np.ndarray) -> list[np.ndarray]:
         part = table.__getitems__(places.tolist())
         texts = [_unpadded_texts(part).padded(-1)] if "input_ids" in part.column_names else []
-        return [_matrix(part, "feature_ids"), *texts]
+        return [_ragged(part, "feature_ids").padded(-1), *texts]
 
     _refuse_shared_numbers(numbers, contents)
 
@@ -527,7 +620,6 @@ def _unpadded_texts(rows: Rows) -> Ragged:
 
 def _token_fields(rows: Rows, texts: Ragged) -> Ragged:
     """The field of each token of the texts."""
-    _check_column(_has(rows, "token_field_ids"), "token_field_ids")
     fields = _ragged(rows, "token_field_ids")
     if not np.array_equal(fields.lengths, texts.lengths):
         row = (fields.lengths != texts.lengths).argmax()
@@ -538,15 +630,29 @@ def _token_fields(rows: Rows, texts: Ragged) -> Ragged:
     return fields
 
 
-def _matrix(rows: Rows, name: str) -> np.ndarray:
-    """Of a column of rows of one length, int64 (rows, length), the caller's to change."""
-    if isinstance(rows, pa.Table):
-        return np.array(rows[name].combine_chunks().flatten(), dtype=np.int64).reshape(len(rows), -1)
-    return np.stack([row[name] for row in rows]).astype(np.int64)
-
-
 def _ragged(rows: Rows, name: str) -> Ragged:
-    return Ragged.of(rows[name] if isinstance(rows, pa.Table) else [np.asarray(row[name]) for row in rows])
+    """A column of lists of whole numbers."""
+    wrong: int | None
+    if isinstance(rows, pa.Table):
+        column = rows[name]
+        if pa.types.is_fixed_size_list(column.type):
+            column = column.cast(pa.list_(column.type.value_type))
+        is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        # An attention_mask may be of Booleans.
+        if is_list and (pa.types.is_integer(column.type.value_type) or pa.types.is_boolean(column.type.value_type)):
+            return Ragged.of(column)
+        wrong, held = 0, str(column.type)
+    else:
+        arrays = [np.asarray(value) for value in _values(rows, name)]
+        # NumPy takes an empty list for one of floats.
+        wrong = next((i for i, a in enumerate(arrays) if a.ndim != 1 or (len(a) and a.dtype.kind not in "iub")), None)
+        if wrong is None:
+            return Ragged.of(arrays)
+        held = f"an array of {arrays[wrong].dtype} in {arrays[wrong].ndim} dimensions"
+    raise ValueError(
+        f"row {wrong} of the batch must have a list of whole numbers in {name!r}, not {held}: encode rows with "
+        "processor.encode_dataset(dataset); whoever maps the processor needs dataset.map(processor, batched=True)"
+    )
 
 
 def _with_ranges(fields: Sequence[FieldConfig]) -> Iterator[tuple[FieldConfig, list[tuple[int, int]]]]:

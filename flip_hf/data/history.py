@@ -148,10 +148,9 @@ def earlier_positions(
         int64 (offsets[-1],).
 
     Raises:
-        ValueError: a time is NaN or NaT, or `max_values` is less than 1.
+        ValueError: a time is NaN or NaT, or `max_values` is not a whole number of at least 1.
     """
-    if max_values < 1:
-        raise ValueError(f"max_values={max_values} must be at least 1")
+    _check_max_values(max_values)
     # Only NaN and NaT differ from themselves.
     unknown = times != times
     if unknown.any():
@@ -175,6 +174,11 @@ def earlier_positions(
     first = np.empty(len(order), dtype=np.int64)
     first[order] = starts
     return np.append(0, lengths.cumsum()), order[eligible[order]][ragged_places(first, lengths)]
+
+
+def _check_max_values(max_values: Any) -> None:
+    if not isinstance(max_values, int | np.integer) or isinstance(max_values, bool) or max_values < 1:
+        raise ValueError(f"max_values={max_values!r} must be a whole number of at least 1")
 
 
 def add_history(
@@ -208,8 +212,16 @@ def add_history(
     Raises:
         InputError: a column is missing or `name` is one already; a time is missing or can't be read; a user can't be
             an id.
-        ValueError: `eligible` is not one Boolean a row, or `max_values` is less than 1.
+        ValueError: `dataset` is no `datasets.Dataset`, `eligible` is not one Boolean a row, or `max_values` is not a
+            whole number of at least 1.
     """
+    if not isinstance(dataset, datasets.Dataset):
+        raise ValueError(
+            f"add_history takes a datasets.Dataset, not a {type(dataset).__name__}. Make one of a table "
+            "with datasets.Dataset.from_pandas(frame) or datasets.Dataset(arrow_table), and take one split of a "
+            "DatasetDict; read a stream into one first, because a history needs all rows"
+        )
+    _check_max_values(max_values)
     may_be_part = np.ones(len(dataset), dtype=bool) if eligible is None else _booleans(eligible, len(dataset))
     for column in (user, item, time):
         if column not in dataset.column_names:
@@ -243,10 +255,7 @@ def add_history(
 
 def _booleans(eligible: Any, num_rows: int) -> np.ndarray:
     """Converts `eligible` to bool (rows,). Refuses strings, as numpy takes `"0"` for true, and numbers, as of rows."""
-    if isinstance(eligible, pa.Array | pa.ChunkedArray):
-        values = np.array(eligible.to_pylist()) if eligible.null_count else np.asarray(eligible)
-    else:
-        values = np.asarray(eligible)
+    values = np.asarray(eligible)
     if values.shape != (num_rows,):
         number = len(values) if values.ndim == 1 else f"{values.ndim} dimensions of"
         raise ValueError(f"eligible has {number} values, but there are {num_rows} rows, each of which needs one")

@@ -23,6 +23,8 @@ _already_ignored: set[tuple[str, ...]] = set()
 Contents = Literal["ids", "numbers", "lists", "texts"]
 """What a column of Python objects of several types is to be read as."""
 
+# The unit in which Arrow holds NumPy's times.
+_ARROW_UNITS = {"Y": "M8[D]", "M": "M8[D]", "W": "M8[D]", "h": "M8[s]", "m": "M8[s]"}
 # Numbers that a float64 holds as they are, or else Arrow says so.
 _WIDE = {int, float, np.float64}
 # What Arrow raises where it can't make an array of Python objects.
@@ -78,13 +80,53 @@ def to_table(
         return _from_columns(wrapped, contents, first_row, source)
     if hasattr(rows, "with_format") and hasattr(rows, "__len__"):
         wanted = _wanted(rows.column_names, columns, optional, source)
-        return rows.select_columns(wanted).with_format("arrow")[:].select(wanted)
+        return as_arrow(rows.select_columns(wanted))[:].select(wanted)
+    if isinstance(rows, pd.Series):
+        raise InputError("a Series is one column or one row; give a DataFrame, or a dict of columns", source=source)
     if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__"):
-        table = pa.table(rows)
+        table = _handed_over(rows, source)
         return table.select(_wanted(table.column_names, columns, optional, source))
     if not isinstance(rows, Iterable):
         raise InputError("rows must be a list of dicts, a dict of lists or a table", source=source, value=rows)
     return _from_dicts(list(rows), columns, optional, contents, first_row, source)
+
+
+def as_arrow(dataset: Any) -> Any:
+    """A `datasets.Dataset` or `IterableDataset` that gives Arrow tables.
+
+    Raises:
+        InputError: it has a transform, which would be passed over.
+    """
+    if (getattr(dataset, "format", None) or {}).get("type") == "custom":
+        raise InputError(
+            "the dataset has a transform (set_transform), which would be passed over; apply it with dataset.map, or "
+            "remove it with dataset.reset_format()"
+        )
+    return dataset.with_format("arrow")
+
+
+def typed_columns(values: Mapping[str, list[Any]], features: datasets.Features | None) -> Any:
+    """A batch of a streaming dataset, a dict of columns, as an Arrow table of the stream's own types if it has any."""
+    if features is None:
+        return values
+    kinds = {field.name: field.type for field in features.arrow_schema}
+    return pa.table({name: pa.array(column, kinds[name]) for name, column in values.items()})
+
+
+def _handed_over(rows: Any, source: str | None) -> pa.Table:
+    schema = getattr(rows, "schema", None)
+    if isinstance(schema, Mapping):
+        for name, kind in schema.items():
+            # polars hands over the addresses of such values.
+            if str(kind) == "Object":
+                message = "polars objects can't be read; cast the column to strings or numbers"
+                raise InputError(message, source=source, field=str(name))
+    try:
+        return pa.table(rows)
+    except _NOT_ARROW as error:
+        raise InputError(
+            f"rows must be a table that Arrow can read ({error}); give a DataFrame", source=source
+        ) from error
 
 
 def _from_columns(
@@ -158,7 +200,7 @@ def _to_array(
     types = {type(v) for v in values if v is not None} if mixed else set()
     if (len(types) <= 1 and not _mixes_zones(values, types)) or (contents == "numbers" and types <= _WIDE):
         with suppress(*_NOT_ARROW):
-            return pa.array(values, from_pandas=True)
+            return _from_python(values, types)
     as_one_type = _CONVERSIONS[contents]
     converted = [as_one_type(v, field, row, source) for row, v in enumerate(values, first_row)]
     try:
@@ -171,6 +213,20 @@ def _to_array(
         raise InputError(message, source=source, field=field, row=first_row + row, value=error.object) from error
 
 
+def _from_python(values: Any, types: Set[type]) -> pa.Array:
+    """Values of one type as an Arrow array; times keep all their digits."""
+    if any(issubclass(kind, pd.Timestamp) for kind in types):
+        # Arrow would read them as Python's own times, without nanoseconds.
+        values = pd.Series(list(values))
+    elif any(issubclass(kind, np.datetime64) for kind in types):
+        values = np.array(list(values), dtype="datetime64")
+    if isinstance(values, np.ndarray) and values.dtype.kind == "M":
+        # Arrow knows no other units.
+        unit = np.datetime_data(values.dtype)[0]
+        values = values.astype(_ARROW_UNITS.get(unit, values.dtype))
+    return pa.array(values, from_pandas=True)
+
+
 def _mixes_zones(values: Any, types: Set[type]) -> bool:
     """Whether some of the times have a zone and others have none, which Arrow reads as if all had."""
     are_times = any(issubclass(kind, datetime) for kind in types)
@@ -179,11 +235,9 @@ def _mixes_zones(values: Any, types: Set[type]) -> bool:
 
 def _as_number(value: Any, field: str, row: int, source: str | None) -> str | None:
     """One number of a column of several types."""
-    if isinstance(value, str) or value is None or value is pd.NA:
-        return None if value is pd.NA else value
-    if hasattr(value, "__array__"):
-        # A NumPy or PyTorch number; what holds several stays an array.
-        value = np.asarray(value)[()]
+    if isinstance(value, str) or _is_nothing(value):
+        return value if isinstance(value, str) else None
+    value = _number(value)
     if isinstance(value, bool | np.bool_):
         return str(int(value))
     if isinstance(value, numbers.Number | Decimal):
@@ -194,6 +248,7 @@ def _as_number(value: Any, field: str, row: int, source: str | None) -> str | No
 
 def _as_text(value: Any, field: str, row: int, source: str | None) -> str | None:
     """One text of a column of several types."""
+    value = _number(value)
     if isinstance(value, float | np.floating | Decimal) and not _is_small_whole(value):
         alone = pa.array([_as_number(value, field, row, source)], pa.string())
         text: str | None = canonical_numbers(alone, field, first_row=row, source=source)[1][0].as_py()
@@ -203,7 +258,7 @@ def _as_text(value: Any, field: str, row: int, source: str | None) -> str | None
 
 def _as_strings(value: Any, field: str, row: int, source: str | None) -> list[str | None] | None:
     """The values of one row of a column of several types."""
-    if value is None or (isinstance(value, float) and value != value):
+    if _is_nothing(value) or (isinstance(value, float) and value != value):
         return None
     if _is_scalar(value) or isinstance(value, Mapping):
         message = "must be a list of values here, as in other rows of this column"
@@ -229,16 +284,28 @@ def _as_string(value: Any, field: str, row: int, source: str | None) -> str | No
         return str(int(value))
     elif isinstance(value, float) and value != value:
         return None
-    elif hasattr(value, "__array__"):
-        # A NumPy or PyTorch number; what holds several stays an array.
-        value = np.asarray(value)[()]
+    value = _number(value)
     try:
-        alone = pa.array([value], from_pandas=True)
+        alone = _from_python([value], {type(value)})
     except _NOT_ARROW as error:
         message = f"an id can't be of type {type(value).__name__}; store it as a string or an integer"
         raise InputError(message, source=source, field=field, row=row, value=value) from error
     string: str | None = canonical_strings(alone, field, first_row=row, source=source)[0][0].as_py()
     return string
+
+
+def _number(value: Any) -> Any:
+    """The NumPy number that a NumPy array or a PyTorch tensor of one number holds; anything else is left as it is."""
+    if not hasattr(value, "__array__"):
+        return value
+    # What holds several stays an array, and what NumPy does not know, such as bfloat16, a tensor.
+    with suppress(TypeError):
+        return np.asarray(value)[()]
+    return value
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or value is pd.NA or value is pd.NaT
 
 
 def _is_small_whole(value: Any) -> bool:

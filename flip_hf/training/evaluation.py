@@ -79,9 +79,9 @@ def ctr_metrics(scores: Mapping[str, np.ndarray], groups: np.ndarray | None = No
             such as a user's; integers or strings (rows,).
 
     Raises:
-        ValueError: the groups are not as many as the rows.
+        ValueError: the rows had no label, or the groups are not as many as the rows.
     """
-    labels = scores["labels"].astype(np.int8)
+    labels = _labels(scores)
     both = "id_logits" in scores and "text_logits" in scores
     results: dict[str, float] = {}
     for name in ("logits", "id_logits", "text_logits") if both else ("logits",):
@@ -91,6 +91,15 @@ def ctr_metrics(scores: Mapping[str, np.ndarray], groups: np.ndarray | None = No
             metrics["gauc"] = gauc(labels, clicks, groups)
         results.update({name.removesuffix("logits") + metric: value for metric, value in metrics.items()})
     return results
+
+
+def _labels(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    if "labels" not in scores:
+        raise ValueError(
+            "the rows have no labels to evaluate by: encode them with processor.encode_dataset(dataset, "
+            "with_label=True)"
+        )
+    return scores["labels"].astype(np.int8)
 
 
 def evidence(scores: Mapping[str, np.ndarray], groups: np.ndarray | None = None) -> dict[str, Any]:
@@ -107,7 +116,7 @@ def evidence(scores: Mapping[str, np.ndarray], groups: np.ndarray | None = None)
     Raises:
         ValueError: the groups are not as many as the rows.
     """
-    labels, clicks = scores["labels"].astype(np.int8), probabilities(scores["logits"])
+    labels, clicks = _labels(scores), probabilities(scores["logits"])
     return {
         "test": ctr_metrics(scores, groups),
         "test_rows": len(labels),

@@ -165,9 +165,9 @@ def train(
 
     Raises:
         FloatingPointError: a loss is NaN or infinite; names the step, the parts of the loss and the rows.
-        ValueError: the collator is not for this model, the rows lack a column or share row numbers that masks are a
-            function of, a sharded feature table under FSDP, updates of its rows alone on several processes that do not
-            shard it, or larger contrastive batches of a model that contrasts nothing.
+        ValueError: the collator is not for this model, the rows lack a column or their labels, or share row numbers
+            that masks are a function of, a sharded feature table under FSDP, updates of its rows alone on several
+            processes that do not shard it, or larger contrastive batches of a model that contrasts nothing.
         Stopped: a signal came, and a checkpoint was saved; where it is not caught the program's exit code is
             `flip_hf.training.signals.EXIT_STOPPED`.
         OSError: a checkpoint or model could not be written; those that were there before are whole.

@@ -44,8 +44,8 @@ def predict_file(
         unseen or missing in a far larger share of the rows than in training.
 
     Raises:
-        InputError: the file can't be read, lacks a column, or holds a value that can't be an id, or that the output's
-            format can't hold.
+        InputError: the file can't be read, lacks a column, or holds a value that can't be an id, or that the format of
+            the output can't hold.
         ValueError: `text_budget` is no share of the rows, or the model has not both towers; or a kept column has the
             name of one that is written.
     """

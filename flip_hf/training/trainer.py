@@ -7,7 +7,7 @@ import datasets
 import torch
 from transformers import EvalPrediction, Trainer, TrainerCallback
 
-from flip_hf.data.collators import check_collator, check_training_rows
+from flip_hf.data.collators import check_collator, check_stream, check_training_rows
 from flip_hf.training.evaluation import ctr_metrics
 from flip_hf.training.loop import count_items
 
@@ -21,8 +21,9 @@ class CollatorEpochs(TrainerCallback):
     Raises:
         ValueError: when training begins, if its workers outlive an epoch: they would keep the first one's masks; if
             the feature table is sharded, whose gradients Trainer would clip by each process's own rows; if the collator
-            is not for the model, or the rows lack a column or share row numbers that masks are a function of; or if
-            `label_smoothing_factor` is set.
+            is not for the model, or the rows lack a column or a label or share row numbers that masks are a function
+            of; if several workers read a stream and batches depend on row numbers; or if `label_smoothing_factor` is
+            set.
     """
 
     def __init__(self, collator: Any) -> None:
@@ -50,15 +51,15 @@ class FlipTrainer(Trainer):
     batches and processes, so an item weighs more in a batch that masks fewer. Finetuning is exact in both.
 
     Raises:
-        ValueError: the collator is not for the model, the training rows share row numbers that masks are a function of,
-            or `label_smoothing_factor` is set.
+        ValueError: the collator is not for the model, the training rows have no label or share row numbers that masks
+            are a function of, several workers read a stream and batches depend on row numbers, or
+            `label_smoothing_factor` is set.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Trainer may drop columns of the rows later.
-        rows = None if self.args.remove_unused_columns else self.train_dataset
-        _check(self.model, self.args, self.data_collator, rows)
+        has_all_columns = not self.args.remove_unused_columns
+        _check(self.model, self.args, self.data_collator, self.train_dataset, has_all_columns)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -72,7 +73,7 @@ class FlipTrainer(Trainer):
         return batches, totals
 
 
-def _check(model: Any, args: Any, collator: Any, rows: Any) -> None:
+def _check(model: Any, args: Any, collator: Any, rows: Any, has_all_columns: bool = True) -> None:
     """Raises ValueError, before training, for what Trainer itself would not notice or not explain."""
     if args.label_smoothing_factor:
         raise ValueError(
@@ -80,7 +81,9 @@ def _check(model: Any, args: Any, collator: Any, rows: Any) -> None:
             "has one logit a row and computes the losses of its towers itself; set it to 0"
         )
     check_collator(collator, model)
-    if isinstance(rows, datasets.Dataset):
+    check_stream(rows, args.dataloader_num_workers, collator)
+    # Trainer may drop columns of the rows later.
+    if isinstance(rows, datasets.Dataset) and has_all_columns:
         check_training_rows(rows, collator)
 
 
