@@ -1,6 +1,5 @@
 """The pipeline "ctr-prediction": rows of a click log -> click probabilities."""
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeAlias
@@ -19,8 +18,6 @@ from flip_hf.data.schema import InputError
 from flip_hf.modeling_flip import FlipForCTR
 from flip_hf.outputs import FlipForCTROutput
 from flip_hf.processing_flip import FlipProcessor
-
-logger = logging.getLogger(__name__)
 
 Result: TypeAlias = dict[str, float | None]
 """What is said of one row."""
@@ -188,8 +185,7 @@ class CTRPredictionPipeline(Pipeline):
         table = self.processor.read(rows, first_row=first_row)
         encoded = self.processor.encode(table, first_row=first_row, with_text=with_text)
         self._report.add(encoded, table.slice)
-        for message in self._report.warnings(f"the {self._report.num_rows} rows so far"):
-            logger.warning("%s", message)
+        self._report.warn(f"the {self._report.num_rows} rows so far")
         return encoded
 
     def _forward(self, batch: dict[str, torch.Tensor]) -> FlipForCTROutput:  # type: ignore[override]

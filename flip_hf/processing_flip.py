@@ -28,7 +28,7 @@ from flip_hf.data.in_threads import in_threads
 from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.ragged import Ragged
 from flip_hf.data.schema import Fallback, InputError, canonical_labels
-from flip_hf.data.tables import Contents, as_arrow, to_table, typed_columns
+from flip_hf.data.tables import Contents, as_arrow, refuse_transform, to_table, typed_columns
 from flip_hf.data.template import NO_FIELD, TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
@@ -368,19 +368,17 @@ class FlipProcessor(ProcessorMixin):
             table = self.read(rows, first_row=numbers[0], with_label=with_label, source=source)
             encoded = self.encode(table, first_row=numbers[0], with_label=with_label, source=source)
             report.add(encoded, table.slice)
-            for message in report.warnings(where):
-                logger.warning("%s", message)
+            report.warn(where)
             found: dict[str, list[Any]] = encoded.to_pydict()
             return found
 
         # Where a stream does not say its columns, its first row does.
         names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
-        nothing = pa.table({name: pa.array([], pa.string()) for name in self._columns})
-        schema = self.encode(nothing).schema
-        if with_label:
-            schema = schema.append(pa.field("label", pa.float32()))
+        columns = [*self._columns, *([self._label_name()] if with_label else [])]
+        nothing = pa.table({name: pa.array([], pa.string()) for name in columns})
+        schema = self.encode(nothing, with_label=with_label).schema
         # As Arrow tables, batches of a stream that was filtered may differ in their types.
-        as_arrow(dataset)
+        refuse_transform(dataset)
         encoded = dataset.with_format(None).map(
             encode,
             batched=True,
@@ -401,8 +399,7 @@ class FlipProcessor(ProcessorMixin):
         where = source or "the dataset"
         if report.counts:
             logger.warning("%s: fallbacks in %d rows: %s", where, report.num_rows, report.counted())
-        for message in report.warnings(where):
-            logger.warning("%s", message)
+        report.warn(where)
 
     def __call__(self, rows: Any, return_tensors: str | None = None, pad_to_multiple_of: int = 8) -> BatchFeature:
         """What `FlipForCTR` takes.
@@ -636,7 +633,7 @@ def _tables(
         return (to_table(batch, columns, optional=optional) for batch in batches)
     if isinstance(dataset, datasets.IterableDataset):
         # As Arrow tables, batches of a stream that was filtered may differ in their types.
-        as_arrow(dataset)
+        refuse_transform(dataset)
         found = dataset.with_format(None).iter(batch_size=_BATCH_ROWS)
         typed = (typed_columns(batch, dataset.features) for batch in found)
         return (to_table(batch, columns, optional=optional, contents=contents) for batch in typed)

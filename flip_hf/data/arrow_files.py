@@ -16,7 +16,7 @@ from datasets import Dataset
 from filelock import FileLock
 
 from flip_hf.data.csv_files import CSVFormat
-from flip_hf.data.files import Place, content_of, shown, stream_tables
+from flip_hf.data.files import Place, content_of, plain_type, shown, stream_tables
 from flip_hf.data.schema import InputError
 from flip_hf.standard_json import settings_json
 
@@ -32,8 +32,7 @@ _READER = 1
 
 def plain_strings(table: pa.Table) -> pa.Table:
     """A table without dictionaries, which may differ from one part of a file to the next."""
-    kinds = [f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in table.schema]
-    return table.cast(pa.schema([f.with_type(kind) for f, kind in zip(table.schema, kinds, strict=True)]))
+    return table.cast(pa.schema([f.with_type(plain_type(f.type)) for f in table.schema]))
 
 
 def open_files(

@@ -1,5 +1,6 @@
 """How often each field fell back, and whether rows are read otherwise than those that the processor was fitted on."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,8 @@ from flip_hf.configuration_flip import MISSING_OFFSET, OOV_OFFSET, PADDING_ID, F
 from flip_hf.data.kinds import KINDS
 from flip_hf.data.schema import Fallback
 from flip_hf.data.vocabulary import FeatureVocabulary
+
+logger = logging.getLogger(__name__)
 
 # A field that is unseen or missing in so much larger a share of the values than in fitting is read otherwise, or the
 # rows are of another kind.
@@ -92,6 +95,11 @@ class FallbackReport:
         is_unseen = self._vocabulary.keys(field, self._vocabulary.lookup(field, values)) == -1
         value: str = values.strings.filter(pa.array(is_unseen))[0].as_py()
         return value
+
+    def warn(self, where: str) -> None:
+        """Logs `warnings`."""
+        for message in self.warnings(where):
+            logger.warning("%s", message)
 
     def warnings(self, where: str) -> list[str]:
         """Describes the fields that are unseen or missing in far more rows than in fitting, each of them once.

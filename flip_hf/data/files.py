@@ -356,7 +356,7 @@ class _SameColumns:
                 kind = self._types[column.name] = self._type_elsewhere(column.name)
             if pa.types.is_null(column.type):
                 table = table.set_column(i, column.name, table.column(i).cast(kind))
-            elif _plain(kind) != _plain(column.type):
+            elif plain_type(kind) != plain_type(column.type):
                 message = (
                     f"the column is of type {column.type} here and of type {kind} in {self._files[0].name}; write all "
                     "files with the same types"
@@ -369,10 +369,11 @@ class _SameColumns:
             pq.read_schema(file.path, filesystem=file.filesystem) for file in self._files if file.ending == ".parquet"
         )
         kinds = (schema.field(name).type for schema in schemas if name in schema.names)
-        return next((_plain(kind) for kind in kinds if not pa.types.is_null(kind)), pa.null())
+        return next((plain_type(kind) for kind in kinds if not pa.types.is_null(kind)), pa.null())
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values; of a dictionary that of its entries."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
@@ -402,7 +403,7 @@ def rows_located(
             raise
         rows_before = 0
         files = find_files(place)
-        # What there is to warn of was said when the rows were read first.
+        # The first reading has given the warnings already.
         found = _stream(files, columns, optional, _LOCATED_ROWS, csv or CSVFormat(), warn=lambda message: None)
         for name, first_row, table in found:
             if error.row < rows_before + len(table):

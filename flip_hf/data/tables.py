@@ -92,17 +92,18 @@ def to_table(
 
 
 def as_arrow(dataset: Any) -> Any:
-    """A `datasets.Dataset` or `IterableDataset` that gives Arrow tables.
+    """A `datasets.Dataset` that gives Arrow tables; errors as in `refuse_transform`."""
+    refuse_transform(dataset)
+    return dataset.with_format("arrow")
 
-    Raises:
-        InputError: it has a transform, which would be passed over.
-    """
+
+def refuse_transform(dataset: Any) -> None:
+    """Raises InputError if a `datasets.Dataset` or `IterableDataset` has a transform, which would be passed over."""
     if (getattr(dataset, "format", None) or {}).get("type") == "custom":
         raise InputError(
             "the dataset has a transform (set_transform), which would be passed over; apply it with dataset.map, or "
             "remove it with dataset.reset_format()"
         )
-    return dataset.with_format("arrow")
 
 
 def typed_columns(values: Mapping[str, list[Any]], features: datasets.Features | None) -> Any:

@@ -31,7 +31,7 @@ def load_finetuned(cls: type[Model], name: str, mode: str | None = None) -> Mode
     Args:
         cls: `FlipForCTR`.
         name: folder or repository of the model.
-        mode: "id" or "text" loads one tower of a model of both; by default the model is as it was saved.
+        mode: "id" or "text" loads one tower of a model of both; the default is the saved mode.
 
     Raises:
         ValueError: the model was never finetuned, or it lacks the tower.

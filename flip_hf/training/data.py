@@ -65,8 +65,8 @@ def load_click_log(
 
     Args:
         config: the settings.
-        processor: the processor of the model to start from. Its fields and its label are those of files for which the
-            settings name none.
+        processor: the processor of the model to start from. Its fields and its label are used where
+            the settings name none.
         split: "train", "validation" or "test" reads this split alone; by default training and validation rows must be
             there.
         needs_label: whether every file must have the label column.

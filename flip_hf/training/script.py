@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from flip_hf.configuration_flip import printable
 from flip_hf.data.schema import InputError
 from flip_hf.training.progress import use_lines_without_terminal
-from flip_hf.training.signals import SAME_SIGNAL_SECONDS
+from flip_hf.training.signals import SAME_SIGNAL_SECONDS, set_handlers
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -80,10 +80,7 @@ def run_script(main: Callable[[], object]) -> None:
     """
     use_lines_without_terminal()
     interrupts = _Interrupts()
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, interrupts)
+    set_handlers(_SIGNALS, interrupts)
     _end_with_launcher()
     try:
         _run(main, interrupts)
@@ -160,11 +157,7 @@ def run_program(command: Sequence[str]) -> None:
 def _held_back() -> Iterator[list[int]]:
     """Notes the signals that come in this context, for the caller to raise afterwards."""
     noted: list[int] = []
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                handlers[number] = signal.signal(number, lambda number, frame: noted.append(number))
+    handlers = set_handlers(_SIGNALS, lambda number, frame: noted.append(number))
     try:
         yield noted
     finally:

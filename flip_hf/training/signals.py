@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from types import FrameType, TracebackType
@@ -26,6 +26,20 @@ class Stopped(SystemExit):
         super().__init__(EXIT_STOPPED)
 
 
+def set_handlers(
+    numbers: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], object]
+) -> dict[Any, Any]:
+    """Sets a handler, in the main thread alone, for the signals that the program was not started to ignore.
+
+    Returns:
+        The handlers before, by signal; of those that were set.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}
+
+
 class StopSignals:
     """Notes SIGTERM and SIGINT while it is entered; a second SIGINT interrupts at once, as usual.
 
@@ -42,10 +56,8 @@ class StopSignals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        if self._are_noted and threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._note)
+        if self._are_noted:
+            self._previous = set_handlers(_SIGNALS, self._note)
         return self
 
     def __exit__(
