@@ -14,11 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jobs import example, machine
+from shared import example, machine, markdown
 
+from flip_hf.runs.curves import read_curves
 from flip_hf.standard_json import measures_json
-from flip_hf.training.curves import read_curves
-from flip_hf.training.jobs import markdown
 
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 

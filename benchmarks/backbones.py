@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from ceilings import wait_for_device
-from jobs import example, machine, mean_and_deviation
+from shared import example, flags, machine, markdown, mean_and_deviation, run_jobs
 
 from flip_hf import FlipCTRCollator, FlipForCTR
 from flip_hf.backbones import BACKBONES
 from flip_hf.data.collators import EncodedRows
-from flip_hf.training.build import fit_processor, new_model
-from flip_hf.training.data import load_click_log
+from flip_hf.runs.build import fit_processor, new_model
+from flip_hf.runs.data import load_click_log
+from flip_hf.runs.device import make_accelerator
+from flip_hf.runs.settings import DataConfig, ModelConfig
+from flip_hf.training.config import TrainingConfig
 from flip_hf.training.evaluation import click_logits
-from flip_hf.training.jobs import flags, markdown, run_jobs
 from flip_hf.training.optimization import build_optimizer
-from flip_hf.training.run import make_accelerator
-from flip_hf.training.run_config import DataConfig, ModelConfig, TrainingConfig
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in BACKBONES},

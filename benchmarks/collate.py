@@ -12,15 +12,14 @@ import functools
 from typing import Any
 
 from ceilings import seconds
-from jobs import machine
+from shared import machine, markdown
 from transformers import DataCollatorForLanguageModeling
 
 from flip_hf import FlipPretrainingCollator
+from flip_hf.runs.build import fit_processor
+from flip_hf.runs.data import load_click_log
+from flip_hf.runs.settings import DataConfig, ModelConfig
 from flip_hf.standard_json import measures_json
-from flip_hf.training.build import fit_processor
-from flip_hf.training.data import load_click_log
-from flip_hf.training.jobs import markdown
-from flip_hf.training.run_config import DataConfig, ModelConfig
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ import torch
 from accelerate import Accelerator
 
 from flip_hf import FieldConfig, FlipConfig, FlipForPreTraining
+from flip_hf.training.config import TrainingConfig
 from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.loop import count_items
 from flip_hf.training.optimization import build_optimizer
-from flip_hf.training.run_config import TrainingConfig
 
 VALUES, FIELDS, VOCABULARY = 10_000, 8, 30_522
 UNITS = (("peak", "GiB"), ("seconds", "s"))

@@ -29,17 +29,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jobs import REPOSITORY, machine
+from shared import REPOSITORY, machine, markdown
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging as transformers_logging
 
 from flip_hf.fetch import MINILM, resolve_pretrained
+from flip_hf.runs.run import MEASURED
 from flip_hf.standard_json import settings_json
 from flip_hf.training import loop
 from flip_hf.training.checkpoints import Checkpoints
-from flip_hf.training.jobs import markdown
-from flip_hf.training.run import MEASURED
 
 ROWS, INTERVAL = 2048, 5
 LONGEST_SECONDS = 300

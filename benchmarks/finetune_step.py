@@ -19,10 +19,11 @@ from torch import nn
 from flip_hf import FlipCTRCollator, FlipForCTR
 from flip_hf.data.sampling import text_lengths
 from flip_hf.nn.dropout import ByteDropout
-from flip_hf.training.build import fit_processor, new_model
-from flip_hf.training.data import load_click_log
+from flip_hf.runs.build import fit_processor, new_model
+from flip_hf.runs.data import load_click_log
+from flip_hf.runs.settings import DataConfig, ModelConfig
+from flip_hf.training.config import TrainingConfig
 from flip_hf.training.optimization import parameter_groups
-from flip_hf.training.run_config import DataConfig, ModelConfig, TrainingConfig
 
 
 class PlainStep:

@@ -22,15 +22,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from ceilings import CPU, measure_ceilings
-from jobs import machine
+from shared import machine, markdown
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR
-from flip_hf.configuration_flip import NUM_RESERVED_FEATURES, PADDING_ID
+from flip_hf.fields import NUM_RESERVED_FEATURES, PADDING_ID
 from flip_hf.standard_json import measures_json
 from flip_hf.training import loop
-from flip_hf.training.jobs import markdown
+from flip_hf.training.config import TrainingConfig
 from flip_hf.training.optimization import build_optimizer
-from flip_hf.training.run_config import TrainingConfig
 
 # The shares of all features that each field has: two large ones, such as users and items, and small ones.
 SHARES = (0.6, 0.3, 0.07, 0.02, 0.01)

@@ -9,9 +9,7 @@ demo's budget (one layer of MiniLM, 24,576 rows), after which FLIP_ID is finetun
 import argparse
 from pathlib import Path
 
-from jobs import example, machine, mean_and_deviation
-
-from flip_hf.training.jobs import flags, markdown, run_jobs
+from shared import example, flags, machine, markdown, mean_and_deviation, run_jobs
 
 PRETRAINING = {"data.max_train_rows": 24576, "data.max_validation_rows": 1024}
 

@@ -23,16 +23,15 @@ import numpy as np
 import torch
 from backbones import FIXED, best_settings
 from backbones import job as our_job
-from jobs import machine, mean_and_deviation
+from shared import Job, machine, markdown, mean_and_deviation, run_jobs
 from transformers import set_seed
 
+from flip_hf.metrics.functions import compute_metrics
+from flip_hf.runs.build import fit_processor
+from flip_hf.runs.data import load_click_log
+from flip_hf.runs.settings import DataConfig, ModelConfig
 from flip_hf.standard_json import measures_json, settings_json
-from flip_hf.training.build import fit_processor
 from flip_hf.training.checkpoints import replace_file
-from flip_hf.training.data import load_click_log
-from flip_hf.training.jobs import Job, markdown, run_jobs
-from flip_hf.training.metrics import compute_metrics
-from flip_hf.training.run_config import DataConfig, ModelConfig
 
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dcnv2": ("DCNMix", {"cross_num": 3, "low_rank": 32, "num_experts": 4}),

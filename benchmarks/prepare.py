@@ -23,13 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ceilings import CPU, measure_ceilings
-from jobs import machine
+from shared import machine, markdown
 
 from flip_hf import FieldConfig, FlipProcessor
 from flip_hf.fetch import MINILM
+from flip_hf.runs.data import open_click_log_file
 from flip_hf.standard_json import measures_json
-from flip_hf.training.data import open_click_log_file
-from flip_hf.training.jobs import markdown
 
 # Name -> distinct values at 20 million rows, in all 4.5 million, which grow with the log as those of real logs do.
 FIELDS = {

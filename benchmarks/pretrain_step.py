@@ -20,22 +20,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from ceilings import device, measure_ceilings, wait_for_device
-from jobs import machine
+from shared import machine, markdown
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flip_hf import FlipForPreTraining, FlipPretrainingCollator
-from flip_hf.configuration_flip import IGNORED_LABEL
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
+from flip_hf.fields import IGNORED_LABEL
 from flip_hf.processing_flip import value_tokens
+from flip_hf.runs.build import fit_processor, new_model
+from flip_hf.runs.data import load_click_log
+from flip_hf.runs.settings import DataConfig, ModelConfig
 from flip_hf.standard_json import measures_json
 from flip_hf.training import loop
-from flip_hf.training.build import fit_processor, new_model
 from flip_hf.training.compiling import compile_text_encoder
-from flip_hf.training.data import load_click_log
-from flip_hf.training.jobs import markdown
+from flip_hf.training.config import TrainingConfig
 from flip_hf.training.optimization import build_optimizer
-from flip_hf.training.run_config import DataConfig, ModelConfig, TrainingConfig
 
 PAPER_TOKENS = 100
 

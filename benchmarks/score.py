@@ -19,16 +19,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 from ceilings import CPU, measure_ceilings
-from jobs import machine
 from peers import DIM, DROPOUT, HIDDEN, PEERS
+from shared import machine, markdown
 
 from flip_hf import CTRPredictionPipeline, FlipConfig, FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.data.sampling import text_lengths
 from flip_hf.export import OnnxScorer, export_onnx
-from flip_hf.training.data import load_click_log
-from flip_hf.training.jobs import markdown
-from flip_hf.training.metrics import compute_metrics
-from flip_hf.training.run_config import DataConfig
+from flip_hf.metrics.functions import compute_metrics
+from flip_hf.runs.data import load_click_log
+from flip_hf.runs.settings import DataConfig
 
 BATCH = 4096
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)

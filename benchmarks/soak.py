@@ -20,11 +20,10 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jobs import REPOSITORY, example, machine
+from shared import REPOSITORY, example, flags, machine, markdown
 
-from flip_hf.training.data import load_click_log
-from flip_hf.training.jobs import flags, markdown
-from flip_hf.training.run_config import DataConfig
+from flip_hf.runs.data import load_click_log
+from flip_hf.runs.settings import DataConfig
 
 ENDLESS = {
     "training.epochs": 100_000,

@@ -10,9 +10,9 @@ from pathlib import Path
 import signals_first  # noqa: F401
 
 from flip_hf.hub.push import write_card
-from flip_hf.training.run import pictures
-from flip_hf.training.script import run_script
-from flip_hf.training.table_writers import check_output_folder
+from flip_hf.runs.run import pictures
+from flip_hf.runs.script import run_script
+from flip_hf.runs.table_writers import check_output_folder
 
 
 def main() -> None:

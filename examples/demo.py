@@ -11,7 +11,7 @@ from pathlib import Path
 
 import signals_first  # noqa: F401
 
-from flip_hf.training.script import run_program, run_script
+from flip_hf.runs.script import run_program, run_script
 
 EXAMPLES = Path(__file__).parent
 CONFIGS = EXAMPLES / "configs" / "ml-100k"

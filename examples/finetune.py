@@ -11,14 +11,14 @@ import numpy as np
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.nn.sharded_embeddings import sharded_features
-from flip_hf.training.build import check_towers, fit_processor, new_model
-from flip_hf.training.data import load_click_log
+from flip_hf.runs.build import check_towers, fit_processor, new_model
+from flip_hf.runs.data import load_click_log
+from flip_hf.runs.run import Run
+from flip_hf.runs.script import run_script
+from flip_hf.runs.settings import FinetuneRun, parse_run
 from flip_hf.training.evaluation import click_logits, ctr_metrics, evaluate_ctr, evidence
 from flip_hf.training.fusion import fit_fusion
 from flip_hf.training.loop import click_goal, train
-from flip_hf.training.run import Run
-from flip_hf.training.run_config import FinetuneRun, parse_run
-from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import signals_first  # noqa: F401
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
-from flip_hf.training.build import load_finetuned
-from flip_hf.training.prediction import predict_file
-from flip_hf.training.run import make_accelerator
-from flip_hf.training.run_config import PredictRun, parse_run
-from flip_hf.training.script import run_script
+from flip_hf.runs.build import load_finetuned
+from flip_hf.runs.device import make_accelerator
+from flip_hf.runs.prediction import predict_file
+from flip_hf.runs.script import run_script
+from flip_hf.runs.settings import PredictRun, parse_run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

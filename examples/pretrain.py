@@ -11,13 +11,13 @@ import signals_first  # noqa: F401
 from flip_hf import FlipForPreTraining, FlipPretrainingCollator
 from flip_hf.nn.sharded_embeddings import sharded_features
 from flip_hf.processing_flip import value_tokens
-from flip_hf.training.build import fit_processor, new_model
-from flip_hf.training.data import load_click_log
+from flip_hf.runs.build import fit_processor, new_model
+from flip_hf.runs.data import load_click_log
+from flip_hf.runs.run import Run
+from flip_hf.runs.script import run_script
+from flip_hf.runs.settings import PretrainRun, parse_run
 from flip_hf.training.evaluation import evaluate_pretraining
 from flip_hf.training.loop import Goal, train
-from flip_hf.training.run import Run
-from flip_hf.training.run_config import PretrainRun, parse_run
-from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

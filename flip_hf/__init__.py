@@ -9,8 +9,9 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from flip_hf.configuration_flip import FieldConfig, FlipConfig
+from flip_hf.configuration_flip import FlipConfig
 from flip_hf.data.collators import FlipCTRCollator, FlipPretrainingCollator
+from flip_hf.fields import FieldConfig
 from flip_hf.modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
 from flip_hf.pipeline import CTRPredictionPipeline
 from flip_hf.processing_flip import FlipProcessor

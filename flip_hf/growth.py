@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flip_hf.configuration_flip import FieldConfig
+from flip_hf.fields import FieldConfig
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,11 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from flip_hf.backbones import Backbone, backbone_class, build_backbone
-from flip_hf.configuration_flip import (
-    MODES,
-    NUM_RESERVED_FEATURES,
-    FieldConfig,
-    FlipConfig,
-    check_settings,
-    num_features,
-    owned_ranges,
-    with_nearest,
-)
+from flip_hf.checkpoint.sharded_table import add_table, read_rows
+from flip_hf.checkpoint.weights_check import expecting, find_weights, limited_building, some_of, without_load_report
+from flip_hf.configuration_flip import FlipConfig, check_settings
 from flip_hf.fetch import resolve_pretrained
+from flip_hf.fields import MODES, NUM_RESERVED_FEATURES, FieldConfig, num_features, owned_ranges, with_nearest
 from flip_hf.growth import FeatureGrowth
 from flip_hf.nn.attention import use_cpu_attention
 from flip_hf.nn.bags import FieldPooling
@@ -44,8 +38,6 @@ from flip_hf.nn.ridge import ridge_predictions
 from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding, feature_embedding_class
 from flip_hf.objectives import OBJECTIVES, ContrastiveShare, ObjectiveOutput, PretrainingBatch
 from flip_hf.outputs import FlipForCTROutput, FlipForPreTrainingOutput, FlipModelOutput
-from flip_hf.saved_weights import expecting, find_weights, limited_building, some_of, without_load_report
-from flip_hf.sharded_checkpoint import add_table, read_rows
 
 logger = logging.getLogger(__name__)
 

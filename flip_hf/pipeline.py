@@ -10,11 +10,11 @@ import pyarrow as pa
 import torch
 from transformers import Pipeline
 
-from flip_hf.configuration_flip import with_nearest
 from flip_hf.data.collators import FlipCTRCollator, check_collator
 from flip_hf.data.fallbacks import FallbackReport
 from flip_hf.data.sampling import least_sure, text_lengths
 from flip_hf.data.schema import InputError
+from flip_hf.fields import with_nearest
 from flip_hf.modeling_flip import FlipForCTR
 from flip_hf.outputs import FlipForCTROutput
 from flip_hf.processing_flip import FlipProcessor
@@ -96,7 +96,7 @@ class CTRPredictionPipeline(Pipeline):
                 `RecordBatchReader`.
             batch_size: most rows of a batch; by default the pipeline's.
             num_workers: None or 0. Rows are encoded a chunk at a time in the calling process, which takes a small part
-                of the time that scoring takes; `flip_hf.batch` scores in several processes.
+                of the time that scoring takes; `flip_hf.integrations.ray` scores in several processes.
             kwargs: `towers`, `text_budget`; by default the pipeline's.
 
         Returns:
@@ -226,7 +226,8 @@ def _refuse_workers(number: int | None) -> None:
     if number:
         raise ValueError(
             f"num_workers={number}: this pipeline encodes rows in the calling process, which takes a small part of the "
-            "time that scoring takes. Leave it out; to score in several processes use flip_hf.batch.BatchScorer"
+            "time that scoring takes. Leave it out; to score in several processes use "
+            "flip_hf.integrations.ray.BatchScorer"
         )
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from field_alignment import field_alignment, linear_cka
 from test_models import make_config
 
 from flip_hf import FlipConfig, FlipForPreTraining
-from flip_hf.training.alignment import field_alignment, linear_cka
 
 
 def hsic(first, second):

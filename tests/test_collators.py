@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator
-from flip_hf.configuration_flip import feature_ranges
 from flip_hf.data import collators
 from flip_hf.data.collators import EncodedRows, check_collator, check_fields, check_stream, check_training_rows
+from flip_hf.fields import feature_ranges
 from flip_hf.processing_flip import FlipProcessor
 
 USER, ITEM = ["user_id", "gender", "age"], ["title", "genre"]
@@ -97,7 +97,7 @@ def test_a_column_that_is_missing_is_named_with_its_purpose(processor, click_row
     expected = (
         f"the encoded rows lack the column {name!r}{purpose}. FlipProcessor.encode and encode_dataset make it; calling "
         "the processor does not. transformers.Trainer keeps it with TrainingArguments(remove_unused_columns=False), "
-        "flip_hf.batch.BatchEncoder with row_column"
+        "flip_hf.integrations.ray.BatchEncoder with row_column"
     )
     collator = FlipPretrainingCollator(processor)
     assert message_of(collator, rows.to_pylist() if as_list else rows) == expected
@@ -105,8 +105,8 @@ def test_a_column_that_is_missing_is_named_with_its_purpose(processor, click_row
     without = Dataset(rows).remove_columns("feature_ids")
     assert message_of(check_training_rows, without, FlipCTRCollator(processor)) == (
         "the encoded rows lack the column 'feature_ids'. FlipProcessor.encode and encode_dataset make it. "
-        "transformers.Trainer keeps it with TrainingArguments(remove_unused_columns=False), flip_hf.batch.BatchEncoder "
-        "with row_column"
+        "transformers.Trainer keeps it with TrainingArguments(remove_unused_columns=False), "
+        "flip_hf.integrations.ray.BatchEncoder with row_column"
     )
 
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from datasets import Dataset, DatasetDict
 from records import make_record
+from significance import delong, paired_t
 
-from flip_hf.training.metrics import auc, gauc
-from flip_hf.training.significance import delong, paired_t
+from flip_hf.metrics.functions import auc, gauc
 
 FOLDER = Path(__file__).parents[1] / "examples" / "experiments"
 MODELS = {

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from flip_hf import FlipForCTR, FlipProcessor
+from flip_hf.metrics.functions import logloss
 from flip_hf.training import fusion
 from flip_hf.training.evaluation import probabilities
 from flip_hf.training.fusion import fit_fusion
-from flip_hf.training.metrics import logloss
 
 
 def model_rows_and_scores(ctr_folder, click_rows, kind):

@@ -183,8 +183,8 @@ PROGRAM = """
     import torch.distributed as dist
     from accelerate import Accelerator
     from flip_hf.training import loop
-    from flip_hf.training.run import leave_process_group
-    from flip_hf.training.run_config import TrainingConfig
+    from flip_hf.runs.device import leave_process_group
+    from flip_hf.training.config import TrainingConfig
 
     spec = importlib.util.spec_from_file_location("cases", sys.argv[1])
     cases = importlib.util.module_from_spec(spec)
@@ -239,7 +239,7 @@ SHARDED = """
     from accelerate import Accelerator
     from flip_hf.training.gradient_cache import contrast_over_window
     from flip_hf.training.loop import count_items
-    from flip_hf.training.run import leave_process_group
+    from flip_hf.runs.device import leave_process_group
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

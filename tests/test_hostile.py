@@ -19,7 +19,7 @@ from transformers import BertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipProcessor
 from flip_hf.data.schema import InputError
-from flip_hf.training.run_config import FinetuneRun, parse_run
+from flip_hf.runs.settings import FinetuneRun, parse_run
 
 MODELS = ("FlipModel", "FlipForCTR", "FlipForPreTraining")
 CONFIG = ("FlipConfig", "FlipForCTR")

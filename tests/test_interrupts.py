@@ -13,7 +13,7 @@ import pytest
 from interrupting import interrupted
 from waiting import PATIENCE
 
-from flip_hf.training.script import Interrupted, run_program
+from flip_hf.runs.script import Interrupted, run_program
 
 SECONDS = 120
 
@@ -32,7 +32,7 @@ def scoring(workplace, ctr_folder, click_rows, tmp_path):
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        pytest.param("flip_hf.training.data:open_click_log_file", "SIGINT", marks=pytest.mark.slow),
+        pytest.param("flip_hf.runs.data:open_click_log_file", "SIGINT", marks=pytest.mark.slow),
         pytest.param("flip_hf.data.vocabulary:FeatureVocabulary.fit", "SIGTERM", marks=pytest.mark.slow),
         ("flip_hf:FlipProcessor.encode", "SIGHUP"),
     ],
@@ -55,7 +55,7 @@ def test_predict(scoring, tmp_path):
 def test_evaluate(scoring, tmp_path):
     data = ["--data.test_file", tmp_path / "rows.parquet"]
     place, arguments = "flip_hf:FlipForCTR.forward", [*scoring, *data]
-    code, said = interrupted(place, "evaluate.py", arguments, signal.SIGINT, tmp_path / "cache")
+    code, said = interrupted(place, "evaluate_model.py", arguments, signal.SIGINT, tmp_path / "cache")
     encoded, last = said.splitlines()
     assert encoded.startswith("Encoding: 100% 300/300 [")
     assert (code, last) == (130, "interrupted by SIGINT")
@@ -64,7 +64,7 @@ def test_evaluate(scoring, tmp_path):
 # A stage of the demo: says its process id, then what the test asks for.
 CHILD = """
 import os, signal, sys
-from flip_hf.training.script import run_script
+from flip_hf.runs.script import run_script
 
 def main():
     with open(sys.argv[1], "w") as file:
@@ -75,7 +75,7 @@ run_script(main) if sys.argv[2] == "speaks" else main()
 """
 PARENT = """
 import sys
-from flip_hf.training.script import run_program, run_script
+from flip_hf.runs.script import run_program, run_script
 
 run_script(lambda: run_program([sys.executable, *sys.argv[1:]]))
 """
@@ -124,8 +124,8 @@ def test_jobs_end_when_who_hands_them_out_is_interrupted(tmp_path):
     program = f"""
 import sys
 from pathlib import Path
-from flip_hf.training.jobs import Job, run_jobs
-from flip_hf.training.script import run_script
+from jobs import Job, run_jobs
+from flip_hf.runs.script import run_script
 
 folder = Path({str(tmp_path)!r})
 commands = [[str(folder / "child.py"), str(folder / f"pid{{i}}"), "dies"] for i in range(4)]
@@ -162,7 +162,7 @@ def test_a_signal_while_a_program_starts_ends_the_program(tmp_path):
     program = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)"
     script = f"""
 import os, signal, subprocess, sys
-from flip_hf.training.script import run_program, run_script
+from flip_hf.runs.script import run_program, run_script
 
 real = subprocess.Popen
 

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from jobs import Job, run_jobs
 from waiting import until
-
-from flip_hf.training.jobs import Job, run_jobs
 
 PROGRAM = """
 import json, os, sys, time
@@ -83,7 +82,7 @@ def test_jobs_end_when_who_hands_them_out_is_killed(job):
     waiting = job("waiting", "wait")
     program = f"""
 from pathlib import Path
-from flip_hf.training.jobs import Job, run_jobs
+from jobs import Job, run_jobs
 run_jobs([Job(Path({str(waiting.result)!r}), {list(waiting.command)!r})], 1)
 """
     runner = subprocess.Popen([sys.executable, "-c", program])

@@ -20,9 +20,9 @@ from flip_hf import (
     FlipPretrainingCollator,
     FlipProcessor,
 )
-from flip_hf.configuration_flip import FIELD_KINDS, PADDING_ID
 from flip_hf.data.kinds import KINDS
 from flip_hf.data.schema import Fallback, InputError, canonical_lists, canonical_numbers
+from flip_hf.fields import FIELD_KINDS, PADDING_ID
 from flip_hf.growth import FeatureGrowth
 from flip_hf.nn.bags import FieldPooling
 from flip_hf.nn.ridge import ridge_predictions

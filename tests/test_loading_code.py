@@ -14,7 +14,7 @@ from transformers.dynamic_module_utils import get_imports
 
 import flip_hf
 from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
-from flip_hf.hub.loading_code import add_loading_code
+from flip_hf.checkpoint.loading_code import add_loading_code
 
 ROW = {"user_id": 3, "gender": "M", "age": 20, "title": "42", "genre": "drama"}
 CODE = "flip_hub.py"

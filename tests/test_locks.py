@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from example_runs import EXAMPLES
 
-from flip_hf.training.locks import FolderInUseError, FolderLock
+from flip_hf.runs.locks import FolderInUseError, FolderLock
 
 HOLDER = """
     import sys
     from pathlib import Path
-    from flip_hf.training.locks import FolderLock
+    from flip_hf.runs.locks import FolderLock
 
     lock = FolderLock(Path(sys.argv[1]))
     lock.acquire()

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator
-from flip_hf.configuration_flip import IGNORED_LABEL, MASK_ID
 from flip_hf.data import collators, masking
 from flip_hf.data.collators import EncodedRows
 from flip_hf.data.masking import masked_fields, uniform
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.data.template import NO_FIELD
+from flip_hf.fields import IGNORED_LABEL, MASK_ID
 
 
 @pytest.fixture

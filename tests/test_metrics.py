@@ -7,10 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 from sklearn.metrics import log_loss, roc_auc_score
 
-from flip_hf.training.click_metrics import ClickMetrics
-from flip_hf.training.evaluation import ctr_metrics, evidence, probabilities
-from flip_hf.training.loop import Goal
-from flip_hf.training.metrics import (
+from flip_hf.metrics.evaluate_metrics import ClickMetrics
+from flip_hf.metrics.functions import (
     METRICS,
     auc,
     bootstrap_intervals,
@@ -21,6 +19,8 @@ from flip_hf.training.metrics import (
     logloss,
     midranks,
 )
+from flip_hf.training.evaluation import ctr_metrics, evidence, probabilities
+from flip_hf.training.loop import Goal
 
 
 @settings(max_examples=100, deadline=None)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, DistilBertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel, FlipProcessor
 from flip_hf.backbones import BACKBONES
-from flip_hf.configuration_flip import IGNORED_LABEL, MASK_ID
+from flip_hf.fields import IGNORED_LABEL, MASK_ID
 
 MODES = ["joint", "id", "text"]
 FIELDS = [

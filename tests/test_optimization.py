@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR
+from flip_hf.training.config import TrainingConfig
 from flip_hf.training.optimization import (
     LazyAdamW,
     build_optimizer,
@@ -20,7 +21,6 @@ from flip_hf.training.optimization import (
     learning_rates,
     parameter_groups,
 )
-from flip_hf.training.run_config import TrainingConfig
 
 
 @pytest.fixture

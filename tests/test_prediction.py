@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from example_runs import script
 
-from flip_hf.training.run_config import PredictRun
-from flip_hf.training.table_writers import WRITERS, check_output, check_values
+from flip_hf.runs.settings import PredictRun
+from flip_hf.runs.table_writers import WRITERS, check_output, check_values
 
 TIMES = [datetime.datetime(2024, 1, 31, 10, 0, second) for second in range(5)]
 KEPT = {

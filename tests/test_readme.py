@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
 from flip_hf.fetch import MINILM, resolve_pretrained
-from flip_hf.training.run_config import FinetuneRun, PretrainRun, parse_run
+from flip_hf.runs.settings import FinetuneRun, PretrainRun, parse_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

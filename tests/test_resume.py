@@ -27,9 +27,9 @@ from waiting import PATIENCE, until
 from flip_hf import FlipForCTR
 from flip_hf.data.collators import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler
+from flip_hf.runs.run import MEASURED, Run
 from flip_hf.training import loop, signals, state
 from flip_hf.training.checkpoints import Checkpoints, read_facts, replace_folder
-from flip_hf.training.run import MEASURED, Run
 from flip_hf.training.signals import EXIT_STOPPED, Stopped, StopSignals
 
 # 400 rows, so 13 steps an epoch, 7 with accumulation.

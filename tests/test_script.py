@@ -8,8 +8,8 @@ import pytest
 
 from flip_hf import FlipConfig
 from flip_hf.data.schema import InputError
-from flip_hf.training.run_config import TrainingConfig
-from flip_hf.training.script import run_script
+from flip_hf.runs.script import run_script
+from flip_hf.training.config import TrainingConfig
 
 
 @pytest.fixture(autouse=True)

@@ -23,9 +23,9 @@ from transformers import AutoModel, pipeline
 from flip_hf import FieldConfig, FlipForCTR, FlipProcessor
 from flip_hf.data.schema import InputError
 from flip_hf.hub.card import render_card
+from flip_hf.metrics.functions import auc
+from flip_hf.runs.data import open_click_log_file
 from flip_hf.training.checkpoints import replace_folder
-from flip_hf.training.data import open_click_log_file
-from flip_hf.training.metrics import auc
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_finetuning_keeps_the_best_model_and_reads_test_once(workplace, finetune
     arguments = ["--config", str(workplace / "data.yaml"), "--model", str(finetuned / "model"), "--output", str(output)]
     config = json.loads((workplace / "config.yaml").read_text())
     (workplace / "data.yaml").write_text(json.dumps({"data": config["data"]}))
-    script("evaluate")(arguments)
+    script("evaluate_model")(arguments)
     report = json.loads(output.read_text())
     assert report["metrics"]["auc"] == pytest.approx(record["result"]["test"]["auc"], abs=1e-6)
     assert report["fallbacks"]["kind"]["missing"] > 0
@@ -527,7 +527,7 @@ def test_two_processes_train_together(workplace, tmp_path, sharded):
         "--precision",
         "fp32",
     ]
-    script("evaluate")([*evaluate, "--output", str(output)])
+    script("evaluate_model")([*evaluate, "--output", str(output)])
     assert json.loads(output.read_text())["metrics"]["auc"] == pytest.approx(record["result"]["test"]["auc"], abs=1e-9)
 
 

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, pipelin
 
 from flip_hf import FlipConfig, FlipForCTR, FlipForPreTraining
 from flip_hf.backbones import BACKBONES, build_backbone
-from flip_hf.training.command_line import run_parser
-from flip_hf.training.run_config import (
+from flip_hf.runs.command_line import run_parser
+from flip_hf.runs.settings import (
     DataConfig,
     EvaluateRun,
     FinetuneRun,

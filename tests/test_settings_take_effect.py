@@ -15,7 +15,7 @@ from flip_hf import (
     FlipPretrainingCollator,
     FlipProcessor,
 )
-from flip_hf.configuration_flip import IGNORED_LABEL
+from flip_hf.fields import IGNORED_LABEL
 from flip_hf.training.checkpoints import Checkpoints
 
 

@@ -26,7 +26,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flip_hf import FlipProcessor
-from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data import splits
 from flip_hf.data.sources import DATASETS, HistoryField, movielens_100k
 from flip_hf.data.sources.movielens_100k import (
@@ -40,8 +39,10 @@ from flip_hf.data.sources.movielens_100k import (
 )
 from flip_hf.data.splits import SPLITS, load_splits, split_indices
 from flip_hf.fetch import FetchError, cache_dir, check_files, first_of, installed_files, pip_files
-from flip_hf.training.data import ClickLog, load_click_log
-from flip_hf.training.run_config import DataConfig, TrainingConfig
+from flip_hf.fields import FieldConfig
+from flip_hf.runs.data import ClickLog, load_click_log
+from flip_hf.runs.settings import DataConfig
+from flip_hf.training.config import TrainingConfig
 
 # Latin-1 throughout; U+0085 ends a line for str.splitlines, and the second zipcode begins with a zero.
 DATA = "196\t242\t3\t881250949\n186\t302\t5\t891717742\n196\t302\t1\t878887116\n"

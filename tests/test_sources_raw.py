@@ -32,7 +32,7 @@ from flip_hf.data.sources import DATASETS, bookcrossing, goodreads, movielens_1m
 from flip_hf.data.sources.bookcrossing import BOOKS, RATINGS, USERS
 from flip_hf.data.splits import load_splits
 from flip_hf.fetch import FetchError
-from flip_hf.training.run_config import FinetuneRun, parse_run
+from flip_hf.runs.settings import FinetuneRun, parse_run
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
 INTERACTIONS, BOOKS_OF_POETRY = "goodreads_interactions_poetry.json.gz", "goodreads_books_poetry.json.gz"

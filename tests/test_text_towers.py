@@ -11,9 +11,9 @@ from example_runs import script
 from transformers import AutoConfig, BertConfig, pipeline
 
 from flip_hf import FlipConfig, FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipProcessor
-from flip_hf.batch import BatchScorer
 from flip_hf.export import OnnxScorer, export_onnx, export_program
-from flip_hf.training.metrics import compute_metrics
+from flip_hf.integrations.ray import BatchScorer
+from flip_hf.metrics.functions import compute_metrics
 
 USER, ITEM = ["user_id", "gender", "age"], ["title", "genre"]
 TOWERS = [USER, ITEM]
@@ -278,7 +278,7 @@ def test_the_scripts_train_evaluate_and_predict_it(workplace, tmp_path):
     data += ["--data.fields", '["user_id", {"name": "title", "max_tokens": 8}, "kind"]', "--data.label", "clicked"]
     data += [f"--data.{name}_file={workplace / name}.parquet" for name in ("train", "validation")]
     output = tmp_path / "metrics.json"
-    script("evaluate")(["--model", str(tmp_path / "model"), "--output", str(output), *data])
+    script("evaluate_model")(["--model", str(tmp_path / "model"), "--output", str(output), *data])
     metrics = json.loads(output.read_text())["metrics"]
     assert metrics["auc"] == pytest.approx(record["result"]["test"]["auc"], abs=1e-6)
     flags = ["--input", str(workplace / "test.parquet"), "--output", str(tmp_path / "scores.parquet")]

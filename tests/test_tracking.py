@@ -9,10 +9,12 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flip_hf.training import curves, tracking
-from flip_hf.training.run import Run
-from flip_hf.training.run_config import FinetuneRun, TrainingConfig
-from flip_hf.training.tracking import make_trackers, trackable
+from flip_hf.runs.run import Run
+from flip_hf.runs.settings import FinetuneRun
+from flip_hf.runs.tracking import make_trackers, trackable
+from flip_hf.runs import curves, tracking
+from flip_hf.training import meter
+from flip_hf.training.config import TrainingConfig
 
 LINES = [
     ("train", {"step": 10, "epoch": 0, "loss": 2.0, "gradient_norm": 0.5, "learning_rate": 1e-3, "memory_gib": 1.0}),
@@ -104,11 +106,11 @@ def test_only_numbers_are_tracked():
 
 
 def test_device_memory_is_told_where_there_is_a_device(monkeypatch):
-    on_cpu = tracking.memory_in_use(torch.device("cpu"))
+    on_cpu = meter.memory_in_use(torch.device("cpu"))
     assert set(on_cpu) == {"memory_gib"}
     assert 0.05 < on_cpu["memory_gib"] < 100
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
-    assert tracking.memory_in_use(torch.device("cuda"))["device_peak_memory_gib"] == 1.5
+    assert meter.memory_in_use(torch.device("cuda"))["device_peak_memory_gib"] == 1.5
 
 
 def test_curves_leave_out_metrics_without_a_value(tmp_path):

@@ -25,8 +25,8 @@ from flip_hf import (
     FlipPretrainingCollator,
 )
 from flip_hf.training import loop
+from flip_hf.training.config import TrainingConfig
 from flip_hf.training.evaluation import evaluate_ctr, evaluate_pretraining
-from flip_hf.training.run_config import TrainingConfig
 from flip_hf.training.trainer import CollatorEpochs, FlipTrainer, click_metrics
 
 DOCS = Path(__file__).parents[1] / "docs" / "trainer.md"
@@ -278,7 +278,7 @@ PROGRAM = """
     import torch
     from datasets import Dataset
     from flip_hf import FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator, FlipProcessor
-    from flip_hf.training.run import leave_process_group
+    from flip_hf.runs.device import leave_process_group
     from flip_hf.training.trainer import FlipTrainer
     from transformers import Trainer
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 import yaml
 from experiments import ALIGNED, CONFIGS, RESULTS, add_line, find_run, read_lines
+from field_alignment import field_alignment
 
 from flip_hf import FlipForPreTraining, FlipProcessor
-from flip_hf.training.alignment import field_alignment
-from flip_hf.training.build import new_model
-from flip_hf.training.data import load_click_log
-from flip_hf.training.run_config import DataConfig, ModelConfig
-from flip_hf.training.script import run_script
+from flip_hf.runs.build import new_model
+from flip_hf.runs.data import load_click_log
+from flip_hf.runs.script import run_script
+from flip_hf.runs.settings import DataConfig, ModelConfig
 from flip_hf.training.state import seed_everything
 
 ROWS = 4096

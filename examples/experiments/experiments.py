@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
+from jobs import Job, flags
 
 from flip_hf.data.sources import dataset_source
 from flip_hf.standard_json import measures_json, settings_json
-from flip_hf.training.jobs import Job, flags
 
 Model: TypeAlias = str | Mapping[str, Any]
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drawings import draw_learning, draw_matrices
 from experiments import (
     ALIGNED,
     CPU,
@@ -24,13 +25,13 @@ from experiments import (
     name_of,
     read_lines,
 )
+from jobs import markdown
+from significance import paired_t
 
 from flip_hf.hub.push import write_card
-from flip_hf.training.curves import Line, draw_calibration, draw_curves, draw_learning, draw_matrices
-from flip_hf.training.jobs import markdown
-from flip_hf.training.run import pictures
-from flip_hf.training.script import run_script
-from flip_hf.training.significance import paired_t
+from flip_hf.runs.curves import Line, draw_calibration, draw_curves
+from flip_hf.runs.run import pictures
+from flip_hf.runs.script import run_script
 
 # The models that model_cards/ shows, of the random split and its first seed.
 CARD_MODELS = {

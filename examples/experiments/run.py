@@ -24,15 +24,15 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets import DatasetDict
 from experiments import RESULTS, Run, Table, add_line, find_run, key_of, load_tables, machine_name, read_lines
+from jobs import Job, run_jobs
+from significance import delong, paired_bootstrap
 
 from flip_hf.data.splits import load_splits
 from flip_hf.hub.card import public_record
-from flip_hf.training.curves import PANELS, read_curves
+from flip_hf.metrics.functions import compute_metrics, logloss
+from flip_hf.runs.curves import PANELS, read_curves
+from flip_hf.runs.script import run_script
 from flip_hf.training.evaluation import evidence, probabilities
-from flip_hf.training.jobs import Job, run_jobs
-from flip_hf.training.metrics import compute_metrics, logloss
-from flip_hf.training.script import run_script
-from flip_hf.training.significance import delong, paired_bootstrap
 
 DATASET, USER, ITEM, LABEL = "movielens-100k", "user_id", "movie_id", "label"
 # Users and items with so few training rows are rare.

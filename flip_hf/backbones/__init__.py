@@ -21,7 +21,7 @@ from flip_hf.backbones.masknet import MaskNet
 from flip_hf.backbones.pnn import PNN
 from flip_hf.backbones.wide_deep import WideDeep
 from flip_hf.backbones.xdeepfm import XDeepFM
-from flip_hf.configuration_flip import with_nearest
+from flip_hf.fields import with_nearest
 
 BACKBONES: dict[str, type[Backbone]] = {
     "lr": LR,

@@ -11,7 +11,12 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, get_worker_info
 
-from flip_hf.configuration_flip import (
+from flip_hf.data.kinds import KINDS
+from flip_hf.data.masking import masked_fields, uniform
+from flip_hf.data.ragged import Ragged
+from flip_hf.data.schema import canonical_labels
+from flip_hf.data.template import NO_FIELD
+from flip_hf.fields import (
     IGNORED_LABEL,
     MASK_ID,
     MISSING_OFFSET,
@@ -23,11 +28,6 @@ from flip_hf.configuration_flip import (
     feature_ranges,
     tabular_fields,
 )
-from flip_hf.data.kinds import KINDS
-from flip_hf.data.masking import masked_fields, uniform
-from flip_hf.data.ragged import Ragged
-from flip_hf.data.schema import canonical_labels
-from flip_hf.data.template import NO_FIELD
 
 _TEXT_STREAM, _TABULAR_STREAM, _TARGET_STREAM, _OOV_STREAM = range(4)
 # Rows of one number that are compared at a time.
@@ -432,7 +432,7 @@ def _check_column(there: bool, name: str) -> None:
             f"the encoded rows lack the column {name!r}{_PURPOSES.get(name, '')}. FlipProcessor.encode and "
             f"encode_dataset make it{'; calling the processor does not' if name in _PURPOSES else ''}. "
             "transformers.Trainer keeps it with TrainingArguments(remove_unused_columns=False), "
-            "flip_hf.batch.BatchEncoder with row_column"
+            "flip_hf.integrations.ray.BatchEncoder with row_column"
         )
 
 

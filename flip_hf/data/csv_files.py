@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pv
 
-from flip_hf.configuration_flip import printable
 from flip_hf.data.schema import InputError
+from flip_hf.fields import printable
 
 NULL_WORDS = ("NA", "N/A", "n/a", "NULL", "null", "None", "NaN", "nan", r"\N")
 """What other programs write for a missing value. Here they are values, and a warning counts them."""

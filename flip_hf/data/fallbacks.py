@@ -8,10 +8,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from flip_hf.configuration_flip import MISSING_OFFSET, OOV_OFFSET, PADDING_ID, FieldConfig, feature_ranges, printable
 from flip_hf.data.kinds import KINDS
 from flip_hf.data.schema import Fallback
 from flip_hf.data.vocabulary import FeatureVocabulary
+from flip_hf.fields import MISSING_OFFSET, OOV_OFFSET, PADDING_ID, FieldConfig, feature_ranges, printable
 
 logger = logging.getLogger(__name__)
 

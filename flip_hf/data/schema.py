@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flip_hf.configuration_flip import printable
+from flip_hf.fields import printable
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.kinds import FieldValues
 from flip_hf.data.ragged import Ragged, places
 from flip_hf.data.segments import Segments, ValueTokenizer
+from flip_hf.fields import FieldConfig
 
 NO_FIELD = -1
 """`token_field_ids` of tokens that are not part of a value."""

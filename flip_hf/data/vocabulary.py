@@ -10,7 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from flip_hf.configuration_flip import (
+from flip_hf.data.kinds import KINDS, FieldValues
+from flip_hf.data.kinds.base import CountedFeatures, FeatureIndex
+from flip_hf.data.schema import InputError
+from flip_hf.fields import (
     MISSING_OFFSET,
     NUM_RESERVED_FEATURES,
     NUM_SHARED_FEATURES,
@@ -19,9 +22,6 @@ from flip_hf.configuration_flip import (
     num_features,
     owned_ranges,
 )
-from flip_hf.data.kinds import KINDS, FieldValues
-from flip_hf.data.kinds.base import CountedFeatures, FeatureIndex
-from flip_hf.data.schema import InputError
 
 _RESERVED = ("oov", "missing")
 _SHARED = ("padding", "mask")

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from flip_hf.checkpoint.loading_code import add_loading_code
 from flip_hf.hub.card import is_untouched, public_record, render_card
-from flip_hf.hub.loading_code import add_loading_code
 from flip_hf.standard_json import measures_json
 
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)

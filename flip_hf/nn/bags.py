@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from flip_hf.configuration_flip import PADDING_ID
+from flip_hf.fields import PADDING_ID
 from flip_hf.nn.layers import MLP
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flip_hf.configuration_flip import MASK_ID, OOV_OFFSET, PADDING_ID
+from flip_hf.fields import MASK_ID, OOV_OFFSET, PADDING_ID
 
 Ranges = Sequence[tuple[int, int]]
 """Ranges (first, end) of feature ids; the first one begins with the field's OOV feature."""

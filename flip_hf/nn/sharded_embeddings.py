@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from flip_hf.configuration_flip import PADDING_ID
+from flip_hf.fields import PADDING_ID
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.gather import is_distributed
 

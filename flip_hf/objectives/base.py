@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from flip_hf.configuration_flip import IGNORED_LABEL, FlipConfig
+from flip_hf.configuration_flip import FlipConfig
+from flip_hf.fields import IGNORED_LABEL
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flip_hf.configuration_flip import IGNORED_LABEL, FlipConfig
+from flip_hf.configuration_flip import FlipConfig
+from flip_hf.fields import IGNORED_LABEL
 from flip_hf.objectives.base import Objective, ObjectiveOutput, PretrainingBatch, mean_over_items
 
 

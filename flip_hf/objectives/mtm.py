@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from flip_hf.configuration_flip import IGNORED_LABEL, NUM_SHARED_FEATURES, FlipConfig, owned_ranges
+from flip_hf.configuration_flip import FlipConfig
+from flip_hf.fields import IGNORED_LABEL, NUM_SHARED_FEATURES, owned_ranges
 from flip_hf.objectives.base import Objective, ObjectiveOutput, PretrainingBatch, mean_over_items
 
 Embed: TypeAlias = Callable[[torch.Tensor], torch.Tensor]

@@ -12,11 +12,11 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.collators import EncodedRows, check_collator
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
-from flip_hf.training.metrics import bootstrap_intervals, calibration_bins, compute_metrics, gauc
+from flip_hf.fields import FieldConfig
+from flip_hf.metrics.functions import bootstrap_intervals, calibration_bins, compute_metrics, gauc
 from flip_hf.training.progress import progress_bar
 
 

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import Any
 
@@ -21,14 +21,14 @@ from torch.utils.data import DataLoader
 from flip_hf.data.collators import EncodedRows, check_collator, check_training_rows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.training.compiling import compile_text_encoder
+from flip_hf.training.config import TrainingConfig
 from flip_hf.training.gradient_cache import contrast_over_window
+from flip_hf.training.meter import Meter, Progress, memory_in_use
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
 from flip_hf.training.progress import progress_bar
-from flip_hf.training.run import Run
-from flip_hf.training.run_config import TrainingConfig
+from flip_hf.training.protocols import RunFolder
 from flip_hf.training.signals import Stopped, StopSignals, delayed_signals, leave_signals_to_parent
 from flip_hf.training.state import TrainingState
-from flip_hf.training.tracking import memory_in_use
 
 logger = logging.getLogger(__name__)
 
@@ -65,66 +65,6 @@ def click_goal(labels: np.ndarray) -> Goal:
     return Goal("logloss", larger_is_better=False)
 
 
-@dataclass
-class Meter:
-    """Averages over the steps since they were last taken."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-    steps: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-
-    def add(self, values: dict[str, float], rows: int, seconds: float) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps, self.rows, self.seconds = self.steps + 1, self.rows + rows, self.seconds + seconds
-
-    def averages(self) -> dict[str, float]:
-        averages = {name: total / self.steps for name, total in self.sums.items()}
-        return averages | {"rows_per_second": round(self.rows / self.seconds, 1)}
-
-
-@dataclass
-class Progress:
-    """How far training has come: with the `TrainingState`, all that it needs to go on.
-
-    Attributes:
-        step: optimiser steps taken; the order of rows is a function of it.
-        evaluated_step: the step after which validation rows were last read.
-        best: the best validation metrics.
-        best_step: the step that they were measured after.
-        without_better: evaluations since then.
-        rows: training rows read.
-        seconds: time spent on them.
-        meter: what the log's next line is about.
-    """
-
-    step: int = 0
-    evaluated_step: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    best_step: int = 0
-    without_better: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-    meter: Meter = field(default_factory=Meter)
-
-    @classmethod
-    def of(cls, saved: dict[str, Any]) -> "Progress":
-        """What `asdict` made of one, out of a checkpoint, where a metric without a value is null."""
-        best = {name: math.nan if value is None else value for name, value in saved["best"].items()}
-        return cls(**{**saved, "best": best, "meter": Meter(**saved["meter"])})
-
-    def result(self, total_steps: int) -> dict[str, Any]:
-        """What training has come to, where it was to take `total_steps`."""
-        return {
-            "validation": self.best,
-            "best_step": self.best_step,
-            "steps": self.step,
-            "stopped_early": self.step < total_steps,
-            "rows_per_second": round(self.rows / self.seconds, 1),
-        }
-
-
 class WithRowNumbers:
     """A collator whose batches come with the numbers of their rows, so that an error can name them."""
 
@@ -140,7 +80,7 @@ def train(
     rows: Dataset,
     collator: Any,
     config: TrainingConfig,
-    run: Run,
+    run: RunFolder,
     goal: Goal,
     evaluate: Callable[[Any, str], dict[str, float]],
     processor: Any,
@@ -302,7 +242,7 @@ def _windows_from(
 
 
 def _step(
-    model: Any, optimizer: Any, window: Sequence[Any], config: TrainingConfig, run: Run, step: int
+    model: Any, optimizer: Any, window: Sequence[Any], config: TrainingConfig, run: RunFolder, step: int
 ) -> dict[str, float]:
     """One optimiser step over accumulated batches; returns what a log should show."""
     accelerator = run.accelerator
@@ -359,7 +299,7 @@ def count_items(model: Any, batches: Iterable[Any], accelerator: Accelerator) ->
 
 
 def _not_finite(
-    message: str, step: int, parts: dict[str, torch.Tensor], rows: Sequence[torch.Tensor], run: Run
+    message: str, step: int, parts: dict[str, torch.Tensor], rows: Sequence[torch.Tensor], run: RunFolder
 ) -> FloatingPointError:
     losses = ", ".join(f"{name}={value.item():.4g}" for name, value in parts.items())
     return FloatingPointError(

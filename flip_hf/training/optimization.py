@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import get_cosine_schedule_with_warmup
 
-from flip_hf.training.run_config import TrainingConfig
+from flip_hf.training.config import TrainingConfig
 
 
 def parameter_groups(model: Any, config: TrainingConfig) -> list[dict[str, Any]]:

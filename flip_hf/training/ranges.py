@@ -73,14 +73,14 @@ RANGES: Mapping[str, Range] = {
     "text_budget": _SHARE,
     "chunk_rows": _COUNT,
 }
-"""The range of each setting that is a number, of all dataclasses in `run_config`, by the setting's name."""
+"""The range of each setting that is a number, of all dataclasses of settings, by the setting's name."""
 
 
 def check_ranges(settings: Any, section: str = "") -> None:
     """Checks all numbers among the settings against `RANGES`.
 
     Args:
-        settings: one of the dataclasses in `run_config`.
+        settings: one of them.
         section: its place in a run's settings, such as `training`; empty for the run itself.
 
     Raises:

@@ -15,8 +15,8 @@ from flip_hf import (
     FlipPretrainingCollator,
     FlipProcessor,
 )
-from flip_hf.batch import BatchEncoder
 from flip_hf.data.collators import EncodedRows
+from flip_hf.integrations.ray import BatchEncoder
 from flip_hf.pipeline import CTRPredictionPipeline
 from flip_hf.training.trainer import CollatorEpochs, FlipTrainer
 

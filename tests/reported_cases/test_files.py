@@ -15,7 +15,7 @@ import pytest
 
 from flip_hf import FieldConfig, FlipProcessor
 from flip_hf.data.schema import InputError
-from flip_hf.training.data import open_click_log_file
+from flip_hf.runs.data import open_click_log_file
 
 FIELDS = [FieldConfig("user"), FieldConfig("title")]
 
@@ -196,8 +196,8 @@ def test_an_error_names_the_file_and_the_row_in_it(tmp_path, wordpiece):
 
 
 def test_an_error_over_a_row_that_training_reads_names_the_file_and_the_row_in_it(tmp_path, wordpiece):
-    from flip_hf.training.data import load_click_log
-    from flip_hf.training.run_config import DataConfig
+    from flip_hf.runs.data import load_click_log
+    from flip_hf.runs.settings import DataConfig
 
     write(tmp_path / "log" / "a.csv", "user,title,label\n1,x,1\n2,y,0\n")
     write(tmp_path / "log" / "b.csv", "user,title,label\n3,x,1\n4,y,7\n")
@@ -224,7 +224,7 @@ def test_csv_settings_are_part_of_what_a_kept_file_is_known_by(tmp_path):
 
 
 def test_no_credentials_of_a_url_are_in_a_runs_settings():
-    from flip_hf.training.run_config import FinetuneRun, as_plain, parse_run
+    from flip_hf.runs.settings import FinetuneRun, as_plain, parse_run
 
     files = '["s3://key:secret@bucket/a.csv", "https://host/b.csv?signature=secret"]'
     run = parse_run(FinetuneRun, ["--output_dir", "x", "--data.train_file", files])

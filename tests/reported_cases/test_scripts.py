@@ -71,12 +71,12 @@ def test_predict_keeps_chosen_columns(ctr_folder, impressions, tmp_path):
     assert pq.read_table(output)["request_id"].to_pylist() == [2**53 + 1, 7, None]
 
 
-@pytest.mark.parametrize("name", ["predict", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "evaluate_model"])
 def test_a_model_that_never_learned_clicks_is_refused(ctr_folder, impressions, tmp_path, name):
     model = FlipForPreTraining(FlipForCTR.from_pretrained(ctr_folder).config)
     model.save_pretrained(tmp_path / "pretrained")
     FlipProcessor.from_pretrained(ctr_folder).save_pretrained(tmp_path / "pretrained")
-    source = {"predict": "--input", "evaluate": "--data.test_file"}[name]
+    source = {"predict": "--input", "evaluate_model": "--data.test_file"}[name]
     flags = [source, str(impressions), "--output", str(tmp_path / "scores.parquet")]
     with pytest.raises(ValueError, match=r"does not learn clicks.*its probabilities would mean nothing"):
         script(name)(["--model", str(tmp_path / "pretrained"), *flags])
@@ -140,7 +140,7 @@ def test_files_hold_standard_json(one_class, workplace, tmp_path):
     }
     (tmp_path / "data.yaml").write_text(json.dumps({"data": config}))
     arguments = ["--config", str(tmp_path / "data.yaml"), "--model", str(one_class / "model")]
-    script("evaluate")([*arguments, "--output", str(tmp_path / "metrics.json")])
+    script("evaluate_model")([*arguments, "--output", str(tmp_path / "metrics.json")])
     report = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
     assert report["metrics"]["auc"] is None
 
@@ -192,9 +192,9 @@ def test_finetuning_may_learn_another_label_than_pretraining_saw(workplace, tmp_
 def test_evaluate_takes_one_labelled_file(ctr_folder, impressions, tmp_path):
     output = tmp_path / "a" / "new" / "folder" / "metrics.json"
     arguments = ["--model", str(ctr_folder), "--data.test_file", str(impressions), "--output", str(output)]
-    script("evaluate")(arguments)
+    script("evaluate_model")(arguments)
     assert json.loads(output.read_text())["rows"] == 3
-    script("evaluate")([*arguments[:2], "--data.train_file", str(impressions), "--rows", "train"])
+    script("evaluate_model")([*arguments[:2], "--data.train_file", str(impressions), "--rows", "train"])
 
 
 @pytest.mark.parametrize(
@@ -219,11 +219,11 @@ def test_a_setting_that_can_not_be_is_an_error_before_anything_is_read(workplace
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["predict", "evaluate"])
+@pytest.mark.parametrize("name", ["predict", "evaluate_model"])
 def test_a_tower_that_is_not_there_is_an_error_before_scoring(ctr_folder, impressions, tmp_path, name):
     FlipForCTR.from_pretrained(ctr_folder, mode="id").save_pretrained(tmp_path / "model")
     FlipProcessor.from_pretrained(ctr_folder).save_pretrained(tmp_path / "model")
-    source = {"predict": "--input", "evaluate": "--data.test_file"}[name]
+    source = {"predict": "--input", "evaluate_model": "--data.test_file"}[name]
     flags = [source, str(impressions), "--output", str(tmp_path / "scores.parquet")]
     with pytest.raises(ValueError, match=r"^mode=text: .*model was saved in mode=id and has no other tower"):
         script(name)(["--model", str(tmp_path / "model"), "--mode", "text", *flags])

@@ -51,7 +51,7 @@ def test_a_saved_setting_of_a_newer_version_is_a_warning(ctr_folder, tmp_path, c
     assert "'tower_norm'" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", "evaluate", "predict"])
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "evaluate_model", "predict"])
 def test_help_describes_every_setting(name):
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--help"]
     environment = {**os.environ, "COLUMNS": "100"}
@@ -89,7 +89,7 @@ def test_a_pretrained_model_that_is_loaded_for_clicks_is_one_line(ctr_folder, tm
 
 def test_an_interrupt_while_a_script_reads_is_one_line(workplace, tmp_path):
     arguments = ["--config", workplace / "config.yaml", "--output_dir", tmp_path / "run"]
-    place = "flip_hf.training.data:open_click_log_file"
+    place = "flip_hf.runs.data:open_click_log_file"
     code, said = interrupted(place, "finetune.py", arguments, signal.SIGTERM, tmp_path / "cache")
     assert (code, said) == (143, "interrupted by SIGTERM\n")
 

@@ -3,7 +3,7 @@
 import torch
 
 from flip_hf import FieldConfig, FlipConfig
-from flip_hf.configuration_flip import IGNORED_LABEL, MASK_ID, PADDING_ID
+from flip_hf.fields import IGNORED_LABEL, MASK_ID, PADDING_ID
 
 FIELDS = [
     FieldConfig("user", num_features=40),

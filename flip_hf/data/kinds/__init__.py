@@ -14,6 +14,6 @@ KINDS: dict[str, FieldKind] = {
     "sequence": SequenceKind(),
     "text": Text(),
 }
-"""What reads, fits and shows each kind of `flip_hf.configuration_flip.FIELD_KINDS`."""
+"""What reads, fits and shows each kind of `flip_hf.fields.FIELD_KINDS`."""
 
 __all__ = ["KINDS", "FieldKind", "FieldValues"]

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.tables import Contents
+from flip_hf.fields import FieldConfig
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flip_hf.configuration_flip import MISSING_OFFSET, NUM_RESERVED_FEATURES, OOV_OFFSET, FieldConfig
 from flip_hf.data.kinds.base import CountedFeatures, FeatureCounter, FeatureIndex, FieldKind, FieldValues
 from flip_hf.data.schema import canonical_strings
+from flip_hf.fields import MISSING_OFFSET, NUM_RESERVED_FEATURES, OOV_OFFSET, FieldConfig
 
 # Distinct values that fitting may hold unmerged before it sums up what repeats.
 _MERGE_AT = 1 << 20

@@ -3,10 +3,10 @@
 import numpy as np
 import pyarrow as pa
 
-from flip_hf.configuration_flip import PADDING_ID, FieldConfig
 from flip_hf.data.kinds.base import FieldValues
 from flip_hf.data.kinds.categorical import Categorical
 from flip_hf.data.schema import canonical_lists
+from flip_hf.fields import PADDING_ID, FieldConfig
 
 
 class MultiCategorical(Categorical):

@@ -5,9 +5,9 @@ import logging
 import numpy as np
 import pyarrow as pa
 
-from flip_hf.configuration_flip import MISSING_OFFSET, NUM_RESERVED_FEATURES, FieldConfig
 from flip_hf.data.kinds.base import CountedFeatures, FeatureCounter, FeatureIndex, FieldKind, FieldValues
 from flip_hf.data.schema import canonical_numbers
+from flip_hf.fields import MISSING_OFFSET, NUM_RESERVED_FEATURES, FieldConfig
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.kinds.base import FieldValues
 from flip_hf.data.kinds.multi_categorical import MultiCategorical, place_first
 from flip_hf.data.ragged import places
+from flip_hf.fields import FieldConfig
 
 
 class SequenceKind(MultiCategorical):

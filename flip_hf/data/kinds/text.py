@@ -2,9 +2,9 @@
 
 import pyarrow as pa
 
-from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.kinds.base import FieldKind, FieldValues
 from flip_hf.data.schema import canonical_numbers, canonical_strings, plain_array
+from flip_hf.fields import FieldConfig
 
 
 class Text(FieldKind):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
-from flip_hf.configuration_flip import FieldConfig
+from flip_hf.fields import FieldConfig
 
 
 @dataclass(frozen=True)

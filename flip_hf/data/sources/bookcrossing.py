@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.sources.base import DatasetSource
 from flip_hf.data.sources.lines import OddLines
 from flip_hf.fetch import FetchError, cache_dir, check_digest, download, first_of
+from flip_hf.fields import FieldConfig
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.arrow_files import BLOCK_ROWS, rows_on_disk
 from flip_hf.data.files import content_hash
 from flip_hf.data.sources.base import DatasetSource
 from flip_hf.data.sources.lines import OddLines
 from flip_hf.fetch import FetchError, cache_dir, first_of
+from flip_hf.fields import FieldConfig
 from flip_hf.standard_json import measures_json
 
 HOMEPAGE = "https://cseweb.ucsd.edu/~jmcauley/datasets/goodreads.html"

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flip_hf.configuration_flip import FieldConfig
 from flip_hf.data.sources.base import HistoryField
 from flip_hf.fetch import FetchError, check_digest
+from flip_hf.fields import FieldConfig
 
 FIELDS = (
     FieldConfig("user_id", show_oov=False),

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from flip_hf import FlipForCTR, FlipForPreTraining
-from flip_hf.training.run_config import TrainingConfig
+from flip_hf.training.config import TrainingConfig
 
 sent = []
 

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from datasets import Dataset
 
 from flip_hf import FlipConfig, FlipCTRCollator, FlipForPreTraining, FlipPretrainingCollator, FlipProcessor
+from flip_hf.runs.device import leave_process_group
+from flip_hf.runs.run import Run
+from flip_hf.runs.settings import FinetuneRun
 from flip_hf.training.loop import Goal, train
-from flip_hf.training.run import Run, leave_process_group
-from flip_hf.training.run_config import FinetuneRun
 
 ARGUMENTS = json.loads(sys.argv[1])
 TEXT = {

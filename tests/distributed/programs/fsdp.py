@@ -16,8 +16,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from flip_hf import FlipForCTR, FlipForPreTraining
+from flip_hf.training.config import TrainingConfig
 from flip_hf.training.optimization import build_optimizer, clip_gradients
-from flip_hf.training.run_config import TrainingConfig
 
 
 def shard(model, policy):

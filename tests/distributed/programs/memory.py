@@ -10,8 +10,8 @@ from common import ARGUMENTS, check_processes, num_processes, rank, report
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR
 from flip_hf.nn.sharded_embeddings import sharded_features
+from flip_hf.training.config import TrainingConfig
 from flip_hf.training.optimization import build_optimizer, clip_gradients
-from flip_hf.training.run_config import TrainingConfig
 
 ROWS, DIM = 1 << 20, 32
 accelerator = Accelerator(cpu=True)

@@ -20,7 +20,7 @@ from common import (
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining
 from flip_hf.nn.sharded_embeddings import sharded_features
-from flip_hf.training.run_config import TrainingConfig
+from flip_hf.training.config import TrainingConfig
 
 
 def message(function, *arguments, **settings):

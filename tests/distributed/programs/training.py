@@ -8,7 +8,7 @@ from common import ARGUMENTS, build, check_processes, load_log, num_processes, r
 
 from flip_hf import FlipForCTR, FlipForPreTraining
 from flip_hf.nn.sharded_embeddings import sharded_features
-from flip_hf.training.run_config import TrainingConfig
+from flip_hf.training.config import TrainingConfig
 
 config = TrainingConfig(
     max_steps=10,

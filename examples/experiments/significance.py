@@ -19,7 +19,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from flip_hf.training.metrics import Metric, midranks
+from flip_hf.metrics.functions import Metric, midranks
 
 _LEVEL = 0.95
 

@@ -1,12 +1,10 @@
-"""A run watched from elsewhere: its log in an experiment tracker, and the memory that it takes."""
+"""A run watched from elsewhere: its log in an experiment tracker."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 PROJECT = "flip_hf"
@@ -54,11 +52,3 @@ def trackable(event: str, values: Mapping[str, Any]) -> dict[str, float]:
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name != "step"
     }
-
-
-def memory_in_use(device: torch.device) -> dict[str, float]:
-    """What this process's resident set takes now, in GiB, and the most that tensors took of a CUDA device so far."""
-    found = {"memory_gib": round(psutil.Process().memory_info().rss / 2**30, 3)}
-    if device.type == "cuda":
-        found["device_peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-    return found

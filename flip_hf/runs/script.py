@@ -15,8 +15,8 @@ from types import FrameType
 import psutil
 from huggingface_hub.errors import StrictDataclassError
 
-from flip_hf.configuration_flip import printable
 from flip_hf.data.schema import InputError
+from flip_hf.fields import printable
 from flip_hf.training.progress import use_lines_without_terminal
 from flip_hf.training.signals import SAME_SIGNAL_SECONDS, set_handlers
 

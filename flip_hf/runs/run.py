@@ -1,6 +1,5 @@
 """A run's folder: its log, its record, its model and its checkpoints."""
 
-import atexit
 import json
 import logging
 import os
@@ -11,7 +10,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,8 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
@@ -33,14 +30,14 @@ from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import without_credentials
 from flip_hf.hub.card import flat
 from flip_hf.hub.push import HubRepo, stage
+from flip_hf.runs.curves import draw_calibration, draw_curves, read_curves
+from flip_hf.runs.device import describe_hardware, join_process_group, make_accelerator
+from flip_hf.runs.locks import FolderLock, lock_in_main_process
+from flip_hf.runs.settings import LABEL, MODEL_FOLDER, FinetuneRun, PretrainRun, TrainingRun, as_plain
+from flip_hf.runs.tracking import PROJECT, TENSORBOARD_FOLDER, make_trackers, trackable
 from flip_hf.standard_json import measures_json
 from flip_hf.training.checkpoints import Checkpoints, read_facts, recover_folder, replace_file, replace_folder
-from flip_hf.training.curves import draw_calibration, draw_curves, read_curves
-from flip_hf.training.hardware import describe_hardware
-from flip_hf.training.locks import FolderLock, lock_in_main_process
-from flip_hf.training.run_config import LABEL, MODEL_FOLDER, FinetuneRun, PretrainRun, TrainingRun, as_plain
 from flip_hf.training.state import TrainingState, seed_everything
-from flip_hf.training.tracking import PROJECT, TENSORBOARD_FOLDER, make_trackers, trackable
 
 MEASURED = frozenset({"seconds", "rows_per_second", "memory_gib", "device_peak_memory_gib"})
 """What a line of the log says of the machine: it differs between runs that are the same to the bit."""
@@ -72,48 +69,6 @@ _CURVES, _CALIBRATION = "curves.png", "calibration.png"
 _STAGE = ".push-"
 
 logger = logging.getLogger(__name__)
-
-
-def make_accelerator(precision: str, trackers: Sequence[GeneralTracker] = ()) -> Accelerator:
-    """An Accelerator for the devices there are.
-
-    Args:
-        precision: "bf16", "fp32", or "auto": bf16 where the device computes in it.
-        trackers: what `init_trackers` starts.
-    """
-    if precision == "auto":
-        precision = "bf16" if computes_bf16() else "fp32"
-    atexit.register(leave_process_group)
-    return Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no", cpu=_is_on_cpu(), log_with=trackers or None
-    )
-
-
-def join_process_group() -> PartialState:
-    """Joins the other processes of this program, if there are any, as `make_accelerator` does."""
-    atexit.register(leave_process_group)
-    return PartialState(cpu=_is_on_cpu())
-
-
-def _is_on_cpu() -> bool:
-    return not torch.accelerator.is_available()
-
-
-def leave_process_group() -> None:
-    """Ends what `torch.distributed` began, when the program ends."""
-    # Only when the program ends, not by `end_training`: where a distributed model is the last to let go of the group,
-    # torch can wait for a thread that waits for the interpreter.
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def computes_bf16() -> bool:
-    """Whether the device multiplies matrices in bfloat16; emulation would be slower than single precision."""
-    if torch.accelerator.is_available():
-        return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
-    # Older versions of torch can't say.
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
 class Run:

@@ -7,8 +7,8 @@ from transformers import AutoConfig
 from flip_hf.configuration_flip import FlipConfig
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.processing_flip import FlipProcessor
-from flip_hf.training.data import ClickLog
-from flip_hf.training.run_config import ModelConfig
+from flip_hf.runs.data import ClickLog
+from flip_hf.runs.settings import ModelConfig
 
 Model = TypeVar("Model")
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from flip_hf.configuration_flip import FieldConfig, as_fields
 from flip_hf.data.arrow_files import open_files
 from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import Place, names_of, rows_located, shown
 from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import load_splits
+from flip_hf.fields import FieldConfig, as_fields
 from flip_hf.processing_flip import FlipProcessor
-from flip_hf.training.run_config import LABEL, DataConfig, check_label
+from flip_hf.runs.settings import LABEL, DataConfig, check_label
 
 
 @dataclass(frozen=True)

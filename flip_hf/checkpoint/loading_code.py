@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME
 
-from flip_hf.loading_file import CONFIG_AUTO_MAP, PROCESSOR_AUTO_MAP, write_loading_file
+from flip_hf.checkpoint.loading_file import CONFIG_AUTO_MAP, PROCESSOR_AUTO_MAP, write_loading_file
 from flip_hf.standard_json import settings_json
 
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from flip_hf.configuration_flip import nearest
+from flip_hf.fields import nearest
 
 # How jsonargparse says that a setting of the command line, or of a file, does not exist.
 _UNKNOWN = (

@@ -1,7 +1,7 @@
 """Evaluates a finetuned FLIP on labelled rows.
 
-python examples/evaluate.py --model runs/flip/model --data.test_file clicks.csv
-python examples/evaluate.py --model runs/flip/model --data.source movielens-100k --rows validation
+python examples/evaluate_model.py --model runs/flip/model --data.test_file clicks.csv
+python examples/evaluate_model.py --model runs/flip/model --data.source movielens-100k --rows validation
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ import signals_first  # noqa: F401
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.data.fallbacks import count_fallbacks
+from flip_hf.runs.build import load_finetuned
+from flip_hf.runs.data import load_click_log
+from flip_hf.runs.device import make_accelerator
+from flip_hf.runs.script import run_script
+from flip_hf.runs.settings import EvaluateRun, parse_run
 from flip_hf.standard_json import measures_json
-from flip_hf.training.build import load_finetuned
 from flip_hf.training.checkpoints import replace_file
-from flip_hf.training.data import load_click_log
 from flip_hf.training.evaluation import click_logits, ctr_metrics, slice_masks, slice_metrics
-from flip_hf.training.run import make_accelerator
-from flip_hf.training.run_config import EvaluateRun, parse_run
-from flip_hf.training.script import run_script
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,7 +30,7 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from flip_hf.configuration_flip import printable
+from flip_hf.fields import printable
 
 _ADAPTER = "adapter_config.json"
 _ENDING = ".safetensors"

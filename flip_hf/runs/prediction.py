@@ -10,16 +10,16 @@ import pyarrow as pa
 from accelerate import Accelerator
 from datasets import Dataset
 
-from flip_hf.configuration_flip import printable
 from flip_hf.data.collators import FlipCTRCollator
 from flip_hf.data.fallbacks import FallbackReport
 from flip_hf.data.files import rows_located, shown, stream_tables
 from flip_hf.data.sampling import least_sure
+from flip_hf.fields import printable
 from flip_hf.processing_flip import FlipProcessor
+from flip_hf.runs.settings import PredictRun
+from flip_hf.runs.table_writers import check_values, ending_of, open_writer
 from flip_hf.training.evaluation import click_logits, probabilities
 from flip_hf.training.progress import progress_bar
-from flip_hf.training.run_config import PredictRun
-from flip_hf.training.table_writers import check_values, ending_of, open_writer
 
 
 def predict_file(
@@ -29,7 +29,7 @@ def predict_file(
 
     Writes `row` (int64, from 0), the columns that `settings.keep` names, as they are, `probability` (float32), and with
     both towers `id_probability` and `text_probability`, which is null where the text was not read. The format is that
-    of the file's name, one of `flip_hf.training.table_writers.WRITERS`. The file appears under its name when it is
+    of the file's name, one of `flip_hf.runs.table_writers.WRITERS`. The file appears under its name when it is
     complete.
 
     Args:

@@ -10,9 +10,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 from flip_hf.backbones import BACKBONES
-from flip_hf.training import run_config
-from flip_hf.training.ranges import RANGES, Range
-from flip_hf.training.run_config import (
+from flip_hf.runs import settings as run_settings
+from flip_hf.runs.settings import (
     DataConfig,
     EvaluateRun,
     FinetuneRun,
@@ -20,9 +19,10 @@ from flip_hf.training.run_config import (
     ModelConfig,
     PredictRun,
     PretrainRun,
-    TrainingConfig,
     parse_run,
 )
+from flip_hf.training.config import TrainingConfig
+from flip_hf.training.ranges import RANGES, Range
 
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "masking": MaskingConfig, "training": TrainingConfig}
 
@@ -30,7 +30,7 @@ SECTIONS = {"data": DataConfig, "model": ModelConfig, "masking": MaskingConfig, 
 def test_every_number_has_a_range():
     numbers = set()
     for kind in (*SECTIONS.values(), PretrainRun, FinetuneRun, EvaluateRun, PredictRun):
-        hints = get_type_hints(kind, vars(run_config))
+        hints = get_type_hints(kind, vars(run_settings))
         numbers |= {f.name for f in fields(kind) if {int, float} & {hints[f.name], *get_args(hints[f.name])}}
     assert numbers == set(RANGES)
 

@@ -2,12 +2,16 @@
 
 import platform
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flip_hf.training.jobs import Job
-
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.append(str(REPOSITORY / "examples" / "experiments"))
+
+from jobs import Job, flags, markdown, run_jobs  # noqa: E402
+
+__all__ = ["REPOSITORY", "Job", "example", "flags", "machine", "markdown", "mean_and_deviation", "run_jobs"]
 
 
 def example(script: str, folder: Path, *flags: str) -> Job:
@@ -31,7 +35,7 @@ def machine() -> str:
     """A line on the machine, for below a table."""
     import torch
 
-    from flip_hf.training.hardware import describe_hardware
+    from flip_hf.runs.device import describe_hardware
 
     facts = describe_hardware()
     where = ", ".join([*facts.get("accelerators", []), facts["processor"], f"{facts['cores']} cores"])

@@ -9,7 +9,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from flip_hf.training.metrics import compute_metrics
+from flip_hf.metrics.functions import compute_metrics
 
 
 class ClickMetrics(evaluate.Metric):

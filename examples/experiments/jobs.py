@@ -72,7 +72,7 @@ def run_jobs(jobs: Iterable[Job], processes: int, when_done: Callable[[Job], obj
     # Torch asks for large pages: a CPU spends less time on laying out memory anew (benchmarks/allocators.py).
     os.environ |= {"THP_MEM_ALLOC_ENABLE": "1"}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["flip_hf.modeling_flip", "flip_hf.training.loop", "flip_hf.training.data"])
+    context.set_forkserver_preload(["flip_hf.modeling_flip", "flip_hf.training.loop", "flip_hf.runs.data"])
     with (
         ProcessPoolExecutor(processes, context, _end_with_parent, max_tasks_per_child=1) as pool,
         _ending_when_interrupted(pool),

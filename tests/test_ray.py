@@ -5,8 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flip_hf import FlipProcessor
-from flip_hf.batch import BatchEncoder, BatchScorer
 from flip_hf.data.schema import InputError
+from flip_hf.integrations.ray import BatchEncoder, BatchScorer
 from flip_hf.pipeline import CTRPredictionPipeline
 
 

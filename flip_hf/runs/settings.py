@@ -13,12 +13,14 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.utils import CONFIG_NAME
 
 from flip_hf.backbones import build_backbone, check_backbone_options
-from flip_hf.configuration_flip import FieldConfig, FlipConfig, check_settings
+from flip_hf.configuration_flip import FlipConfig, check_settings
 from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import without_credentials
 from flip_hf.fetch import MINILM
+from flip_hf.fields import FieldConfig
+from flip_hf.runs.table_writers import check_output, check_output_folder, ending_of
+from flip_hf.training.config import TrainingConfig
 from flip_hf.training.ranges import check_ranges
-from flip_hf.training.table_writers import check_output, check_output_folder, ending_of
 
 LABEL = "label"
 """The label column where neither the settings nor a saved processor name one."""
@@ -144,78 +146,6 @@ class MaskingConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "masking")
-
-
-@dataclass
-class TrainingConfig:
-    """How to train.
-
-    Args:
-        epochs: maximum number of passes over the training rows.
-        max_steps: stop after this many optimiser steps; no limit by default.
-        batch_size: rows in a batch on each device.
-        accumulation: number of batches whose gradients are accumulated in one optimiser step.
-        contrastive_batches: the rows that pretraining contrasts with each other: one "batch" on all devices, or a
-            "window" of `accumulation` batches, which costs one more forward pass.
-        learning_rate: peak learning rate of all parameters except the text encoder's.
-        text_learning_rate: peak learning rate of the text encoder.
-        weight_decay: weight decay of AdamW. It applies to matrices other than embeddings.
-        oov_dropout: share of feature ids that finetuning replaces by the OOV feature of their field, from 0 to 1. A
-            gated fusion needs it. One number is for all fields; a mapping such as `{user_id: 0.3}` is for the named
-            fields only. A field with `show_oov: false` is then also shown as missing in the text.
-        feature_l2: L2 penalty on the feature embeddings that a batch reads.
-        feature_updates: the part of the feature table that an optimiser step updates: the whole table ("dense"), or
-            only the "rows" that the batch read. The cost of "rows" does not grow with the table, but it lowers AUC a
-            little (benchmarks/README.md). On several processes "rows" needs `shard_features`.
-        warmup_ratio: share of the steps in which the learning rate rises; afterwards it falls as a cosine.
-        max_gradient_norm: larger gradients are scaled down to this norm.
-        precision: "bf16" for autocast, "fp32", or "auto" for bf16 if the device computes in it.
-        compile: compile the text encoder with torch.compile. Use it on GPUs; on a CPU steps take 50% longer
-            (benchmarks/README.md).
-        evaluation_batch_size: rows in an evaluation batch on each device. `pretrain.py` ignores it and validates with
-            `batch_size`, because the loss of ICL depends on the number of rows in a batch.
-        evaluations_per_epoch: number of evaluations on the validation rows in each epoch.
-        patience: stop after this many evaluations in a row without improvement.
-        log_steps: optimiser steps between two lines of `log.jsonl`.
-        trackers: services that receive the log: tensorboard, trackio, wandb. The default is tensorboard if it is
-            installed; `[]` is none.
-        checkpoint_steps: optimiser steps between two checkpoints. An interruption loses at most this many steps.
-        checkpoints_kept: number of checkpoints to keep during the run. Each is about three times as large as the
-            weights.
-        workers: number of processes that prepare batches; 0 prepares them in the main process.
-        shard_features: spread the rows of the feature table over the processes, for a table that does not fit into
-            one of them.
-        seed: seed of all random numbers except the data split.
-    """
-
-    epochs: int = 1
-    max_steps: int | None = None
-    batch_size: int = 128
-    accumulation: int = 1
-    contrastive_batches: Literal["batch", "window"] = "batch"
-    learning_rate: float = 1e-3
-    text_learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    oov_dropout: float | dict[str, float] = 0.0
-    feature_l2: float = 0.0
-    feature_updates: Literal["dense", "rows"] = "dense"
-    warmup_ratio: float = 0.05
-    max_gradient_norm: float = 1.0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: bool = False
-    evaluation_batch_size: int = 512
-    evaluations_per_epoch: int = 1
-    patience: int = 2
-    log_steps: int = 10
-    trackers: list[str] | None = None
-    checkpoint_steps: int = 500
-    checkpoints_kept: int = 2
-    workers: int = 0
-    shard_features: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "training")
 
 
 @dataclass
@@ -399,7 +329,7 @@ def parse_run(
         description: what `--help` says first, such as the script's docstring.
     """
     # Only the scripts need jsonargparse.
-    from flip_hf.training.command_line import run_parser
+    from flip_hf.runs.command_line import run_parser
 
     name, other_name, other = _RUNS[kind]
     own = {f.name for f in fields(kind)}

@@ -19,8 +19,6 @@ PANELS = {
 }
 """What is drawn together: a panel's title, and what the names of its values match."""
 
-# A moving mean is over a tenth of a line; a line of few points is shown point by point.
-_SHARE_OF_LINE, _FEW_POINTS = 10, 20
 _FROM_ZERO = ("accuracy", "gradient norm", "learning rate", "rows a second", "memory (GiB)")
 
 Line: TypeAlias = tuple[Sequence[int], Sequence[float]]
@@ -70,44 +68,7 @@ def draw_curves(curves: Mapping[str, Series], title: str, target: Path) -> bool:
     return True
 
 
-def draw_learning(panels: Mapping[str, Mapping[str, Line]], target: Path) -> bool:
-    """Draws how several models learn, beside each other.
-
-    Args:
-        panels: by title the lines of models, by their names; lines of many points are drawn as moving means.
-        target: the PNG to write.
-
-    Returns:
-        Whether matplotlib is there to draw it with.
-    """
-    if find_spec("matplotlib") is None:
-        return False
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
-    styles = _styles(dict.fromkeys(name for lines in panels.values() for name in lines))
-    for place, (title, lines) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(1, len(panels), place)
-        for name, (steps, values) in lines.items():
-            marker = "o" if len(values) <= _FEW_POINTS else ""
-            width = 1 if marker else len(values) // _SHARE_OF_LINE
-            means = moving_means(values, width)
-            axes.plot(steps[width - 1 :], means, marker=marker, linewidth=1.3, markersize=4, label=name, **styles[name])
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel("step", fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.savefig(target, dpi=110)
-    return True
-
-
-def moving_means(values: Sequence[float], width: int) -> list[float]:
-    """The means of each `width` values in a row, `width - 1` fewer than there are values."""
-    return [sum(values[i - width : i]) / width for i in range(width, len(values) + 1)]
-
-
-def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """A way to draw each line; there are more lines than colours."""
     return {name: {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]} for i, name in enumerate(names)}
 
@@ -131,7 +92,7 @@ def draw_calibration(models: Mapping[str, Sequence[Mapping[str, float]]], target
     largest = max(found[name] for bins in models.values() for found in bins for name in ("probability", "click_rate"))
     top = min(1.0, 1.05 * max(largest, 1e-3))
     axes.plot([0, top], [0, top], color="grey", linewidth=1, linestyle="--", label="calibrated")
-    styles = _styles(models)
+    styles = line_styles(models)
     for name, bins in models.items():
         predicted, clicked = ([found[value] for found in bins] for value in ("probability", "click_rate"))
         # 95% of a binomial share.
@@ -147,40 +108,6 @@ def draw_calibration(models: Mapping[str, Sequence[Mapping[str, float]]], target
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(target, dpi=110)
-    return True
-
-
-def draw_matrices(
-    matrices: Mapping[str, Sequence[Sequence[float]]], rows: Sequence[str], columns: Sequence[str], target: Path
-) -> bool:
-    """Draws matrices of numbers from 0 to 1 beside each other.
-
-    Args:
-        matrices: by title.
-        rows: the names of their rows.
-        columns: the names of their columns.
-        target: the PNG to write.
-
-    Returns:
-        Whether matplotlib is there to draw it with.
-    """
-    if find_spec("matplotlib") is None:
-        return False
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2 * len(matrices), 4.6), layout="constrained")
-    for place, (title, matrix) in enumerate(matrices.items(), start=1):
-        axes = figure.add_subplot(1, len(matrices), place)
-        image = axes.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
-        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(len(rows)), rows, fontsize=8)
-        for i, values in enumerate(matrix):
-            for j, value in enumerate(values):
-                color = "black" if value > 0.6 else "white"
-                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
-        axes.set_title(title, fontsize=11)
-    figure.colorbar(image, ax=figure.axes, shrink=0.8)
     figure.savefig(target, dpi=110)
     return True
 

@@ -1,0 +1,81 @@
+"""Pictures of several models beside each other."""
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from flip_hf.runs.curves import Line, line_styles
+
+# A moving mean is over a tenth of a line; a line of few points is shown point by point.
+_SHARE_OF_LINE, _FEW_POINTS = 10, 20
+
+
+def draw_learning(panels: Mapping[str, Mapping[str, Line]], target: Path) -> bool:
+    """Draws how several models learn, beside each other.
+
+    Args:
+        panels: by title the lines of models, by their names; lines of many points are drawn as moving means.
+        target: the PNG to write.
+
+    Returns:
+        Whether matplotlib is there to draw it with.
+    """
+    if find_spec("matplotlib") is None:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
+    styles = line_styles(dict.fromkeys(name for lines in panels.values() for name in lines))
+    for place, (title, lines) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), place)
+        for name, (steps, values) in lines.items():
+            marker = "o" if len(values) <= _FEW_POINTS else ""
+            width = 1 if marker else len(values) // _SHARE_OF_LINE
+            means = moving_means(values, width)
+            axes.plot(steps[width - 1 :], means, marker=marker, linewidth=1.3, markersize=4, label=name, **styles[name])
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("step", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(target, dpi=110)
+    return True
+
+
+def moving_means(values: Sequence[float], width: int) -> list[float]:
+    """The means of each `width` values in a row, `width - 1` fewer than there are values."""
+    return [sum(values[i - width : i]) / width for i in range(width, len(values) + 1)]
+
+
+def draw_matrices(
+    matrices: Mapping[str, Sequence[Sequence[float]]], rows: Sequence[str], columns: Sequence[str], target: Path
+) -> bool:
+    """Draws matrices of numbers from 0 to 1 beside each other.
+
+    Args:
+        matrices: by title.
+        rows: the names of their rows.
+        columns: the names of their columns.
+        target: the PNG to write.
+
+    Returns:
+        Whether matplotlib is there to draw it with.
+    """
+    if find_spec("matplotlib") is None:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(matrices), 4.6), layout="constrained")
+    for place, (title, matrix) in enumerate(matrices.items(), start=1):
+        axes = figure.add_subplot(1, len(matrices), place)
+        image = axes.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
+        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(rows)), rows, fontsize=8)
+        for i, values in enumerate(matrix):
+            for j, value in enumerate(values):
+                color = "black" if value > 0.6 else "white"
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
+        axes.set_title(title, fontsize=11)
+    figure.colorbar(image, ax=figure.axes, shrink=0.8)
+    figure.savefig(target, dpi=110)
+    return True

@@ -1,0 +1,1 @@
+"""What guards and describes a saved model."""

@@ -1,0 +1,88 @@
+"""What a saved processor's files say of themselves, looked at before anything is built from them."""
+
+import inspect
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from flip_hf.checkpoint.loading_file import PROCESSOR_AUTO_MAP
+from flip_hf.data.schema import InputError
+from flip_hf.fields import FieldConfig, as_fields, with_nearest
+
+HUB_SETTINGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
+"""What says where files of a repository are found, in transformers' names."""
+
+# What else transformers' own loading takes, or passes on to whatever it loads.
+_LOADING_SETTINGS = ("trust_remote_code", "code_revision", "config", "use_fast", "tokenizer_type", "adapter_kwargs")
+# What every tokenizer takes beside the parameters of its class.
+_TOKENIZER_SETTINGS = (
+    *PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES,
+    *("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens", "split_special_tokens"),
+    *("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "add_prefix_space"),
+    *("add_bos_token", "add_eos_token", "model_input_names", "chat_template", "fix_mistral_regex", "verbose"),
+)
+
+
+def check_loading_settings(settings: Mapping[str, Any], tokenizer: Any) -> None:
+    """Raises ValueError for a setting of `FlipProcessor.from_pretrained` that nothing reads."""
+    # A pipeline loads the processor with the model's settings, which the model has checked.
+    if "_from_pipeline" in settings:
+        return
+    parameters = [p for cls in type(tokenizer).__mro__[:-1] for p in inspect.signature(cls).parameters.values()]
+    of_class = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    known = dict.fromkeys(["max_length", *HUB_SETTINGS, *_LOADING_SETTINGS, *_TOKENIZER_SETTINGS, *of_class])
+    # With an underscore in front they are transformers' own.
+    if unknown := [name for name in settings if name not in known and not name.startswith("_")]:
+        raise ValueError(f"FlipProcessor.from_pretrained has no setting {with_nearest(unknown, known)}")
+
+
+def read_processor_settings(
+    path: str, processor_classes: Collection[str]
+) -> tuple[list[FieldConfig], str | None, int, bool]:
+    """The fields, the label and the most tokens of a row that `processor_config.json` holds, and whether it names the
+    loading code."""
+    try:
+        settings = json.loads(Path(path).read_text("utf-8"))
+        if not isinstance(settings, dict) or not isinstance(settings["fields"], list):
+            raise ValueError("the fields must be a list in an object")
+        if (kind := settings.get("processor_class")) not in (None, *processor_classes):
+            raise ValueError(f"processor_class={kind!r:.80} is another processor's")
+        FieldConfig.check_saved(settings["fields"], Path(path).name)
+        fields = as_fields(settings["fields"])
+        label, max_length = settings["label"], settings["max_length"]
+        if not (label is None or isinstance(label, str)) or label in [f.name for f in fields]:
+            raise ValueError(f"label={label!r:.80} must be null or a column that is no field")
+        if not isinstance(max_length, int) or max_length < 1:
+            raise ValueError(f"max_length={max_length!r:.80} must be a whole number of at least 1")
+        if unfitted := [f.name for f in fields if f.num_features is None]:
+            raise ValueError(f"field {unfitted[0]!r} has no num_features")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"not a FLIP processor's settings: {error}", source=path) from error
+    return fields, label, max_length, settings.get("auto_map") == PROCESSOR_AUTO_MAP
+
+
+def load_tokenizer(name: str, hub: Mapping[str, Any], kwargs: Mapping[str, Any], config: PreTrainedConfig) -> Any:
+    try:
+        settings = get_tokenizer_config(name, **hub)
+        named = settings.get("tokenizer_class")
+        kind = getattr(transformers, named, None) if named is not None else None
+        # transformers would load whatever class of its own is named here, a model and its pickle too.
+        if kind is not None and not (isinstance(kind, type) and issubclass(kind, PreTrainedTokenizerBase)):
+            raise ValueError(f"tokenizer_class={named!r} is not a tokenizer's")
+        if kind is None and settings.get("auto_map"):
+            raise ValueError("auto_map names code for it, which is never run; save it as a tokenizer of transformers")
+        if climbing := [n for n in settings.get("fast_tokenizer_files") or () if Path(n).name != n]:
+            raise ValueError(f"fast_tokenizer_files names {climbing[0]!r:.80}, which is not in the same folder")
+        # With a configuration, transformers looks into no other; without the word about code, it asks at the terminal.
+        settings = {**kwargs, "config": config, "trust_remote_code": False}
+        return AutoTokenizer.from_pretrained(name, **settings)  # nosec B615
+    except OSError:
+        raise
+    # transformers and tokenizers raise errors of any type over what these files hold.
+    except Exception as error:
+        raise InputError(f"the tokenizer's files can't be read: {error}", source=name) from error

@@ -1,0 +1,1 @@
+"""FLIP in other engines: one file each."""

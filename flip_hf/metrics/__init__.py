@@ -1,0 +1,1 @@
+"""What click predictions are worth."""

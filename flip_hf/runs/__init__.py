@@ -1,0 +1,1 @@
+"""The application: a run's settings, its folder, and what the scripts do."""
