@@ -45,7 +45,7 @@ def run(environment: dict[str, str], mode: str, steps: int) -> list[list[float]]
     """Rows a second and losses of a run's log lines, without the first."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--mode", mode, "--training.max_steps", str(steps)]
-        flags += ["--training.log_steps", str(max(1, steps // 10)), "--data.max_validation_rows", "256"]
+        flags += ["--training.logging_steps", str(max(1, steps // 10)), "--data.max_validation_rows", "256"]
         inherited = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", *HUGE_PAGES)}
         whole = {**inherited, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", **environment}
         command = [sys.executable, *example("finetune", Path(folder), *flags).command]

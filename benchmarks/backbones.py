@@ -46,8 +46,8 @@ SEARCH: dict[str, list[Any]] = {
 GRID = [dict(zip(SEARCH, values, strict=True)) for values in itertools.product(*SEARCH.values())]
 FIXED: dict[str, Any] = {
     "mode": "id",
-    "training.batch_size": 256,
-    "training.epochs": 6,
+    "training.per_device_train_batch_size": 256,
+    "training.num_train_epochs": 6,
     "training.precision": "fp32",
 }
 REPEATS, TRAIN_BATCH, SCORE_BATCH, STEPS = 5, 256, 4096, 40

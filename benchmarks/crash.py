@@ -46,12 +46,12 @@ FLAGS = {
     "data.source": "movielens-100k",
     "data.max_train_rows": ROWS,
     "data.max_validation_rows": 256,
-    "training.epochs": 2,
-    "training.batch_size": 64,
+    "training.num_train_epochs": 2,
+    "training.per_device_train_batch_size": 64,
     "training.evaluations_per_epoch": 3,
     "training.patience": 100,
-    "training.log_steps": 1,
-    "training.checkpoint_steps": INTERVAL,
+    "training.logging_steps": 1,
+    "training.save_steps": INTERVAL,
     "training.precision": "fp32",
 }
 
@@ -283,9 +283,9 @@ def fill_disk(scratch: Path, encoder: Path, expected: str) -> list[Any]:
 
 def count_rows(scratch: Path, encoder: Path, workers: int, processes: int) -> list[Any]:
     """Stops a run twice in its first epoch and once in its second, and counts the rows of all attempts together."""
-    steps_per_epoch = -(-ROWS // (FLAGS["training.batch_size"] * processes))  # type: ignore[operator]
+    steps_per_epoch = -(-ROWS // (FLAGS["training.per_device_train_batch_size"] * processes))  # type: ignore[operator]
     folder = scratch / f"rows-{workers}-{processes}"
-    flags = ["--training.workers", str(workers)]
+    flags = ["--training.dataloader_num_workers", str(workers)]
     for stop in (steps_per_epoch // 4, steps_per_epoch // 2, steps_per_epoch * 3 // 2):
         attempt = Attempt(folder, encoder, flags, processes)
         attempt.wait_for(lambda stop=stop: last_step(folder) >= stop)  # type: ignore[misc]

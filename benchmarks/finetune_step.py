@@ -40,13 +40,17 @@ class PlainStep:
         self.optimizer = torch.optim.AdamW(parameter_groups(model, training))
 
     def batch(self, number: int) -> dict[str, torch.Tensor]:
-        first = number * self.training.batch_size % (len(self.rows) - self.training.batch_size)
-        return self.collator(self.rows[list(range(first, first + self.training.batch_size))])
+        first = (
+            number
+            * self.training.per_device_train_batch_size
+            % (len(self.rows) - self.training.per_device_train_batch_size)
+        )
+        return self.collator(self.rows[list(range(first, first + self.training.per_device_train_batch_size))])
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
         self.model.train()
         self.model(**send_to_device(batch, device())).loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_gradient_norm)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -58,7 +62,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="steps of each side")
     arguments = parser.parse_args()
     log = load_click_log(DataConfig(source="movielens-100k", max_train_rows=16384))
-    settings, training = ModelConfig(text_layers=arguments.layers), TrainingConfig(batch_size=arguments.batch_size)
+    settings, training = (
+        ModelConfig(text_layers=arguments.layers),
+        TrainingConfig(per_device_train_batch_size=arguments.batch_size),
+    )
     processor = fit_processor(log, settings)
     rows = log.encode(processor, "train").with_format("arrow")
     model = new_model(FlipForCTR, settings, processor)

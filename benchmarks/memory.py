@@ -77,7 +77,7 @@ def measure(batch_size: int, steps: int, features: int, updates: Any) -> dict[st
     sizes = [round(share * features) for share in SHARES]
     fields = [FieldConfig(f"field_{i}", num_features=size) for i, size in enumerate(sizes)]
     model: Any = FlipForCTR(FlipConfig(fields=fields, mode="id", embedding_dim=DIM, backbone="dcnv2"))
-    training = TrainingConfig(feature_updates=updates, batch_size=batch_size)
+    training = TrainingConfig(feature_updates=updates, per_device_train_batch_size=batch_size)
     # What is measured is this process's memory.
     accelerator = Accelerator(cpu=True)
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, training))

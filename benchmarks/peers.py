@@ -121,8 +121,8 @@ def train(name: str, seed: int, result: str, learning_rate: float, l2_reg_embedd
     model.compile(torch.optim.Adam(model.parameters(), lr=learning_rate), "binary_crossentropy")
     best: dict[str, Any] = {}
     without_better, started = 0, time.monotonic()
-    for epoch in range(FIXED["training.epochs"]):
-        model.fit(inputs["train"], labels["train"], FIXED["training.batch_size"], epochs=1, verbose=0)
+    for epoch in range(FIXED["training.num_train_epochs"]):
+        model.fit(inputs["train"], labels["train"], FIXED["training.per_device_train_batch_size"], epochs=1, verbose=0)
         found = compute_metrics(labels["validation"], np.ravel(model.predict(inputs["validation"], 4096)))
         if not best or found["auc"] > best["validation"]["auc"]:
             best = {"validation": found, "epoch": epoch}

@@ -46,7 +46,7 @@ class PackageStep:
     def __init__(self, model: Any, rows: Any, collator: Any, training: TrainingConfig) -> None:
         self.accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.accelerator.is_available())
         self.rows, self.collator, self.training = rows, collator, training
-        self.batches = list(LengthGroupedBatchSampler(text_lengths(rows), training.batch_size, seed=0))
+        self.batches = list(LengthGroupedBatchSampler(text_lengths(rows), training.per_device_train_batch_size, seed=0))
         self.text_model: Any = model.flip.text_model
         if self.accelerator.device.type == "cpu":
             model.use_cpu_attention()
@@ -92,7 +92,7 @@ class AsPaper:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=training.text_learning_rate)
 
     def batch(self, number: int) -> dict[str, torch.Tensor]:
-        size = self.training.batch_size
+        size = self.training.per_device_train_batch_size
         rows = [(number * size + i) % len(self.encoded) for i in range(size)]
         batch = self.collator(self.encoded[rows])
         fields = self.processor.fields
@@ -122,7 +122,7 @@ class AsPaper:
         complete = {name: batch[name] for name in ("feature_ids", "input_ids", "attention_mask")}
         loss = self.masked(**batch).loss + self.contrast(**complete).loss
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_gradient_norm)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -188,14 +188,14 @@ def compare(benchmark: str, sides: dict[str, Any], batch_size: int, num_steps: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--as-paper", action="store_true", help="time the released code's way beside ours")
-    parser.add_argument("--compile", action="store_true", help="time ours with training.compile too")
+    parser.add_argument("--compile", action="store_true", help="time ours with training.torch_compile too")
     parser.add_argument("--layers", type=int, default=3, help="layers of MiniLM")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=8, help="steps of each side")
     arguments = parser.parse_args()
     log = load_click_log(DataConfig(source="movielens-100k", max_train_rows=16384))
     settings = ModelConfig(text_layers=arguments.layers)
-    training = TrainingConfig(batch_size=arguments.batch_size)
+    training = TrainingConfig(per_device_train_batch_size=arguments.batch_size)
     processor = fit_processor(log, settings)
     sides: dict[str, Any] = {"ours": pretraining_step(log, processor, settings, training)}
     if arguments.compile:

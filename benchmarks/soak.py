@@ -26,9 +26,9 @@ from flip_hf.runs.data import load_click_log
 from flip_hf.runs.settings import DataConfig
 
 ENDLESS = {
-    "training.epochs": 100_000,
+    "training.num_train_epochs": 100_000,
     "training.patience": 1_000_000,
-    "training.checkpoint_steps": 200,
+    "training.save_steps": 200,
     "data.max_train_rows": 4096,
     "data.max_validation_rows": 1024,
 }

@@ -19,7 +19,7 @@ CONFIGS = EXAMPLES / "configs" / "ml-100k"
 BUDGET = {
     "pretrain": ["--data.max_train_rows", "24576", "--data.max_validation_rows", "1024"],
     "id": [],
-    "text": ["--training.epochs", "1"],
+    "text": ["--training.num_train_epochs", "1"],
     "joint": [],
 }
 SMOKE = ["--training.max_steps", "4", "--data.max_train_rows", "2048", "--data.max_validation_rows", "512"]

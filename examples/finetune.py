@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run,
         click_goal(rows["validation"].with_format("numpy")["label"][:]),
         lambda prepared, moment: evaluate_ctr(
-            prepared, rows["validation"], collator, training.evaluation_batch_size, run.accelerator, moment
+            prepared, rows["validation"], collator, training.per_device_eval_batch_size, run.accelerator, moment
         ),
         processor,
     )
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         best = run.accelerator.prepare_model(best, device_placement=True, evaluation_mode=True)
 
     def score(split: str) -> dict[str, np.ndarray]:
-        return click_logits(best, rows[split], collator, training.evaluation_batch_size, run.accelerator, split)
+        return click_logits(best, rows[split], collator, training.per_device_eval_batch_size, run.accelerator, split)
 
     if settings.fusion_rows == "validation":
         result["validation"] = ctr_metrics(fit_fusion(best, score("validation"), rows["validation"]))

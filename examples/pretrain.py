@@ -52,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run,
         Goal("loss", larger_is_better=False),
         lambda prepared, moment: evaluate_pretraining(
-            prepared, validation_rows, validation_collator, training.batch_size, run.accelerator, moment
+            prepared,
+            validation_rows,
+            validation_collator,
+            training.per_device_train_batch_size,
+            run.accelerator,
+            moment,
         ),
         processor,
     )

@@ -170,7 +170,7 @@ def workplace(tmp_path_factory, wordpiece):
             "text_layers": 1,
             "options": {"embedding_dim": 8, "projection_dim": 16, "backbone_options": {"hidden_sizes": [16]}},
         },
-        "training": {"batch_size": 32, "log_steps": 5, "learning_rate": 0.01},
+        "training": {"per_device_train_batch_size": 32, "logging_steps": 5, "learning_rate": 0.01},
     }
     # JSON is YAML.
     (folder / "config.yaml").write_text(json.dumps(config))

@@ -10,7 +10,7 @@ def make_record():
             "output_dir": "/home/alice/secret-project/run",
             "pretrained": None,
             "data": {"train_file": "/home/alice/secret-project/train.parquet", "fields": ["user_id"]},
-            "training": {"seed": 3, "epochs": 2},
+            "training": {"seed": 3, "num_train_epochs": 2},
         },
         "command": ["finetune.py", "--output_dir=/home/alice/secret-project/run", "~/secret-project/a.yaml"],
         "started": "2026-01-01T00:00:00+00:00",

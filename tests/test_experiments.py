@@ -36,7 +36,11 @@ TABLE = {
         "Mean": ["plain", "words"],
         "Plain": "plain",
         "Both": "both",
-        "Wide": {"model": "both", "first": {"model.options.embedding_dim": 64}, "last": {"training.epochs": 3}},
+        "Wide": {
+            "model": "both",
+            "first": {"model.options.embedding_dim": 64},
+            "last": {"training.num_train_epochs": 3},
+        },
     },
     "compare": {"Both": ["Plain", "Mean"]},
 }
@@ -157,7 +161,7 @@ def test_a_row_may_have_settings_of_its_own(workplace):
     experiments, *_ = workplace
     wide = experiments.find_run(TABLE["rows"]["Wide"], "random", 0)
     assert wide.after.settings == {"model.options.embedding_dim": 64}
-    assert wide.settings == {"mode": "joint", "training.epochs": 3}
+    assert wide.settings == {"mode": "joint", "training.num_train_epochs": 3}
     both = experiments.find_run("both", "random", 0)
     assert (both.key, both.after.key) != (wide.key, wide.after.key)
     command = wide.job(Path("runs")).command
@@ -190,7 +194,7 @@ def test_other_settings_make_another_run(workplace):
     _, run, _, asked, folder = workplace
     run.main()
     asked.clear()
-    changed = {**MODELS, "before": {"script": "pretrain", "settings": {"training.epochs": 3}}}
+    changed = {**MODELS, "before": {"script": "pretrain", "settings": {"training.num_train_epochs": 3}}}
     (folder / "models.yaml").write_text(yaml.safe_dump(changed))
     run.main()
     assert {name.split("-")[0] for name in asked} == {"before", "both"}, "and those that start from it"
@@ -418,7 +422,11 @@ def test_what_ran_again_is_told_by_model_and_machines(workplace):
 
     runs = {
         "one": {"model": "plain", "split": "time", "run": ran("cpu")},
-        "two": {"model": {"model": "both", "last": {"training.epochs": 3}}, "split": "random", "run": ran("cuda")},
+        "two": {
+            "model": {"model": "both", "last": {"training.num_train_epochs": 3}},
+            "split": "random",
+            "run": ran("cuda"),
+        },
     }
     runs["three"] = runs["two"]
     lines = [
@@ -428,7 +436,8 @@ def test_what_ran_again_is_told_by_model_and_machines(workplace):
     text = report.repeated(lines, runs)
     by = "torch 2.11.0, transformers 5.23.0"
     assert f"| plain; time | A CPU, 4 threads a run, fp32; {by} | Another | 1 | 1 | +0.0000 | 0.0000 |" in text
-    assert f"| both, training.epochs: 3; random | cuda, fp32; {by} | Another | 2 | 1 | +0.0080 | 0.0120 |" in text
+    shown = "both, training.num_train_epochs: 3; random"
+    assert f"| {shown} | cuda, fp32; {by} | Another | 2 | 1 | +0.0080 | 0.0120 |" in text
     assert text.endswith("- three: 0.8000, again 0.8120, outside 0.7900 to 0.8100.\n")
 
 

@@ -213,7 +213,7 @@ PROGRAM = """
 
     wrapped.register_comm_hook(None, counting)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    config = TrainingConfig(max_gradient_norm=float("inf"), contrastive_batches="window")
+    config = TrainingConfig(max_grad_norm=float("inf"), contrastive_batches="window")
     window = [(torch.zeros(len(part["feature_ids"])), part) for part in parts]
     values = loop._step(wrapped, optimizer, window, config, NoRun(), 1)
     differences = {

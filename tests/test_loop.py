@@ -141,7 +141,7 @@ def fit(accelerator, rows, *, model=None, saved=None, values=None, goal=None, ev
     """Trains; the validation loss is the next of `values`, by default ever smaller."""
     values = iter(values if values is not None else (1 / n for n in itertools.count(1)))
     model, run = Tiny() if model is None else model, StubRun(accelerator, saved)
-    config = TrainingConfig(**{"batch_size": 4, "log_steps": 2, "learning_rate": 0.05, **settings})
+    config = TrainingConfig(**{"per_device_train_batch_size": 4, "logging_steps": 2, "learning_rate": 0.05, **settings})
     told = []
 
     def measure(prepared, moment):
@@ -174,13 +174,13 @@ def plain_torch(rows, config, epochs, total_steps):
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
     warmup = round(config.warmup_ratio * total_steps)
-    sampler = order_of(rows, config.batch_size, config.seed)
+    sampler = order_of(rows, config.per_device_train_batch_size, config.seed)
     steps = []
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
         batches = [Collator.batch(np.array(numbers), epoch) for numbers in sampler]
-        for first in range(0, len(batches), config.accumulation):
-            window = batches[first : first + config.accumulation]
+        for first in range(0, len(batches), config.gradient_accumulation_steps):
+            window = batches[first : first + config.gradient_accumulation_steps]
             step, num_rows = len(steps), sum(len(batch["ids"]) for batch in window)
             if step == total_steps:
                 return model, steps
@@ -199,7 +199,7 @@ def plain_torch(rows, config, epochs, total_steps):
                 for name in ("loss", "mlm_loss", "icl_loss"):
                     values[name] += output[name].item()
                 values["accuracy"] += output.metrics["accuracy"].item() / len(window)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             steps.append({**values, "gradient_norm": norm.item(), "rows": num_rows, "epoch": epoch})
@@ -214,11 +214,11 @@ SETTINGS = {
     "no warm-up": {"warmup_ratio": 0.0},
     "weight decay": {"weight_decay": 0.5},
     "feature penalty": {"feature_l2": 0.8},
-    "feature penalty of windows": {"feature_l2": 0.8, "accumulation": 3},
-    "gradients clipped": {"max_gradient_norm": 0.1},
-    "gradients not clipped": {"max_gradient_norm": 1e6},
-    "accumulation": {"accumulation": 4},
-    "batch size": {"batch_size": 7},
+    "feature penalty of windows": {"feature_l2": 0.8, "gradient_accumulation_steps": 3},
+    "gradients clipped": {"max_grad_norm": 0.1},
+    "gradients not clipped": {"max_grad_norm": 1e6},
+    "accumulation": {"gradient_accumulation_steps": 4},
+    "batch size": {"per_device_train_batch_size": 7},
     "seed": {"seed": 3},
     "most steps": {"max_steps": 8},
 }
@@ -227,9 +227,9 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_steps_are_those_of_plain_torch(accelerator, rows, name):
     settings = SETTINGS[name]
-    found = fit(accelerator, rows, epochs=2, patience=9, log_steps=1, **settings)
+    found = fit(accelerator, rows, num_train_epochs=2, patience=9, logging_steps=1, **settings)
     config = found.config
-    per_epoch = math.ceil(math.ceil(NUM_ROWS / config.batch_size) / config.accumulation)
+    per_epoch = math.ceil(math.ceil(NUM_ROWS / config.per_device_train_batch_size) / config.gradient_accumulation_steps)
     total = min(2 * per_epoch, config.max_steps or 1000)
     expected, steps = plain_torch(rows, config, 2, total)
     for (parameter, value), other in zip(found.model.named_parameters(), expected.parameters(), strict=True):
@@ -247,7 +247,9 @@ def test_the_steps_are_those_of_plain_torch(accelerator, rows, name):
 def test_rows_of_the_table_wait_until_a_batch_reads_them(accelerator, rows):
     tables = {}
     for updates in ("dense", "rows"):
-        found = fit(accelerator, rows, feature_updates=updates, max_steps=2, batch_size=2, warmup_ratio=0.0)
+        found = fit(
+            accelerator, rows, feature_updates=updates, max_steps=2, per_device_train_batch_size=2, warmup_ratio=0.0
+        )
         tables[updates] = found.model.feature_embeddings.weight.detach()
         sampler = order_of(rows, 2, 0)
         batches = list(sampler)[:2]
@@ -264,7 +266,7 @@ def test_the_log_averages_the_steps_since_its_last_line(accelerator, rows, monke
     now = itertools.count()
     # Each look at the clock is a second after the last: a step takes one.
     monkeypatch.setattr(loop, "monotonic", lambda: next(now))
-    found = fit(accelerator, rows, epochs=2, log_steps=4, patience=9)
+    found = fit(accelerator, rows, num_train_epochs=2, logging_steps=4, patience=9)
     _, steps = plain_torch(rows, found.config, 2, 12)
     logged = found.run.lines("train")
     assert [line["step"] for line in logged] == [4, 8, 12]
@@ -289,7 +291,7 @@ def test_the_log_averages_the_steps_since_its_last_line(accelerator, rows, monke
     assert "step 6: loss 1.0000\n" in shown
     assert "step 12: loss 0.5000\n" in shown
 
-    shorter = fit(accelerator, rows, max_steps=5, log_steps=4).run.lines("train")
+    shorter = fit(accelerator, rows, max_steps=5, logging_steps=4).run.lines("train")
     assert [line["step"] for line in shorter] == [4, 5], "the last step is logged"
     assert shorter[-1]["loss"] == pytest.approx(steps_of(rows, 5)[-1]["loss"], rel=1e-4)
 
@@ -319,7 +321,7 @@ def test_the_bar_shows_steps_losses_and_speed(accelerator, rows, monkeypatch):
 
     monkeypatch.setattr(loop, "progress_bar", Bar)
     saved = asdict(Progress(step=6, evaluated_step=6, best={"loss": 2.0}, best_step=6, rows=22, seconds=1.0))
-    found = fit(accelerator, rows, epochs=2, saved=saved, log_steps=4)
+    found = fit(accelerator, rows, num_train_epochs=2, saved=saved, logging_steps=4)
     (bar,) = bars
     assert bar.settings == {"total": 12, "initial": 6, "desc": "training", "unit": "step", "disable": False}
     assert bar.steps == 6
@@ -333,11 +335,11 @@ def test_the_bar_shows_steps_losses_and_speed(accelerator, rows, monkeypatch):
 
 
 def steps_of(rows, total):
-    return plain_torch(rows, TrainingConfig(batch_size=4, learning_rate=0.05), 1, total)[1]
+    return plain_torch(rows, TrainingConfig(per_device_train_batch_size=4, learning_rate=0.05), 1, total)[1]
 
 
 def test_validation_is_read_where_the_epoch_is_divided(accelerator, rows):
-    found = fit(accelerator, rows, epochs=2, evaluations_per_epoch=3, patience=9)
+    found = fit(accelerator, rows, num_train_epochs=2, evaluations_per_epoch=3, patience=9)
     assert [(line["step"], line["epoch"]) for line in found.run.lines("validation")] == [
         (2, 0),
         (4, 0),
@@ -348,7 +350,7 @@ def test_validation_is_read_where_the_epoch_is_divided(accelerator, rows):
     ]
     assert found.run.lines("validation")[1]["loss"] == 0.5
     assert found.told == [f"validation at step {step}" for step in (2, 4, 6, 8, 10, 12)]
-    each = fit(accelerator, rows, epochs=2, evaluations_per_epoch=6, patience=99)
+    each = fit(accelerator, rows, num_train_epochs=2, evaluations_per_epoch=6, patience=99)
     assert [(line["step"], line["epoch"]) for line in each.run.lines("validation")] == [
         (step, (step - 1) // 6) for step in range(1, 13)
     ]
@@ -359,7 +361,7 @@ def test_validation_is_read_where_the_epoch_is_divided(accelerator, rows):
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_training_stops_when_validation_gets_no_better(accelerator, rows, patience):
     values = [0.5, 0.6, 0.4, 0.4, 0.7, 0.9, 0.8]
-    found = fit(accelerator, rows, epochs=7, values=values, patience=patience)
+    found = fit(accelerator, rows, num_train_epochs=7, values=values, patience=patience)
     evaluations = {1: 2, 2: 5, 3: 6}[patience]
     best, at = (0.5, 6) if patience == 1 else (0.4, 18)
     assert [line["loss"] for line in found.run.lines("validation")] == values[:evaluations]
@@ -379,7 +381,7 @@ def test_training_stops_when_validation_gets_no_better(accelerator, rows, patien
 
 def test_the_best_is_the_largest_where_larger_is_better(accelerator, rows):
     goal = Goal("loss", larger_is_better=True)
-    found = fit(accelerator, rows, epochs=3, values=[0.5, 0.6, 0.4], goal=goal)
+    found = fit(accelerator, rows, num_train_epochs=3, values=[0.5, 0.6, 0.4], goal=goal)
     assert found.result["validation"] == {"loss": 0.6}
     assert len(found.run.models) == 2
     assert goal.better(0.4, math.nan)
@@ -391,7 +393,7 @@ def test_the_best_is_the_largest_where_larger_is_better(accelerator, rows):
 
 def test_checkpoints_are_saved_between_steps_and_resumed_from(accelerator, rows):
     collator = Collator()
-    whole = fit(accelerator, rows, epochs=3, checkpoint_steps=4, patience=9, log_steps=3, collator=collator)
+    whole = fit(accelerator, rows, num_train_epochs=3, save_steps=4, patience=9, logging_steps=3, collator=collator)
     assert whole.run.resumed == 1
     assert [step for step, *_ in whole.run.checkpoints] == [4, 8, 12, 16]
     _, _, saved, processor = whole.run.checkpoints[1]
@@ -418,7 +420,7 @@ def test_checkpoints_are_saved_between_steps_and_resumed_from(accelerator, rows)
             loaded.append((self.epoch, rows["row"].to_pylist()))
             return super().__call__(rows)
 
-    resumed = fit(accelerator, rows, epochs=3, patience=9, log_steps=3, saved=saved, collator=Noting())
+    resumed = fit(accelerator, rows, num_train_epochs=3, patience=9, logging_steps=3, saved=saved, collator=Noting())
     # Only what comes after step 8 is loaded, in the order in which the whole run read it.
     sampler = order_of(rows, 4, 0)
     expected = []
@@ -432,14 +434,19 @@ def test_checkpoints_are_saved_between_steps_and_resumed_from(accelerator, rows)
 
 
 def steps_of_epochs(rows):
-    return plain_torch(rows, TrainingConfig(batch_size=4, learning_rate=0.05), 3, 18)[1]
+    return plain_torch(rows, TrainingConfig(per_device_train_batch_size=4, learning_rate=0.05), 3, 18)[1]
 
 
 def test_an_evaluation_that_a_checkpoint_came_before_is_made_up_for(accelerator, rows):
     saved = asdict(Progress(step=6, evaluated_step=0, rows=22, seconds=1.0))
-    found = fit(accelerator, rows, epochs=2, saved=saved)
+    found = fit(accelerator, rows, num_train_epochs=2, saved=saved)
     assert [line["step"] for line in found.run.lines("validation")] == [6, 12]
-    done = fit(accelerator, rows, epochs=1, saved=saved | {"evaluated_step": 6, "best": {"loss": 2.0}, "best_step": 3})
+    done = fit(
+        accelerator,
+        rows,
+        num_train_epochs=1,
+        saved=saved | {"evaluated_step": 6, "best": {"loss": 2.0}, "best_step": 3},
+    )
     assert done.run.logged == []
     assert done.result["validation"] == {"loss": 2.0}
     assert done.result["best_step"] == 3
@@ -461,7 +468,7 @@ def test_a_signal_ends_the_step_and_saves_a_checkpoint(accelerator, rows, where,
         return {"loss": 0.5}
 
     run = StubRun(accelerator)
-    config = TrainingConfig(batch_size=4, evaluations_per_epoch=2)
+    config = TrainingConfig(per_device_train_batch_size=4, evaluations_per_epoch=2)
     caplog.set_level("INFO")
     with pytest.raises(Stopped):
         train(Tiny(), rows, Told(), config, run, Goal("loss", False), evaluate, "processor")
@@ -492,7 +499,7 @@ def test_what_is_not_finite_names_step_parts_and_rows(accelerator, rows, what):
     third, fourth = list(sampler)[2:4]
     read = fourth if what == "loss" else third + fourth
     with pytest.raises(FloatingPointError) as raised:
-        fit(accelerator, rows, model=Breaking(), accumulation=2)
+        fit(accelerator, rows, model=Breaking(), gradient_accumulation_steps=2)
     number = r"-?\d[\d.e+-]*"
     parts = (
         f"loss=nan, mlm_loss={number}, icl_loss={number}"
@@ -518,7 +525,13 @@ def test_gradients_are_shared_once_a_step(accelerator, rows, accumulation):
             entered.append((model, len(model.losses)))
             yield
 
-    found = fit(Noting(accelerator), rows, accumulation=accumulation, batch_size=4, epochs=1)
+    found = fit(
+        Noting(accelerator),
+        rows,
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=4,
+        num_train_epochs=1,
+    )
     # Six batches: all but the last one of each step.
     silent = [number for number in range(6) if number % accumulation != accumulation - 1]
     assert entered == [(found.model, number) for number in silent]
@@ -548,7 +561,7 @@ def test_workers_ignore_signals_and_draw_none_of_the_models_random_numbers(accel
     model = Tiny()
     before = torch.get_rng_state()
     expected = fit(accelerator, rows, max_steps=2, model=model)
-    found = fit(accelerator, rows, max_steps=2, workers=1, collator=FromWorker(), model=Tiny())
+    found = fit(accelerator, rows, max_steps=2, dataloader_num_workers=1, collator=FromWorker(), model=Tiny())
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(found.model.head.weight, expected.model.head.weight)
     assert model.with_cpu_attention
@@ -562,7 +575,7 @@ def test_a_signal_does_not_end_a_worker_that_has_just_started(accelerator, rows,
 
     monkeypatch.setattr(loop, "leave_signals_to_parent", told_first)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    assert fit(accelerator, rows, max_steps=2, workers=1).result["steps"] == 2
+    assert fit(accelerator, rows, max_steps=2, dataloader_num_workers=1).result["steps"] == 2
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before, "the parent hears signals again"
 
 
@@ -595,7 +608,7 @@ def test_two_processes_share_batches_and_average_gradients(accelerator, rows, mo
             return super().__call__(rows)
 
     two = OneOfTwo(accelerator)
-    found = fit(two, rows, max_steps=3, log_steps=1, collator=Noting(), seed=7)
+    found = fit(two, rows, max_steps=3, logging_steps=1, collator=Noting(), seed=7)
     sampler = order_of(rows, 4, 7, 2, 1)
     assert read == list(sampler)
     assert torch.initial_seed() == 8, "the second process draws other dropout than the first"
@@ -619,7 +632,7 @@ def test_a_process_that_is_not_the_main_one_shows_nothing(accelerator, rows, cap
     run = StubRun(accelerator)
     run.is_main = False
     goal = Goal("loss", larger_is_better=False)
-    config = TrainingConfig(batch_size=8)
+    config = TrainingConfig(per_device_train_batch_size=8)
     result = train(Tiny(), rows, Collator(), config, run, goal, lambda model, moment: {"loss": 1.0}, "processor")
     assert "".join(capfd.readouterr()) == ""
     assert result["steps"] == 3
@@ -628,7 +641,7 @@ def test_a_process_that_is_not_the_main_one_shows_nothing(accelerator, rows, cap
 def test_parameters_that_are_spread_over_processes_are_not_resumed(accelerator, rows, caplog):
     sharded = Tiny()
     sharded.sharded_parameters = {"feature_embeddings.weight": sharded.feature_embeddings.weight}
-    found = fit(accelerator, rows, model=sharded, checkpoint_steps=2)
+    found = fit(accelerator, rows, model=sharded, save_steps=2)
     assert found.run.resumed == 0
     assert found.run.checkpoints == []
     assert "this run saves no checkpoints and can't be resumed" in caplog.text
@@ -711,10 +724,10 @@ def test_a_window_is_contrasted_as_a_whole(accelerator, rows, monkeypatch):
         return [lambda i=i, **inputs: told.append(i) or prepared(**inputs) for i in range(len(batches))]
 
     monkeypatch.setattr(loop, "contrast_over_window", contrast)
-    found = fit(accelerator, rows, model=model, contrastive_batches="window", accumulation=4)
+    found = fit(accelerator, rows, model=model, contrastive_batches="window", gradient_accumulation_steps=4)
     assert windows == [4, 2]
     assert told == [0, 1, 2, 3, 0, 1]
-    assert torch.equal(found.model.head.weight, fit(accelerator, rows, accumulation=4).model.head.weight)
+    assert torch.equal(found.model.head.weight, fit(accelerator, rows, gradient_accumulation_steps=4).model.head.weight)
     assert windows == [4, 2], "and only if that is asked for"
 
 
@@ -724,7 +737,7 @@ def test_the_text_encoder_is_compiled_where_it_is_asked_for(accelerator, rows, m
     fit(accelerator, rows, max_steps=1)
     assert compiled == []
     model = Tiny()
-    fit(accelerator, rows, max_steps=1, compile=True, model=model)
+    fit(accelerator, rows, max_steps=1, torch_compile=True, model=model)
     assert compiled == [(model, "cpu")]
 
 

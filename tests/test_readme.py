@@ -74,4 +74,4 @@ def test_the_configuration_for_ones_own_log_is_read(tmp_path):
     (tmp_path / "ads.yaml").write_text(blocks("yaml")[0])
     run = parse_run(PretrainRun, ["--config", str(tmp_path / "ads.yaml"), "--output_dir", "x"])
     assert run.data.fields[2] == {"name": "ad_title", "max_tokens": 32}
-    assert run.training.epochs == 3
+    assert run.training.num_train_epochs == 3

@@ -35,9 +35,9 @@ from flip_hf.training.signals import EXIT_STOPPED, Stopped, StopSignals
 # 400 rows, so 13 steps an epoch, 7 with accumulation.
 KINDS = {
     "pretrain": ("pretrain", []),
-    "finetune": ("finetune", ["--training.oov_dropout", "0.2", "--training.accumulation", "2"]),
+    "finetune": ("finetune", ["--training.oov_dropout", "0.2", "--training.gradient_accumulation_steps", "2"]),
 }
-COMMON = ["--training.epochs", "2", "--training.log_steps", "3", "--training.evaluations_per_epoch", "2"]
+COMMON = ["--training.num_train_epochs", "2", "--training.logging_steps", "3", "--training.evaluations_per_epoch", "2"]
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def never_stopped(workplace, tmp_path_factory):
         for kind in KINDS:
             folders[kind] = tmp_path_factory.mktemp(kind)
             last = "26" if kind == "pretrain" else "14"
-            name, arguments = arguments_of(workplace, kind, folders[kind], "--training.checkpoint_steps", last)
+            name, arguments = arguments_of(workplace, kind, folders[kind], "--training.save_steps", last)
             script(name)(arguments)
     return folders
 
@@ -105,7 +105,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     # In the middle of an epoch, twice; after its last step, whose evaluation is then still to come; and in the next.
     stops, last = {"pretrain": ([2, 5, 13, 20], 26), "finetune": ([1, 3, 7, 12], 14)}[kind]
     for i, step in enumerate(stops):
-        flags = ["--training.workers", str(workers[i % 3]), "--training.checkpoint_steps", str(last)]
+        flags = ["--training.dataloader_num_workers", str(workers[i % 3]), "--training.save_steps", str(last)]
         interrupted(*arguments_of(workplace, kind, tmp_path, "--resume", "true", *flags), step)
         assert Checkpoints(tmp_path / "checkpoints", 2).last().name == f"step-{step}"
     monkeypatch.setattr(Checkpoints, "clear", lambda self: None)
@@ -142,7 +142,7 @@ def test_every_row_is_read_once_in_a_resumed_epoch(workplace, tmp_path, monkeypa
     for stop in (2, 5):
         interrupted(*arguments_of(workplace, kind, tmp_path, "--resume", "true"), stop)
     monkeypatch.setattr(EncodedRows, "__getitems__", getitems)
-    name, arguments = arguments_of(workplace, kind, tmp_path, "--resume", "true", "--training.epochs", "2")
+    name, arguments = arguments_of(workplace, kind, tmp_path, "--resume", "true", "--training.num_train_epochs", "2")
     interrupted(name, arguments, 6)
     in_epoch = 13 if kind == "pretrain" else 7
     # Rows that earlier runs have read are not loaded again.
@@ -346,8 +346,8 @@ def test_a_run_that_has_ended_is_left_alone(workplace, tmp_path, monkeypatch, ca
         script(name)(arguments)
     assert f"{tmp_path}: this run has ended; there is nothing to resume" in caplog.messages
     assert everything() == before
-    with pytest.raises(ValueError, match=r"run\.json can't be resumed.*training\.epochs was 2 and is 3"):
-        script(name)([*arguments, "--training.epochs", "3"])
+    with pytest.raises(ValueError, match=r"run\.json can't be resumed.*training\.num_train_epochs was 2 and is 3"):
+        script(name)([*arguments, "--training.num_train_epochs", "3"])
     assert everything() == before
 
 
@@ -362,8 +362,10 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(workplace, tmp_pat
             output.loss = output.loss * float("nan")
         return output
 
-    name, arguments = arguments_of(workplace, "finetune", tmp_path, "--mode", "id", "--training.accumulation", "1")
-    arguments += ["--training.checkpoint_steps", "4"]
+    name, arguments = arguments_of(
+        workplace, "finetune", tmp_path, "--mode", "id", "--training.gradient_accumulation_steps", "1"
+    )
+    arguments += ["--training.save_steps", "4"]
     with monkeypatch.context() as patch:
         patch.setattr(FlipForCTR, "forward", forward)
         with pytest.raises(FloatingPointError, match="the loss is nan at step 10"):
@@ -397,7 +399,7 @@ def test_a_checkpoint_that_is_not_complete_is_left_out(workplace, tmp_path, inte
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(workplace, tmp_path, monkeypatch, never_stopped):
-    name, arguments = arguments_of(workplace, "pretrain", tmp_path, "--training.checkpoint_steps", "5")
+    name, arguments = arguments_of(workplace, "pretrain", tmp_path, "--training.save_steps", "5")
     real = state.save_file
 
     def save_file(tensors, path):
@@ -512,8 +514,10 @@ def test_a_signal_that_the_program_ignores_does_not_stop_training(ignored):
 
 
 def test_a_signal_to_all_processes_stops_a_run_with_workers(workplace, tmp_path):
-    name, arguments = arguments_of(workplace, "finetune", tmp_path, "--mode", "id", "--training.workers", "2")
-    endless = ["--training.epochs", "100000", "--training.log_steps", "1"]
+    name, arguments = arguments_of(
+        workplace, "finetune", tmp_path, "--mode", "id", "--training.dataloader_num_workers", "2"
+    )
+    endless = ["--training.num_train_epochs", "100000", "--training.logging_steps", "1"]
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments, *endless]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "log.jsonl"
@@ -567,7 +571,7 @@ def test_two_processes_stop_and_resume_together(workplace, tmp_path, kind, worke
 
     def run(folder, stop_at):
         # 7 steps an epoch, 4 with accumulation.
-        flags = ["--resume", "true", "--training.workers", workers, "--training.precision", "fp32"]
+        flags = ["--resume", "true", "--training.dataloader_num_workers", workers, "--training.precision", "fp32"]
         name, arguments = arguments_of(workplace, kind, folder, *flags)
         command = [*launch, name, str(stop_at), str(folder) + "-rows", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

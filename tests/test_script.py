@@ -35,7 +35,10 @@ def test_an_error_that_a_user_can_fix_is_one_line(capsys):
     def long_message():
         raise OSError("config.json is not there:\n\n  look\tat the folder\x1b[31m")
 
-    assert ended(capsys, lambda: TrainingConfig(epochs=0)) == (1, "error: training.epochs=0 must be 1 or more\n")
+    assert ended(capsys, lambda: TrainingConfig(num_train_epochs=0)) == (
+        1,
+        "error: training.num_train_epochs=0 must be 1 or more\n",
+    )
     assert ended(capsys, bad_row) == (1, "error: clicks.csv, row 3: an id must be text\n")
     shown = "error: config.json is not there: look at the folder\\x1b[31m\n"
     assert ended(capsys, long_message) == (1, shown)

@@ -38,7 +38,14 @@ def pretrained(workplace):
 @pytest.fixture(scope="module")
 def finetuned(workplace, pretrained):
     output = workplace / "flip"
-    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(output), "--training.epochs", "3"]
+    arguments = [
+        "--config",
+        str(workplace / "config.yaml"),
+        "--output_dir",
+        str(output),
+        "--training.num_train_epochs",
+        "3",
+    ]
     script("finetune")([*arguments, "--pretrained", str(pretrained / "model")])
     return output
 
@@ -75,7 +82,7 @@ def test_tensorboard_shows_what_the_log_holds(pretrained):
 def test_an_unknown_tracker_is_refused_before_anything_is_read(workplace, tmp_path):
     arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / "run")]
     with pytest.raises(ValueError, match="'mlflow' is not one of tensorboard, trackio, wandb"):
-        script("pretrain")([*arguments, "--training.trackers", "[mlflow]"])
+        script("pretrain")([*arguments, "--training.report_to", "[mlflow]"])
     assert not (tmp_path / "run").exists()
 
 
@@ -152,7 +159,9 @@ def test_a_card_is_of_the_run(finetuned, tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", ["id", "text"])
 def test_one_tower_is_finetuned_alone(workplace, pretrained, mode, tmp_path):
     arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / mode), "--mode", mode]
-    script("finetune")([*arguments, "--pretrained", str(pretrained / "model"), "--training.accumulation", "2"])
+    script("finetune")(
+        [*arguments, "--pretrained", str(pretrained / "model"), "--training.gradient_accumulation_steps", "2"]
+    )
     model = FlipForCTR.from_pretrained(tmp_path / mode / "model")
     assert model.config.mode == mode
     assert json.loads((tmp_path / mode / "run.json").read_text())["result"]["steps"] == 7
@@ -314,7 +323,14 @@ def test_what_is_not_finite_stops_the_run(workplace, tmp_path, monkeypatch, what
 
 def test_pretraining_contrasts_a_window_of_batches(workplace, tmp_path):
     arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path)]
-    window = ["--training.contrastive_batches", "window", "--training.accumulation", "4", "--training.log_steps", "1"]
+    window = [
+        "--training.contrastive_batches",
+        "window",
+        "--training.gradient_accumulation_steps",
+        "4",
+        "--training.logging_steps",
+        "1",
+    ]
     script("pretrain")([*arguments, *window, "--model.options.contrastive_temperature", "100"])
     # So warm that no row is told from another: the logarithm of the rows of 4 batches out of 13, then of the last one.
     found = [line["icl_loss"] for line in lines(tmp_path, "train")]
@@ -322,7 +338,14 @@ def test_pretraining_contrasts_a_window_of_batches(workplace, tmp_path):
 
 
 def test_pretraining_tells_masked_tokens_from_those_seen(workplace, tmp_path):
-    arguments = ["--config", str(workplace / "config.yaml"), "--training.max_steps", "2", "--training.log_steps", "1"]
+    arguments = [
+        "--config",
+        str(workplace / "config.yaml"),
+        "--training.max_steps",
+        "2",
+        "--training.logging_steps",
+        "1",
+    ]
     found = {}
     for vocabulary in ("all", "seen"):
         folder = tmp_path / vocabulary
@@ -363,7 +386,7 @@ def test_updates_of_rows_leave_those_that_no_batch_reads(workplace, tmp_path):
     tables = {}
     for updates in ("dense", "rows"):
         folder = tmp_path / updates
-        flags = ["--training.feature_updates", updates, "--training.batch_size", "2"]
+        flags = ["--training.feature_updates", updates, "--training.per_device_train_batch_size", "2"]
         script("finetune")([*arguments, "--output_dir", str(folder), *flags, "--training.warmup_ratio", "0"])
         tables[updates] = FlipForCTR.from_pretrained(folder / "model").flip.feature_embeddings.weight.detach()
     # Adam's first step is the same for both: moments of rows that were not read are nothing yet.
@@ -377,7 +400,7 @@ def test_a_compiled_text_encoder_reads_alike(workplace, tmp_path, caplog):
     found = {}
     for how in ("false", "true"):
         folder = tmp_path / how
-        script("finetune")([*arguments, "--output_dir", str(folder), "--training.compile", how])
+        script("finetune")([*arguments, "--output_dir", str(folder), "--training.torch_compile", how])
         weights = load_file(folder / "model" / "model.safetensors")
         found[how] = set(weights), lines(folder, "validation")[-1]["logloss"]
     assert "can't compile" not in caplog.text
@@ -391,7 +414,7 @@ def test_where_torch_can_not_compile_training_goes_on(workplace, tmp_path, caplo
 
     monkeypatch.setattr(torch, "compile", fail)
     arguments = ["--config", str(workplace / "config.yaml"), "--training.max_steps", "1", "--mode", "text"]
-    script("finetune")([*arguments, "--output_dir", str(tmp_path), "--training.compile", "true"])
+    script("finetune")([*arguments, "--output_dir", str(tmp_path), "--training.torch_compile", "true"])
     assert "the text encoder stays as it is (no C++ compiler)" in caplog.text
     assert len(lines(tmp_path, "train")) == 1
 
@@ -460,7 +483,7 @@ def test_the_same_seed_gives_the_same_run(workplace, tmp_path):
     def losses(name, seed):
         arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / name)]
         script("pretrain")(
-            [*arguments, "--training.max_steps", "5", "--training.log_steps", "1", "--training.seed", seed]
+            [*arguments, "--training.max_steps", "5", "--training.logging_steps", "1", "--training.seed", seed]
         )
         return [line["loss"] for line in lines(tmp_path / name, "train")]
 
@@ -498,7 +521,14 @@ def test_scripts_start_from_the_command_line(workplace, tmp_path, launcher):
 @pytest.mark.distributed
 @pytest.mark.parametrize("sharded", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_two_processes_train_together(workplace, tmp_path, sharded):
-    arguments = ["--config", str(workplace / "config.yaml"), "--training.epochs", "2", "--training.precision", "fp32"]
+    arguments = [
+        "--config",
+        str(workplace / "config.yaml"),
+        "--training.num_train_epochs",
+        "2",
+        "--training.precision",
+        "fp32",
+    ]
     # Of a table that is shared out, processes can also update the rows that were read alone.
     updates = "rows" if sharded == "true" else "dense"
     arguments += ["--training.shard_features", sharded, "--training.feature_updates", updates]

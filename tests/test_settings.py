@@ -185,18 +185,26 @@ def test_settings_of_fields_are_checked_first():
         DataConfig(source="movielens-100k", fields=["user_id", {"name": "x", "knd": "numeric"}])
 
 
+NOW = "training.epochs is now training.num_train_epochs"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--trainng.epochs", "3"], "unrecognized arguments: --trainng.epochs 3 (did you mean training.epochs?)"),
+        (["--trainng.seed", "3"], "unrecognized arguments: --trainng.seed 3 (did you mean training.seed?)"),
         (["--output-dri=x"], "unrecognized arguments: --output_dri=x (did you mean output_dir?)"),
         (["--data", '{"feilds": ["a"]}'], "Group 'data' does not accept option 'feilds' (did you mean data.fields?)"),
-        ({"trainng": {"epochs": 3}}, "Option 'trainng.epochs' is not accepted (did you mean training.epochs?)"),
-        ({"training": {"epocs": 3}}, "Group 'training' does not accept option 'epocs' (did you mean training.epochs?)"),
+        ({"trainng": {"seed": 3}}, "Option 'trainng.seed' is not accepted (did you mean training.seed?)"),
+        ({"training": {"sed": 3}}, "Group 'training' does not accept option 'sed' (did you mean training.seed?)"),
         ({"pretraind": "x"}, "Option 'pretraind' is not accepted (did you mean pretrained?)"),
         ({"zzz": 1}, "Option 'zzz' is not accepted"),
         ({"masking": 1}, "Option 'masking' is not accepted (finetuning has no setting masking; pretraining has)"),
-        (["--training.epoch", "3"], "unrecognized arguments: --training.epoch 3 (did you mean training.epochs?)"),
+        (
+            ["--training.warmup", "3"],
+            "unrecognized arguments: --training.warmup 3 (did you mean training.warmup_ratio?)",
+        ),
+        (["--training.epochs", "3"], f"unrecognized arguments: --training.epochs 3 ({NOW})"),
+        ({"training": {"epochs": 3}}, f"Group 'training' does not accept option 'epochs' ({NOW})"),
     ],
 )
 def test_an_unknown_flag_or_key_is_refused_with_the_nearest(tmp_path, capsys, arguments, message):

@@ -48,7 +48,7 @@ def run(workplace, tmp_path):
         """Rows are validated that are trained on, so that the two can be compared."""
         same = ["--data.train_file", str(workplace / "validation.parquet")]
         arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / folder)]
-        script(name)([*arguments, *same, "--training.trackers", "[]", *flags])
+        script(name)([*arguments, *same, "--training.report_to", "[]", *flags])
         return tmp_path / folder
 
     return run
@@ -64,7 +64,7 @@ def masks_of(batches):
 
 
 def test_validation_masks_what_training_does_not_and_always_the_same(run, collated):
-    run("pretrain", "--training.epochs", "2", "--training.patience", "9")
+    run("pretrain", "--training.num_train_epochs", "2", "--training.patience", "9")
     passes = {True: [[]], False: [[]]}
     for entry in collated:
         of_one = passes[entry[0] is collated[0][0]]
@@ -110,7 +110,7 @@ def test_single_tokens_are_masked_where_they_are_asked_for(run, collated):
 
 
 def test_features_are_dropped_in_training_alone_and_by_the_seed(run, collated):
-    flags = ["--training.oov_dropout", "0.5", "--training.seed", "3", "--training.epochs", "1"]
+    flags = ["--training.oov_dropout", "0.5", "--training.seed", "3", "--training.num_train_epochs", "1"]
     folder = run("finetune", "--mode", "id", *flags)
     trained, others = [], {}
     for collator, numbers, _, batch in collated:
@@ -130,7 +130,7 @@ def test_features_are_dropped_in_training_alone_and_by_the_seed(run, collated):
 
 
 def test_evaluation_has_batches_of_its_own_size(run, collated):
-    run("finetune", "--mode", "id", "--training.max_steps", "1", "--training.evaluation_batch_size", "50")
+    run("finetune", "--mode", "id", "--training.max_steps", "1", "--training.per_device_eval_batch_size", "50")
     first = collated[0][0]
     assert [len(numbers) for collator, numbers, _, _ in collated if collator is first] == [30]
     sizes = [len(numbers) for collator, numbers, _, _ in collated if collator is not first]
@@ -140,8 +140,8 @@ def test_evaluation_has_batches_of_its_own_size(run, collated):
 
 def test_as_many_checkpoints_are_kept_as_asked_for_and_trackers_started(run, monkeypatch):
     monkeypatch.setattr(Checkpoints, "clear", lambda self: None)
-    flags = ["--training.checkpoint_steps", "1", "--training.checkpoints_kept", "3"]
-    folder = run("finetune", "--mode", "id", "--training.epochs", "1", *flags)
+    flags = ["--training.save_steps", "1", "--training.save_total_limit", "3"]
+    folder = run("finetune", "--mode", "id", "--training.num_train_epochs", "1", *flags)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-2", "step-3", "step-4"]
     assert not (folder / "tensorboard").exists(), "the fixture asks for no tracker"
 

@@ -388,7 +388,7 @@ def test_a_field_that_the_processor_does_not_know_is_named(processor, click_rows
         log.encode(processor, "train")
 
 
-@pytest.mark.parametrize("setting", ["epochs", "batch_size", "accumulation", "log_steps", "checkpoint_steps"])
+@pytest.mark.parametrize("setting", ["num_train_epochs", "logging_steps", "save_steps"])
 def test_counts_of_a_training_are_1_or_more(setting):
     with pytest.raises(ValueError, match=rf"training\.{setting}=0 must be 1 or more"):
         TrainingConfig(**{setting: 0})

@@ -143,7 +143,7 @@ def test_movielens_1m_has_histories(cache, monkeypatch):
 
 
 def test_the_configuration_for_movielens_1m_is_one_that_a_model_takes(tmp_path):
-    config = CONFIGS / "ml-1m" / "dcnv2_alone.yaml"
+    config = CONFIGS / "ml-1m" / "dcnv2.yaml"
     run = parse_run(FinetuneRun, ["--config", str(config), "--output_dir", str(tmp_path)])
     assert (run.data.source, run.data.split, run.mode) == ("movielens-1m", "random", "id")
     text_config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)

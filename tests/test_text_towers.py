@@ -264,7 +264,14 @@ def test_such_a_model_is_served_and_exported(processor, click_rows, tmp_path):
 
 
 def test_the_scripts_train_evaluate_and_predict_it(workplace, tmp_path):
-    arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path), "--training.epochs", "3"]
+    arguments = [
+        "--config",
+        str(workplace / "config.yaml"),
+        "--output_dir",
+        str(tmp_path),
+        "--training.num_train_epochs",
+        "3",
+    ]
     towers = ["--mode", "text", "--model.options.text_towers", '[["user_id"], ["title", "kind"]]']
     script("finetune")([*arguments, *towers])
     assert FlipForCTR.from_pretrained(tmp_path / "model").config.text_towers == [["user_id"], ["title", "kind"]]

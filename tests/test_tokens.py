@@ -62,7 +62,7 @@ def test_a_run_leaves_and_prints_no_secret(workplace, tmp_path, environment, tok
         del environment["HF_TOKEN"]
     output = tmp_path / "run"
     arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(output)]
-    arguments += ["--training.max_steps", "6", "--training.checkpoint_steps", "3"]
+    arguments += ["--training.max_steps", "6", "--training.save_steps", "3"]
     done = run(["-c", KEEPING_CHECKPOINTS, str(EXAMPLES / "finetune.py")], arguments, environment)
     assert done.returncode == 0, done.stderr.decode()
 

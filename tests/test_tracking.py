@@ -9,10 +9,10 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flip_hf.runs import curves, tracking
 from flip_hf.runs.run import Run
 from flip_hf.runs.settings import FinetuneRun
 from flip_hf.runs.tracking import make_trackers, trackable
-from flip_hf.runs import curves, tracking
 from flip_hf.training import meter
 from flip_hf.training.config import TrainingConfig
 
@@ -34,7 +34,7 @@ def _a_process_of_its_own():
 
 
 def finished(folder, trackers):
-    started = Run(FinetuneRun(output_dir=folder, training=TrainingConfig(precision="fp32", trackers=trackers)))
+    started = Run(FinetuneRun(output_dir=folder, training=TrainingConfig(precision="fp32", report_to=trackers)))
     for event, values in LINES:
         started.log(event, values)
     started.finish()

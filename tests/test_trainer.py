@@ -116,7 +116,7 @@ def of_the_loop(model, rows, collator, accumulation):
     start = weights(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     batches = DataLoader(rows, 32 // accumulation, collate_fn=lambda part: (torch.zeros(len(part)), collator(part)))
-    config = TrainingConfig(max_gradient_norm=float("inf"))
+    config = TrainingConfig(max_grad_norm=float("inf"))
     for step, window in enumerate(loop._windows(batches, accumulation), start=1):
         loop._step(model, optimizer, window, config, NoRun(), step)
     return moved(model, start)

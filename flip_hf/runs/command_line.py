@@ -15,6 +15,20 @@ _UNKNOWN = (
     re.compile(r"Option '(?P<name>[^']+)' is not accepted"),
     re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'"),
 )
+# Settings that earlier versions called otherwise.
+_RENAMED = {
+    "training.epochs": "training.num_train_epochs",
+    "training.batch_size": "training.per_device_train_batch_size",
+    "training.evaluation_batch_size": "training.per_device_eval_batch_size",
+    "training.accumulation": "training.gradient_accumulation_steps",
+    "training.log_steps": "training.logging_steps",
+    "training.checkpoint_steps": "training.save_steps",
+    "training.checkpoints_kept": "training.save_total_limit",
+    "training.max_gradient_norm": "training.max_grad_norm",
+    "training.workers": "training.dataloader_num_workers",
+    "training.trackers": "training.report_to",
+    "training.compile": "training.torch_compile",
+}
 # How it says that one value stands where a list must.
 _NO_LIST = re.compile(r"Expected a <class 'list'>.*(?:Got value|Given value): (?P<value>[^\s\[{].*)$", re.DOTALL)
 
@@ -72,6 +86,8 @@ def _suggestion(message: str, known: Collection[str], elsewhere: Mapping[str, st
             name = ".".join(filter(None, (parts.get("group"), parts["name"])))
             if (top := name.partition(".")[0]) in elsewhere:
                 return f" ({elsewhere[top]})"
+            if name in _RENAMED:
+                return f" ({name} is now {_RENAMED[name]})"
             near = nearest(name, known)
             return f" (did you mean {near}?)" if near else ""
     return ""

@@ -56,11 +56,11 @@ _FREE_SETTINGS = {
     "data.test_file",
     *(f"data.csv.{setting.name}" for setting in fields(CSVFormat)),
     "training.precision",
-    "training.log_steps",
-    "training.trackers",
-    "training.workers",
-    "training.checkpoint_steps",
-    "training.checkpoints_kept",
+    "training.logging_steps",
+    "training.report_to",
+    "training.dataloader_num_workers",
+    "training.save_steps",
+    "training.save_total_limit",
 }
 
 _RECORD = "run.json"
@@ -105,11 +105,11 @@ class Run:
 
     def _open(self, settings: TrainingRun) -> None:
         training = settings.training
-        self._checkpoints = Checkpoints(self.folder / "checkpoints", training.checkpoints_kept)
+        self._checkpoints = Checkpoints(self.folder / "checkpoints", training.save_total_limit)
         last = self._checkpoints.last()
         self._checkpoint = last if settings.resume else None
         first_step = None if self._checkpoint is None else read_facts(self._checkpoint)["step"] + 1
-        trackers = make_trackers(training.trackers, self.folder, as_plain(settings), first_step)
+        trackers = make_trackers(training.report_to, self.folder, as_plain(settings), first_step)
         self.accelerator = make_accelerator(training.precision, trackers)
         self.is_main = self.accelerator.is_main_process
         logging.basicConfig(level=logging.INFO if self.is_main else logging.ERROR, format="%(message)s")

@@ -318,7 +318,7 @@ _RUNS: Mapping[type, tuple[str, str, type]] = {
 def parse_run(
     kind: type[RunConfig], arguments: Sequence[str] | None = None, description: str | None = None
 ) -> RunConfig:
-    """The run that the command line asks for: `--config FILE.yaml`, then overrides such as `--training.epochs 3`.
+    """The run that the command line asks for: `--config FILE.yaml`, then overrides such as `--training.seed 3`.
 
     Names may be written with dashes (`--push-to-hub`), and a switch without its value (`--private`) is on. An unknown
     setting, on the command line or in the file, ends the program; the message names the nearest one.

@@ -33,9 +33,9 @@ def make_trackers(
         names = ["tensorboard"] if find_spec("tensorboard") else []
     for name in names:
         if name not in TRACKERS:
-            raise ValueError(f"training.trackers: {name!r} is not one of {', '.join(TRACKERS)}")
+            raise ValueError(f"training.report_to: {name!r} is not one of {', '.join(TRACKERS)}")
         if find_spec(name) is None:
-            raise ValueError(f"training.trackers: {name!r} is not installed; pip install {name}, or leave it out")
+            raise ValueError(f"training.report_to: {name!r} is not installed; pip install {name}, or leave it out")
     run = {"name": folder.name, "config": dict(settings)}
     made = {
         "tensorboard": lambda: TensorBoardTracker(TENSORBOARD_FOLDER, folder, purge_step=first_step),

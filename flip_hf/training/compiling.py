@@ -30,8 +30,8 @@ def compile_text_encoder(model: Any, device: torch.device) -> bool:
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         logger.warning(
-            "training.compile: torch can't compile here, and the text encoder stays as it is (%s); on a CPU it needs a "
-            "C++ compiler, on a GPU Triton",
+            "training.torch_compile: torch can't compile here, and the text encoder stays as it is (%s); on a CPU it "
+            "needs a C++ compiler, on a GPU Triton",
             reason,
         )
         return False

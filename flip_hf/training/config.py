@@ -11,12 +11,12 @@ class TrainingConfig:
     """How to train.
 
     Args:
-        epochs: maximum number of passes over the training rows.
+        num_train_epochs: maximum number of passes over the training rows.
         max_steps: stop after this many optimiser steps; no limit by default.
-        batch_size: rows in a batch on each device.
-        accumulation: number of batches whose gradients are accumulated in one optimiser step.
+        per_device_train_batch_size: rows in a batch on each device.
+        gradient_accumulation_steps: number of batches whose gradients are accumulated in one optimiser step.
         contrastive_batches: the rows that pretraining contrasts with each other: one "batch" on all devices, or a
-            "window" of `accumulation` batches, which costs one more forward pass.
+            "window" of `gradient_accumulation_steps` batches, which costs one more forward pass.
         learning_rate: peak learning rate of all parameters except the text encoder's.
         text_learning_rate: peak learning rate of the text encoder.
         weight_decay: weight decay of AdamW. It applies to matrices other than embeddings.
@@ -28,30 +28,30 @@ class TrainingConfig:
             only the "rows" that the batch read. The cost of "rows" does not grow with the table, but it lowers AUC a
             little (benchmarks/README.md). On several processes "rows" needs `shard_features`.
         warmup_ratio: share of the steps in which the learning rate rises; afterwards it falls as a cosine.
-        max_gradient_norm: larger gradients are scaled down to this norm.
+        max_grad_norm: larger gradients are scaled down to this norm.
         precision: "bf16" for autocast, "fp32", or "auto" for bf16 if the device computes in it.
-        compile: compile the text encoder with torch.compile. Use it on GPUs; on a CPU steps take 50% longer
+        torch_compile: compile the text encoder with torch.compile. Use it on GPUs; on a CPU steps take 50% longer
             (benchmarks/README.md).
-        evaluation_batch_size: rows in an evaluation batch on each device. `pretrain.py` ignores it and validates with
-            `batch_size`, because the loss of ICL depends on the number of rows in a batch.
+        per_device_eval_batch_size: rows in an evaluation batch on each device. `pretrain.py` ignores it and validates
+            with `per_device_train_batch_size`, because the loss of ICL depends on the number of rows in a batch.
         evaluations_per_epoch: number of evaluations on the validation rows in each epoch.
         patience: stop after this many evaluations in a row without improvement.
-        log_steps: optimiser steps between two lines of `log.jsonl`.
-        trackers: services that receive the log: tensorboard, trackio, wandb. The default is tensorboard if it is
+        logging_steps: optimiser steps between two lines of `log.jsonl`.
+        report_to: services that receive the log: tensorboard, trackio, wandb. The default is tensorboard if it is
             installed; `[]` is none.
-        checkpoint_steps: optimiser steps between two checkpoints. An interruption loses at most this many steps.
-        checkpoints_kept: number of checkpoints to keep during the run. Each is about three times as large as the
+        save_steps: optimiser steps between two checkpoints. An interruption loses at most this many steps.
+        save_total_limit: number of checkpoints to keep during the run. Each is about three times as large as the
             weights.
-        workers: number of processes that prepare batches; 0 prepares them in the main process.
+        dataloader_num_workers: number of processes that prepare batches; 0 prepares them in the main process.
         shard_features: spread the rows of the feature table over the processes, for a table that does not fit into
             one of them.
         seed: seed of all random numbers except the data split.
     """
 
-    epochs: int = 1
+    num_train_epochs: int = 1
     max_steps: int | None = None
-    batch_size: int = 128
-    accumulation: int = 1
+    per_device_train_batch_size: int = 128
+    gradient_accumulation_steps: int = 1
     contrastive_batches: Literal["batch", "window"] = "batch"
     learning_rate: float = 1e-3
     text_learning_rate: float = 1e-4
@@ -60,17 +60,17 @@ class TrainingConfig:
     feature_l2: float = 0.0
     feature_updates: Literal["dense", "rows"] = "dense"
     warmup_ratio: float = 0.05
-    max_gradient_norm: float = 1.0
+    max_grad_norm: float = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: bool = False
-    evaluation_batch_size: int = 512
+    torch_compile: bool = False
+    per_device_eval_batch_size: int = 512
     evaluations_per_epoch: int = 1
     patience: int = 2
-    log_steps: int = 10
-    trackers: list[str] | None = None
-    checkpoint_steps: int = 500
-    checkpoints_kept: int = 2
-    workers: int = 0
+    logging_steps: int = 10
+    report_to: list[str] | None = None
+    save_steps: int = 500
+    save_total_limit: int = 2
+    dataloader_num_workers: int = 0
     shard_features: bool = False
     seed: int = 0
 

@@ -126,13 +126,17 @@ def train(
             "pretraining with a positive weight of icl in model.options.objectives"
         )
     sampler = LengthGroupedBatchSampler(
-        text_lengths(rows), config.batch_size, config.seed, accelerator.num_processes, accelerator.process_index
+        text_lengths(rows),
+        config.per_device_train_batch_size,
+        config.seed,
+        accelerator.num_processes,
+        accelerator.process_index,
     )
     loader: Any = DataLoader(
         EncodedRows(rows, collator.columns),
         batch_sampler=sampler,
         collate_fn=WithRowNumbers(collator),
-        num_workers=config.workers,
+        num_workers=config.dataloader_num_workers,
         worker_init_fn=leave_signals_to_parent,
         # Else it draws a seed for its workers where the model draws its dropout.
         generator=torch.Generator(),
@@ -153,11 +157,11 @@ def train(
         logger.warning("parameters are spread over processes: this run saves no checkpoints and can't be resumed")
     if accelerator.device.type == "cpu":
         model.use_cpu_attention()
-    if config.compile:
+    if config.torch_compile:
         compile_text_encoder(model, accelerator.device)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
-    steps_per_epoch = -(-len(loader) // config.accumulation)
-    total_steps = min(config.epochs * steps_per_epoch, config.max_steps or sys.maxsize)
+    steps_per_epoch = -(-len(loader) // config.gradient_accumulation_steps)
+    total_steps = min(config.num_train_epochs * steps_per_epoch, config.max_steps or sys.maxsize)
     schedule = build_schedule(optimizer, config, total_steps)
     evaluate_at = {
         round(steps_per_epoch * i / config.evaluations_per_epoch) for i in range(1, config.evaluations_per_epoch + 1)
@@ -170,7 +174,9 @@ def train(
     state = TrainingState(accelerator, model, optimizer, schedule)
     saved = run.resume(state) if is_resumable else None
     progress = Progress() if saved is None else Progress.of(saved)
-    windows = _windows_from(progress.step, steps_per_epoch, loader, sampler, collator, config.accumulation)
+    windows = _windows_from(
+        progress.step, steps_per_epoch, loader, sampler, collator, config.gradient_accumulation_steps
+    )
 
     def stop_if_told(signals: StopSignals) -> None:
         if signals.any(accelerator):
@@ -214,7 +220,7 @@ def train(
             progress.rows, progress.seconds = progress.rows + num_rows, progress.seconds + seconds
             progress.meter.add(values, num_rows, seconds)
             bar.update()
-            if progress.step % config.log_steps == 0 or progress.step == total_steps:
+            if progress.step % config.logging_steps == 0 or progress.step == total_steps:
                 averages, progress.meter = progress.meter.averages(), Meter()
                 bar.set_postfix({k: f"{v:.3g}" for k, v in averages.items() if k.endswith(("loss", "rows_per_second"))})
                 now = {**learning_rates(optimizer), **memory_in_use(accelerator.device)}
@@ -222,7 +228,7 @@ def train(
 
             # Before the evaluation, which may take longer than whoever sent the signal waits.
             stop_if_told(signals)
-            if is_resumable and progress.step % config.checkpoint_steps == 0:
+            if is_resumable and progress.step % config.save_steps == 0:
                 run.save_checkpoint(progress.step, state, asdict(progress), processor)
 
 
@@ -271,7 +277,7 @@ def _step(
             values[name] = values.get(name, torch.zeros_like(value)) + value
         for name, value in (output.get("metrics") or {}).items():
             values[name] = values.get(name, torch.zeros_like(value)) + value / len(window)
-    gradient_norm = clip_gradients(model, accelerator, config.max_gradient_norm)
+    gradient_norm = clip_gradients(model, accelerator, config.max_grad_norm)
     if not torch.isfinite(gradient_norm):
         message = f"the gradient's norm is {gradient_norm.item()}"
         raise _not_finite(message, step, values, [numbers for numbers, _ in window], run)

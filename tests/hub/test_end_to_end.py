@@ -50,7 +50,7 @@ def finetune(hub, home, encoder, output, *flags, script="finetune"):
         "--data.max_validation_rows": 128,
         "--model.text_encoder": encoder,
         "--model.options": '{"embedding_dim": 8, "backbone_options": {"hidden_sizes": [16]}}',
-        "--training.batch_size": 64,
+        "--training.per_device_train_batch_size": 64,
         "--training.learning_rate": 0.01,
         "--output-dir": output,
     }
@@ -207,7 +207,7 @@ def test_killed_half_way_and_pushed_again(hub, pushed, encoder):
 def test_every_better_model_is_pushed_and_a_failing_hub_stops_no_training(hub, pushed, encoder, tmp_path):
     repo = "org/best"
     flags = ["--push-to-hub", repo, "--push-when", "best", "--training.evaluations_per_epoch", "4"]
-    flags += ["--training.patience", "9", "--training.trackers", "[]"]
+    flags += ["--training.patience", "9", "--training.report_to", "[]"]
     command = finetune(hub, pushed["home"], encoder, tmp_path / "run", *flags)
     # A Hub that answers 403 to one push: no further attempt helps.
     hub.fail("commit", Fault(status=403))

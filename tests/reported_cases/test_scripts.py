@@ -17,7 +17,7 @@ from example_runs import EXAMPLES, lines, script
 
 from flip_hf import FlipForCTR, FlipForPreTraining, FlipProcessor
 
-SHORT = ["--training.max_steps", "2", "--training.log_steps", "1"]
+SHORT = ["--training.max_steps", "2", "--training.logging_steps", "1"]
 
 
 def finetune(workplace, folder, *flags):
@@ -85,9 +85,17 @@ def test_a_model_that_never_learned_clicks_is_refused(ctr_folder, impressions, t
 
 def test_a_second_run_in_a_folder_ends_with_the_first_ones_host_and_process(workplace, tmp_path):
     arguments = ["--config", str(workplace / "config.yaml"), "--output_dir", str(tmp_path / "run"), "--mode", "id"]
-    command = [sys.executable, str(EXAMPLES / "finetune.py"), *arguments, "--training.epochs"]
+    command = [sys.executable, str(EXAMPLES / "finetune.py"), *arguments, "--training.num_train_epochs"]
     # Lines of the log show that it trains; workers share its open files.
-    flags = ["100000", "--training.patience", "100000", "--training.log_steps", "1", "--training.workers", "1"]
+    flags = [
+        "100000",
+        "--training.patience",
+        "100000",
+        "--training.logging_steps",
+        "1",
+        "--training.dataloader_num_workers",
+        "1",
+    ]
     first = subprocess.Popen([*command, *flags], stderr=subprocess.DEVNULL)
     try:
         log = tmp_path / "run" / "log.jsonl"
@@ -201,10 +209,10 @@ def test_evaluate_takes_one_labelled_file(ctr_folder, impressions, tmp_path):
     ("flags", "message"),
     [
         (["--data.fields", "[user_id, clicked]"], r"data\.fields names 'clicked', which is the label"),
-        (["--training.evaluation_batch_size", "0"], r"training\.evaluation_batch_size=0 must be 1 or more"),
+        (["--training.per_device_eval_batch_size", "0"], r"training\.per_device_eval_batch_size=0 must be 1 or more"),
         (["--training.warmup_ratio", "1.5"], r"training\.warmup_ratio=1\.5 must be from 0 to 1"),
         (["--training.learning_rate", "-1"], r"training\.learning_rate=-1\.0 must be 0 or more"),
-        (["--training.workers", "-1"], r"training\.workers=-1 must be 0 or more"),
+        (["--training.dataloader_num_workers", "-1"], r"training\.dataloader_num_workers=-1 must be 0 or more"),
         (["--pretrained", "RUN"], r"pretrained=.*run: this folder holds no model.*did you mean .*run/model\?"),
         (["--pretrained", "RUN/model", "--mode", "text"], r"mode=text: .*model was saved in mode=id and has no other"),
     ],

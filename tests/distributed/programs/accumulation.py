@@ -42,10 +42,10 @@ for case, settings in cases.items():
     cls = FlipForCTR if case == "ctr" else FlipForPreTraining
     for accumulation in (1, 2, 4):
         config = TrainingConfig(
-            batch_size=24 // accumulation // ARGUMENTS["processes"],
-            accumulation=accumulation,
+            per_device_train_batch_size=24 // accumulation // ARGUMENTS["processes"],
+            gradient_accumulation_steps=accumulation,
             precision="fp32",
-            max_gradient_norm=1e9,
+            max_grad_norm=1e9,
         )
         model = build(cls, processor, **settings)
         folder = Path(ARGUMENTS["report"]).parent / case

@@ -12,10 +12,10 @@ from flip_hf.training.config import TrainingConfig
 
 config = TrainingConfig(
     max_steps=10,
-    batch_size=12 // ARGUMENTS["processes"],
+    per_device_train_batch_size=12 // ARGUMENTS["processes"],
     precision="fp32",
-    log_steps=1,
-    max_gradient_norm=0.5,
+    logging_steps=1,
+    max_grad_norm=0.5,
     shard_features=ARGUMENTS["sharded"],
 )
 accelerator = Accelerator(cpu=True)
