@@ -27,10 +27,10 @@ from flip_hf.data.collators import EncodedRows
 from flip_hf.runs.build import fit_processor, new_model
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.device import make_accelerator
-from flip_hf.runs.settings import DataConfig, ModelConfig
-from flip_hf.training.config import TrainingConfig
+from flip_hf.runs.settings import DataSettings, ModelSettings
 from flip_hf.training.evaluation import click_logits
 from flip_hf.training.optimization import build_optimizer
+from flip_hf.training.settings import TrainingSettings
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in BACKBONES},
@@ -111,8 +111,8 @@ def best_settings(variants: list[str], folder: Path) -> dict[str, dict[str, Any]
 
 def measure(variants: list[str]) -> dict[str, tuple[int, float, float]]:
     """Parameters, and rows per second in training and in scoring, of each variant."""
-    log = load_click_log(DataConfig(source="movielens-100k"))
-    processor = fit_processor(log, ModelConfig())
+    log = load_click_log(DataSettings(source="movielens-100k"))
+    processor = fit_processor(log, ModelSettings())
     test = log.encode(processor, "test")
     collator = FlipCTRCollator(processor, "id")
     rows = EncodedRows(test, collator.columns)
@@ -125,9 +125,9 @@ def measure(variants: list[str]) -> dict[str, tuple[int, float, float]]:
     found = {}
     for name in variants:
         backbone, options = VARIANTS[name]
-        settings = ModelConfig(options={"backbone": backbone, "backbone_options": options})
+        settings = ModelSettings(options={"backbone": backbone, "backbone_options": options})
         model: Any = new_model(FlipForCTR, settings, processor, "id")
-        prepared, optimizer = accelerator.prepare(model, build_optimizer(model, TrainingConfig()))
+        prepared, optimizer = accelerator.prepare(model, build_optimizer(model, TrainingSettings()))
         training, scoring = [], []
         for _ in range(REPEATS + 1):
             prepared.train()

@@ -18,7 +18,7 @@ from transformers import DataCollatorForLanguageModeling
 from flip_hf import FlipPretrainingCollator
 from flip_hf.runs.build import fit_processor
 from flip_hf.runs.data import load_click_log
-from flip_hf.runs.settings import DataConfig, ModelConfig
+from flip_hf.runs.settings import DataSettings, ModelSettings
 from flip_hf.standard_json import measures_json
 
 
@@ -26,8 +26,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch_sizes", type=int, nargs="*", default=[128, 1024])
     arguments = parser.parse_args()
-    log = load_click_log(DataConfig(source="movielens-100k", max_train_rows=16384))
-    processor = fit_processor(log, ModelConfig())
+    log = load_click_log(DataSettings(source="movielens-100k", max_train_rows=16384))
+    processor = fit_processor(log, ModelSettings())
     encoded = log.encode(processor, "train", with_label=False).with_format("arrow")
     ours, theirs = FlipPretrainingCollator(processor), DataCollatorForLanguageModeling(processor.tokenizer)
     fields = processor.fields

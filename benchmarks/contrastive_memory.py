@@ -19,10 +19,10 @@ import torch
 from accelerate import Accelerator
 
 from flip_hf import FieldConfig, FlipConfig, FlipForPreTraining
-from flip_hf.training.config import TrainingConfig
 from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.loop import count_items
 from flip_hf.training.optimization import build_optimizer
+from flip_hf.training.settings import TrainingSettings
 
 VALUES, FIELDS, VOCABULARY = 10_000, 8, 30_522
 UNITS = (("peak", "GiB"), ("seconds", "s"))
@@ -64,7 +64,7 @@ def take_step(rows: int, batch_size: int, cached: bool, layers: int, tokens: int
     """One optimiser step over `rows` rows in batches; peak memory in GiB before and after, and CPU seconds."""
     accelerator = Accelerator(cpu=True)
     model = build(layers, tokens)
-    model, optimizer = accelerator.prepare(model, build_optimizer(model, TrainingConfig()))
+    model, optimizer = accelerator.prepare(model, build_optimizer(model, TrainingSettings()))
     batch = synthetic(rows, tokens)
     batches = [{name: value[i : i + batch_size] for name, value in batch.items()} for i in range(0, rows, batch_size)]
     before, started = peak_memory(), time.process_time()

@@ -21,15 +21,15 @@ from flip_hf.data.sampling import text_lengths
 from flip_hf.nn.dropout import ByteDropout
 from flip_hf.runs.build import fit_processor, new_model
 from flip_hf.runs.data import load_click_log
-from flip_hf.runs.settings import DataConfig, ModelConfig
-from flip_hf.training.config import TrainingConfig
+from flip_hf.runs.settings import DataSettings, ModelSettings
 from flip_hf.training.optimization import parameter_groups
+from flip_hf.training.settings import TrainingSettings
 
 
 class PlainStep:
     """A loop as one writes it down first."""
 
-    def __init__(self, model: Any, rows: Any, collator: FlipCTRCollator, training: TrainingConfig) -> None:
+    def __init__(self, model: Any, rows: Any, collator: FlipCTRCollator, training: TrainingSettings) -> None:
         self.model, self.rows, self.collator, self.training = model.to(device()), rows, collator, training
         for parent in model.modules():
             for name, child in parent.named_children():
@@ -61,10 +61,10 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=8, help="steps of each side")
     arguments = parser.parse_args()
-    log = load_click_log(DataConfig(source="movielens-100k", max_train_rows=16384))
+    log = load_click_log(DataSettings(source="movielens-100k", max_train_rows=16384))
     settings, training = (
-        ModelConfig(text_layers=arguments.layers),
-        TrainingConfig(per_device_train_batch_size=arguments.batch_size),
+        ModelSettings(text_layers=arguments.layers),
+        TrainingSettings(per_device_train_batch_size=arguments.batch_size),
     )
     processor = fit_processor(log, settings)
     rows = log.encode(processor, "train").with_format("arrow")

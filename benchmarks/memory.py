@@ -28,8 +28,8 @@ from flip_hf import FieldConfig, FlipConfig, FlipForCTR
 from flip_hf.fields import NUM_RESERVED_FEATURES, PADDING_ID
 from flip_hf.standard_json import measures_json
 from flip_hf.training import loop
-from flip_hf.training.config import TrainingConfig
 from flip_hf.training.optimization import build_optimizer
+from flip_hf.training.settings import TrainingSettings
 
 # The shares of all features that each field has: two large ones, such as users and items, and small ones.
 SHARES = (0.6, 0.3, 0.07, 0.02, 0.01)
@@ -77,7 +77,7 @@ def measure(batch_size: int, steps: int, features: int, updates: Any) -> dict[st
     sizes = [round(share * features) for share in SHARES]
     fields = [FieldConfig(f"field_{i}", num_features=size) for i, size in enumerate(sizes)]
     model: Any = FlipForCTR(FlipConfig(fields=fields, mode="id", embedding_dim=DIM, backbone="dcnv2"))
-    training = TrainingConfig(feature_updates=updates, per_device_train_batch_size=batch_size)
+    training = TrainingSettings(feature_updates=updates, per_device_train_batch_size=batch_size)
     # What is measured is this process's memory.
     accelerator = Accelerator(cpu=True)
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, training))

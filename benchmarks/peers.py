@@ -29,7 +29,7 @@ from transformers import set_seed
 from flip_hf.metrics.functions import compute_metrics
 from flip_hf.runs.build import fit_processor
 from flip_hf.runs.data import load_click_log
-from flip_hf.runs.settings import DataConfig, ModelConfig
+from flip_hf.runs.settings import DataSettings, ModelSettings
 from flip_hf.standard_json import measures_json, settings_json
 from flip_hf.training.checkpoints import replace_file
 
@@ -100,8 +100,8 @@ def train(name: str, seed: int, result: str, learning_rate: float, l2_reg_embedd
         from deepctr_torch import models
         from deepctr_torch.inputs import SparseFeat
 
-    log = load_click_log(DataConfig(source="movielens-100k"))
-    processor = fit_processor(log, ModelConfig())
+    log = load_click_log(DataSettings(source="movielens-100k"))
+    processor = fit_processor(log, ModelSettings())
     ranges = [owned[0] for owned in processor.vocabulary.ranges]
     columns = [
         SparseFeat(f.name, end - first, embedding_dim=DIM)

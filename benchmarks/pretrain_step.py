@@ -30,12 +30,12 @@ from flip_hf.fields import IGNORED_LABEL
 from flip_hf.processing_flip import value_tokens
 from flip_hf.runs.build import fit_processor, new_model
 from flip_hf.runs.data import load_click_log
-from flip_hf.runs.settings import DataConfig, ModelConfig
+from flip_hf.runs.settings import DataSettings, ModelSettings
 from flip_hf.standard_json import measures_json
 from flip_hf.training import loop
 from flip_hf.training.compiling import compile_text_encoder
-from flip_hf.training.config import TrainingConfig
 from flip_hf.training.optimization import build_optimizer
+from flip_hf.training.settings import TrainingSettings
 
 PAPER_TOKENS = 100
 
@@ -43,7 +43,7 @@ PAPER_TOKENS = 100
 class PackageStep:
     """The package's own step, as the training loop takes it."""
 
-    def __init__(self, model: Any, rows: Any, collator: Any, training: TrainingConfig) -> None:
+    def __init__(self, model: Any, rows: Any, collator: Any, training: TrainingSettings) -> None:
         self.accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.accelerator.is_available())
         self.rows, self.collator, self.training = rows, collator, training
         self.batches = list(LengthGroupedBatchSampler(text_lengths(rows), training.per_device_train_batch_size, seed=0))
@@ -63,7 +63,7 @@ class PackageStep:
         loop._step(self.model, self.optimizer, window, self.training, self.run, 1)
 
 
-def pretraining_step(log: Any, processor: Any, settings: ModelConfig, training: TrainingConfig) -> PackageStep:
+def pretraining_step(log: Any, processor: Any, settings: ModelSettings, training: TrainingSettings) -> PackageStep:
     """Ours; MLM scores the tokens that are seen."""
     model = new_model(FlipForPreTraining, settings, processor)
     model.set_feature_counts(processor.feature_counts)
@@ -75,7 +75,7 @@ def pretraining_step(log: Any, processor: Any, settings: ModelConfig, training: 
 class AsPaper:
     """The same objectives, computed as the released code computes them."""
 
-    def __init__(self, log: Any, processor: Any, settings: ModelConfig, training: TrainingConfig) -> None:
+    def __init__(self, log: Any, processor: Any, settings: ModelSettings, training: TrainingSettings) -> None:
         self.log, self.processor, self.training = log.splits["train"], processor, training
         self.encoded = log.encode(processor, "train", with_label=False).with_format("arrow")
         self.collator = FlipPretrainingCollator(processor)
@@ -193,9 +193,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=8, help="steps of each side")
     arguments = parser.parse_args()
-    log = load_click_log(DataConfig(source="movielens-100k", max_train_rows=16384))
-    settings = ModelConfig(text_layers=arguments.layers)
-    training = TrainingConfig(per_device_train_batch_size=arguments.batch_size)
+    log = load_click_log(DataSettings(source="movielens-100k", max_train_rows=16384))
+    settings = ModelSettings(text_layers=arguments.layers)
+    training = TrainingSettings(per_device_train_batch_size=arguments.batch_size)
     processor = fit_processor(log, settings)
     sides: dict[str, Any] = {"ours": pretraining_step(log, processor, settings, training)}
     if arguments.compile:

@@ -27,7 +27,7 @@ from flip_hf.data.sampling import text_lengths
 from flip_hf.export import OnnxScorer, export_onnx
 from flip_hf.metrics.functions import compute_metrics
 from flip_hf.runs.data import load_click_log
-from flip_hf.runs.settings import DataConfig
+from flip_hf.runs.settings import DataSettings
 
 BATCH = 4096
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4096, help="rows for both towers")
     arguments = parser.parse_args()
     processor = FlipProcessor.from_pretrained(arguments.model)
-    split = load_click_log(DataConfig(source="movielens-100k")).splits["test"].with_format("arrow")[:]
+    split = load_click_log(DataSettings(source="movielens-100k")).splits["test"].with_format("arrow")[:]
     rows = split.slice(0, arguments.rows)
     labels = rows["label"].to_numpy()
     ceilings = measure_ceilings(CPU)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from shared import REPOSITORY, example, flags, machine, markdown
 
 from flip_hf.runs.data import load_click_log
-from flip_hf.runs.settings import DataConfig
+from flip_hf.runs.settings import DataSettings
 
 ENDLESS = {
     "training.num_train_epochs": 100_000,
@@ -45,7 +45,7 @@ def main() -> None:
         folder = Path(name)
         training = [*example("finetune", folder / "endless", *flags(ENDLESS)).command]
         start([*example("finetune", folder / "scored", *flags(A_MODEL)).command], folder / "scored.log").wait()
-        rows = load_click_log(DataConfig(source="movielens-100k")).splits["train"].with_format("arrow")[:]
+        rows = load_click_log(DataSettings(source="movielens-100k")).splits["train"].with_format("arrow")[:]
         pq.write_table(pa.concat_tables([rows] * COPIES), folder / "rows.parquet")
         files = {"model": str(folder / "scored" / "model"), "input": str(folder / "rows.parquet")}
         files |= {"output": str(folder / "scores.parquet")}

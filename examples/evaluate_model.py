@@ -15,14 +15,14 @@ from flip_hf.runs.build import load_finetuned
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.device import make_accelerator
 from flip_hf.runs.script import run_script
-from flip_hf.runs.settings import EvaluateRun, parse_run
+from flip_hf.runs.settings import EvaluateSettings, parse_run
 from flip_hf.standard_json import measures_json
 from flip_hf.training.checkpoints import replace_file
 from flip_hf.training.evaluation import click_logits, ctr_metrics, slice_masks, slice_metrics
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    settings = parse_run(EvaluateRun, arguments, __doc__)
+    settings = parse_run(EvaluateSettings, arguments, __doc__)
     if settings.output is not None:
         settings.output.parent.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(settings.precision)

@@ -15,14 +15,14 @@ from flip_hf.runs.build import check_towers, fit_processor, new_model
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.run import Run
 from flip_hf.runs.script import run_script
-from flip_hf.runs.settings import FinetuneRun, parse_run
+from flip_hf.runs.settings import FinetuneSettings, parse_run
 from flip_hf.training.evaluation import click_logits, ctr_metrics, evaluate_ctr, evidence
 from flip_hf.training.fusion import fit_fusion
 from flip_hf.training.loop import click_goal, train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    settings = parse_run(FinetuneRun, arguments, __doc__)
+    settings = parse_run(FinetuneSettings, arguments, __doc__)
     training = settings.training
     if settings.pretrained is not None:
         check_towers(settings.pretrained, settings.mode)

@@ -12,11 +12,11 @@ from flip_hf.runs.build import load_finetuned
 from flip_hf.runs.device import make_accelerator
 from flip_hf.runs.prediction import predict_file
 from flip_hf.runs.script import run_script
-from flip_hf.runs.settings import PredictRun, parse_run
+from flip_hf.runs.settings import PredictSettings, parse_run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    settings = parse_run(PredictRun, arguments, __doc__)
+    settings = parse_run(PredictSettings, arguments, __doc__)
     accelerator = make_accelerator(settings.precision)
     model = load_finetuned(FlipForCTR, settings.model, settings.mode)
     processor = FlipProcessor.from_pretrained(settings.model)

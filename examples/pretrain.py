@@ -15,13 +15,13 @@ from flip_hf.runs.build import fit_processor, new_model
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.run import Run
 from flip_hf.runs.script import run_script
-from flip_hf.runs.settings import PretrainRun, parse_run
+from flip_hf.runs.settings import PretrainSettings, parse_run
 from flip_hf.training.evaluation import evaluate_pretraining
 from flip_hf.training.loop import Goal, train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    settings = parse_run(PretrainRun, arguments, __doc__)
+    settings = parse_run(PretrainSettings, arguments, __doc__)
     training = settings.training
     run = Run(settings)
     if run.has_ended:

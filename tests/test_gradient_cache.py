@@ -184,7 +184,7 @@ PROGRAM = """
     from accelerate import Accelerator
     from flip_hf.training import loop
     from flip_hf.runs.device import leave_process_group
-    from flip_hf.training.config import TrainingConfig
+    from flip_hf.training.settings import TrainingSettings
 
     spec = importlib.util.spec_from_file_location("cases", sys.argv[1])
     cases = importlib.util.module_from_spec(spec)
@@ -213,7 +213,7 @@ PROGRAM = """
 
     wrapped.register_comm_hook(None, counting)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    config = TrainingConfig(max_grad_norm=float("inf"), contrastive_batches="window")
+    config = TrainingSettings(max_grad_norm=float("inf"), contrastive_batches="window")
     window = [(torch.zeros(len(part["feature_ids"])), part) for part in parts]
     values = loop._step(wrapped, optimizer, window, config, NoRun(), 1)
     differences = {

@@ -19,7 +19,7 @@ from transformers import BertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipProcessor
 from flip_hf.data.schema import InputError
-from flip_hf.runs.settings import FinetuneRun, parse_run
+from flip_hf.runs.settings import FinetuneSettings, parse_run
 
 MODELS = ("FlipModel", "FlipForCTR", "FlipForPreTraining")
 CONFIG = ("FlipConfig", "FlipForCTR")
@@ -822,7 +822,7 @@ def test_a_file_of_settings_runs_and_imports_nothing(tmp_path, monkeypatch, text
     monkeypatch.syspath_prepend(tmp_path)
     arguments = ["--config", str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path / "out")]
     try:
-        run = parse_run(FinetuneRun, arguments)
+        run = parse_run(FinetuneSettings, arguments)
     except (SystemExit, ImportError, ValueError):
         run = None
     assert not (tmp_path / "canary").exists()

@@ -20,8 +20,8 @@ from torch import nn
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.outputs import FlipForPreTrainingOutput
 from flip_hf.training import loop
-from flip_hf.training.config import TrainingConfig
 from flip_hf.training.loop import Goal, Meter, Progress, WithRowNumbers, count_items, train
+from flip_hf.training.settings import TrainingSettings
 from flip_hf.training.signals import Stopped, leave_signals_to_parent
 
 NUM_ROWS, NUM_FEATURES = 22, 7
@@ -141,7 +141,9 @@ def fit(accelerator, rows, *, model=None, saved=None, values=None, goal=None, ev
     """Trains; the validation loss is the next of `values`, by default ever smaller."""
     values = iter(values if values is not None else (1 / n for n in itertools.count(1)))
     model, run = Tiny() if model is None else model, StubRun(accelerator, saved)
-    config = TrainingConfig(**{"per_device_train_batch_size": 4, "logging_steps": 2, "learning_rate": 0.05, **settings})
+    config = TrainingSettings(
+        **{"per_device_train_batch_size": 4, "logging_steps": 2, "learning_rate": 0.05, **settings}
+    )
     told = []
 
     def measure(prepared, moment):
@@ -335,7 +337,7 @@ def test_the_bar_shows_steps_losses_and_speed(accelerator, rows, monkeypatch):
 
 
 def steps_of(rows, total):
-    return plain_torch(rows, TrainingConfig(per_device_train_batch_size=4, learning_rate=0.05), 1, total)[1]
+    return plain_torch(rows, TrainingSettings(per_device_train_batch_size=4, learning_rate=0.05), 1, total)[1]
 
 
 def test_validation_is_read_where_the_epoch_is_divided(accelerator, rows):
@@ -434,7 +436,7 @@ def test_checkpoints_are_saved_between_steps_and_resumed_from(accelerator, rows)
 
 
 def steps_of_epochs(rows):
-    return plain_torch(rows, TrainingConfig(per_device_train_batch_size=4, learning_rate=0.05), 3, 18)[1]
+    return plain_torch(rows, TrainingSettings(per_device_train_batch_size=4, learning_rate=0.05), 3, 18)[1]
 
 
 def test_an_evaluation_that_a_checkpoint_came_before_is_made_up_for(accelerator, rows):
@@ -468,7 +470,7 @@ def test_a_signal_ends_the_step_and_saves_a_checkpoint(accelerator, rows, where,
         return {"loss": 0.5}
 
     run = StubRun(accelerator)
-    config = TrainingConfig(per_device_train_batch_size=4, evaluations_per_epoch=2)
+    config = TrainingSettings(per_device_train_batch_size=4, evaluations_per_epoch=2)
     caplog.set_level("INFO")
     with pytest.raises(Stopped):
         train(Tiny(), rows, Told(), config, run, Goal("loss", False), evaluate, "processor")
@@ -632,7 +634,7 @@ def test_a_process_that_is_not_the_main_one_shows_nothing(accelerator, rows, cap
     run = StubRun(accelerator)
     run.is_main = False
     goal = Goal("loss", larger_is_better=False)
-    config = TrainingConfig(per_device_train_batch_size=8)
+    config = TrainingSettings(per_device_train_batch_size=8)
     result = train(Tiny(), rows, Collator(), config, run, goal, lambda model, moment: {"loss": 1.0}, "processor")
     assert "".join(capfd.readouterr()) == ""
     assert result["steps"] == 3

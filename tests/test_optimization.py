@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR
-from flip_hf.training.config import TrainingConfig
 from flip_hf.training.optimization import (
     LazyAdamW,
     build_optimizer,
@@ -21,6 +20,7 @@ from flip_hf.training.optimization import (
     learning_rates,
     parameter_groups,
 )
+from flip_hf.training.settings import TrainingSettings
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def build(updates):
     torch.manual_seed(0)
     fields = [FieldConfig("a", num_features=30), FieldConfig("b", num_features=12)]
     model = FlipForCTR(FlipConfig(fields=fields, mode="id", backbone="deepfm", embedding_dim=4))
-    optimizer = build_optimizer(model, TrainingConfig(feature_updates=updates))
+    optimizer = build_optimizer(model, TrainingSettings(feature_updates=updates))
     assert optimizer.defaults["fused"] is True, "all parameters in one pass"
     return model, optimizer
 
@@ -130,7 +130,7 @@ def both_towers():
 def test_groups_are_by_learning_rate_and_decay():
     model = both_towers()
     settings = {"learning_rate": 0.3, "text_learning_rate": 0.02, "weight_decay": 0.7}
-    optimizer = build_optimizer(model, TrainingConfig(**settings))
+    optimizer = build_optimizer(model, TrainingSettings(**settings))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["fused"] is True
     names = {id(p): name for name, p in model.named_parameters()}
@@ -152,9 +152,9 @@ def test_groups_are_by_learning_rate_and_decay():
 
 def test_one_tower_alone_has_its_own_groups():
     model, _ = build("dense")
-    assert {group["rate"] for group in parameter_groups(model, TrainingConfig())} == {"learning_rate"}
+    assert {group["rate"] for group in parameter_groups(model, TrainingSettings())} == {"learning_rate"}
     text = both_towers().in_mode("text")
-    optimizer = build_optimizer(text, TrainingConfig(feature_updates="rows"))
+    optimizer = build_optimizer(text, TrainingSettings(feature_updates="rows"))
     assert {group["rate"] for group in optimizer.param_groups} == {"learning_rate", "text_learning_rate"}
 
 
@@ -162,7 +162,7 @@ def test_one_tower_alone_has_its_own_groups():
 def test_learning_rates_rise_in_a_line_and_fall_as_a_cosine(ratio, total, warmup):
     rates = [0.5, 0.01]
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates])
-    schedule = build_schedule(optimizer, TrainingConfig(warmup_ratio=ratio), total)
+    schedule = build_schedule(optimizer, TrainingSettings(warmup_ratio=ratio), total)
     for step in range(total):
         fallen = max(step - warmup, 0) / (total - warmup)
         factor = min(step / warmup if warmup else 1.0, (1 + math.cos(math.pi * fallen)) / 2)
@@ -177,7 +177,7 @@ def test_weight_decay_and_learning_rates_move_what_they_should():
     model = both_towers()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = build_optimizer(
-        model, TrainingConfig(learning_rate=0.3, text_learning_rate=0.02, weight_decay=0.5, feature_updates="rows")
+        model, TrainingSettings(learning_rate=0.3, text_learning_rate=0.02, weight_decay=0.5, feature_updates="rows")
     )
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

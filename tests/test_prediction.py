@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from example_runs import script
 
-from flip_hf.runs.settings import PredictRun
+from flip_hf.runs.settings import PredictSettings
 from flip_hf.runs.table_writers import WRITERS, check_output, check_values
 
 TIMES = [datetime.datetime(2024, 1, 31, 10, 0, second) for second in range(5)]
@@ -228,7 +228,7 @@ def test_an_output_that_is_there_is_replaced(ctr_folder, impressions, tmp_path):
     assert output.read_text().startswith('"row","probability"')
     (tmp_path / "scores.jsonl").mkdir()
     with pytest.raises(ValueError, match=r"output=.* is a folder; name a file"):
-        PredictRun("model", impressions, tmp_path / "scores.jsonl")
+        PredictSettings("model", impressions, tmp_path / "scores.jsonl")
 
 
 def test_ids_that_are_spelled_otherwise_than_in_training_are_warned_of(

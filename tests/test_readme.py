@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
 from flip_hf.fetch import MINILM, resolve_pretrained
-from flip_hf.runs.settings import FinetuneRun, PretrainRun, parse_run
+from flip_hf.runs.settings import FinetuneSettings, PretrainSettings, parse_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,13 +65,13 @@ def test_commands_and_configurations_are_there(monkeypatch):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), target
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
-    for kind, name in ((PretrainRun, "pretrain"), (FinetuneRun, "finetune")):
+    for kind, name in ((PretrainSettings, "pretrain"), (FinetuneSettings, "finetune")):
         run = parse_run(kind, ["--config", f"examples/configs/ml-100k/{name}.yaml", "--output_dir", "runs/x"])
         assert run.data.source == "movielens-100k"
 
 
 def test_the_configuration_for_ones_own_log_is_read(tmp_path):
     (tmp_path / "ads.yaml").write_text(blocks("yaml")[0])
-    run = parse_run(PretrainRun, ["--config", str(tmp_path / "ads.yaml"), "--output_dir", "x"])
+    run = parse_run(PretrainSettings, ["--config", str(tmp_path / "ads.yaml"), "--output_dir", "x"])
     assert run.data.fields[2] == {"name": "ad_title", "max_tokens": 32}
     assert run.training.num_train_epochs == 3

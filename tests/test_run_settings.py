@@ -12,24 +12,24 @@ import pytest
 from flip_hf.backbones import BACKBONES
 from flip_hf.runs import settings as run_settings
 from flip_hf.runs.settings import (
-    DataConfig,
-    EvaluateRun,
-    FinetuneRun,
-    MaskingConfig,
-    ModelConfig,
-    PredictRun,
-    PretrainRun,
+    DataSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    MaskingSettings,
+    ModelSettings,
+    PredictSettings,
+    PretrainSettings,
     parse_run,
 )
-from flip_hf.training.config import TrainingConfig
 from flip_hf.training.ranges import RANGES, Range
+from flip_hf.training.settings import TrainingSettings
 
-SECTIONS = {"data": DataConfig, "model": ModelConfig, "masking": MaskingConfig, "training": TrainingConfig}
+SECTIONS = {"data": DataSettings, "model": ModelSettings, "masking": MaskingSettings, "training": TrainingSettings}
 
 
 def test_every_number_has_a_range():
     numbers = set()
-    for kind in (*SECTIONS.values(), PretrainRun, FinetuneRun, EvaluateRun, PredictRun):
+    for kind in (*SECTIONS.values(), PretrainSettings, FinetuneSettings, EvaluateSettings, PredictSettings):
         hints = get_type_hints(kind, vars(run_settings))
         numbers |= {f.name for f in fields(kind) if {int, float} & {hints[f.name], *get_args(hints[f.name])}}
     assert numbers == set(RANGES)
@@ -47,9 +47,9 @@ def test_a_number_out_of_its_range_is_refused(section):
 
 
 def test_a_share_of_a_field_is_checked_too():
-    TrainingConfig(oov_dropout={"user_id": 0.5})
+    TrainingSettings(oov_dropout={"user_id": 0.5})
     with pytest.raises(ValueError, match=r"training\.oov_dropout={'user_id': 1\.0} must be 0 or more and below 1"):
-        TrainingConfig(oov_dropout={"user_id": 1.0})
+        TrainingSettings(oov_dropout={"user_id": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_a_range_is_what_it_says(bounds, inside, outside, text):
 def test_the_label_is_no_field():
     for settings in ({"fields": ["user_id", "label"]}, {"label": "a", "fields": ["b", {"name": "a", "min_count": 2}]}):
         with pytest.raises(ValueError, match=r"data\.fields names '(label|a)', which is the label: .* set data\.label"):
-            DataConfig(train_file=Path("a.csv"), **settings)
-    DataConfig(train_file=Path("a.csv"), label="clicked", fields=["label"])
+            DataSettings(train_file=Path("a.csv"), **settings)
+    DataSettings(train_file=Path("a.csv"), label="clicked", fields=["label"])
 
 
 @pytest.fixture
@@ -84,29 +84,29 @@ def run_folder(tmp_path):
 
 def test_a_folder_without_a_model_is_refused(run_folder, tmp_path):
     with pytest.raises(ValueError, match=r"model=.*/run: this folder holds no model, .* did you mean .*/run/model\?$"):
-        EvaluateRun(str(run_folder))
+        EvaluateSettings(str(run_folder))
     with pytest.raises(ValueError, match=r"pretrained=.*: this folder holds no model, as it lacks config\.json$"):
-        FinetuneRun(tmp_path / "new", pretrained=str(tmp_path))
+        FinetuneSettings(tmp_path / "new", pretrained=str(tmp_path))
     for name in (str(tmp_path / "missing"), "runs/misspelt/model"):
         with pytest.raises(ValueError, match=rf"model={name}: there is no such folder, and a repository's name looks"):
-            PredictRun(name, Path("a.csv"), Path("b.csv"))
-    EvaluateRun(str(run_folder / "model"))
-    EvaluateRun("org/name")
+            PredictSettings(name, Path("a.csv"), Path("b.csv"))
+    EvaluateSettings(str(run_folder / "model"))
+    EvaluateSettings("org/name")
 
 
 def test_a_run_does_not_overwrite_what_it_starts_from(run_folder, tmp_path):
     (tmp_path / "link").symlink_to(run_folder)
     for output in (run_folder, tmp_path / "link", run_folder / "model"):
         with pytest.raises(ValueError, match="this run would overwrite it: choose another output_dir"):
-            FinetuneRun(output, pretrained=str(run_folder / "model"))
-    FinetuneRun(tmp_path / "new", pretrained=str(run_folder / "model"))
+            FinetuneSettings(output, pretrained=str(run_folder / "model"))
+    FinetuneSettings(tmp_path / "new", pretrained=str(run_folder / "model"))
 
 
 def test_an_evaluation_does_not_overwrite_its_rows(run_folder, tmp_path):
     rows = tmp_path / "test.csv"
     rows.write_text("user_id,label\n1,0\n")
     with pytest.raises(ValueError, match=r"output=.*test\.csv is the input .*test\.csv, which would be overwritten"):
-        EvaluateRun(str(run_folder / "model"), rows, data=DataConfig(test_file=rows))
+        EvaluateSettings(str(run_folder / "model"), rows, data=DataSettings(test_file=rows))
 
 
 @pytest.mark.parametrize(
@@ -120,19 +120,19 @@ def test_an_evaluation_does_not_overwrite_its_rows(run_folder, tmp_path):
 def test_a_value_in_the_place_of_settings_is_refused(tmp_path, settings, message):
     (tmp_path / "run.yaml").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        parse_run(FinetuneRun, ["--output_dir", "x", "--config", str(tmp_path / "run.yaml")])
+        parse_run(FinetuneSettings, ["--output_dir", "x", "--config", str(tmp_path / "run.yaml")])
 
 
 def test_an_output_folder_that_is_a_file_or_below_one_is_refused(run_folder, tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ValueError, match=f"^output_dir={folder}: {tmp_path}/file is a file; name another folder$"):
-            PretrainRun(folder)
+            PretrainSettings(folder)
     with pytest.raises(ValueError, match=r"output=.*/file is a file; name another folder$"):
-        EvaluateRun(str(run_folder / "model"), tmp_path / "file" / "metrics.json")
-    PretrainRun(tmp_path / "new" / "run")
+        EvaluateSettings(str(run_folder / "model"), tmp_path / "file" / "metrics.json")
+    PretrainSettings(tmp_path / "new" / "run")
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_can_be_built_to_be_checked(tmp_path, name):
-    PretrainRun(tmp_path / "run", model=ModelConfig(options={"backbone": name}))
+    PretrainSettings(tmp_path / "run", model=ModelSettings(options={"backbone": name}))

@@ -9,7 +9,7 @@ import pytest
 from flip_hf import FlipConfig
 from flip_hf.data.schema import InputError
 from flip_hf.runs.script import run_script
-from flip_hf.training.config import TrainingConfig
+from flip_hf.training.settings import TrainingSettings
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_an_error_that_a_user_can_fix_is_one_line(capsys):
     def long_message():
         raise OSError("config.json is not there:\n\n  look\tat the folder\x1b[31m")
 
-    assert ended(capsys, lambda: TrainingConfig(num_train_epochs=0)) == (
+    assert ended(capsys, lambda: TrainingSettings(num_train_epochs=0)) == (
         1,
         "error: training.num_train_epochs=0 must be 1 or more\n",
     )

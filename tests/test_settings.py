@@ -13,16 +13,16 @@ from flip_hf import FlipConfig, FlipForCTR, FlipForPreTraining
 from flip_hf.backbones import BACKBONES, build_backbone
 from flip_hf.runs.command_line import run_parser
 from flip_hf.runs.settings import (
-    DataConfig,
-    EvaluateRun,
-    FinetuneRun,
-    ModelConfig,
-    PredictRun,
-    PretrainRun,
+    DataSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    ModelSettings,
+    PredictSettings,
+    PretrainSettings,
     parse_run,
 )
 
-RUNS = [PretrainRun, FinetuneRun, EvaluateRun, PredictRun]
+RUNS = [PretrainSettings, FinetuneSettings, EvaluateSettings, PredictSettings]
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,10 @@ def test_the_pipeline_names_the_nearest_setting(ctr_folder):
 )
 def test_options_of_the_model_are_checked_first(options, message):
     with pytest.raises(ValueError, match=message):
-        ModelConfig(options=options)
+        ModelSettings(options=options)
 
 
-@pytest.mark.parametrize("kind", [PretrainRun, FinetuneRun])
+@pytest.mark.parametrize("kind", [PretrainSettings, FinetuneSettings])
 def test_options_of_the_backbone_are_checked_first(kind, tmp_path):
     for options, message in (
         (
@@ -175,14 +175,16 @@ def test_options_of_the_backbone_are_checked_first(kind, tmp_path):
         ({"backbone_options": {"hidden_sizes": "a"}}, r"model\.options\.backbone_options={'hidden_sizes': 'a'}: "),
     ):
         with pytest.raises(ValueError, match=message):
-            kind(tmp_path, model=ModelConfig(options=options))
+            kind(tmp_path, model=ModelSettings(options=options))
     # The saved configuration says which backbone it is.
-    FinetuneRun(tmp_path, pretrained="org/name", model=ModelConfig(options={"backbone_options": {"cin_sizes": [8]}}))
+    FinetuneSettings(
+        tmp_path, pretrained="org/name", model=ModelSettings(options={"backbone_options": {"cin_sizes": [8]}})
+    )
 
 
 def test_settings_of_fields_are_checked_first():
     with pytest.raises(ValueError, match=r"field 'x': unknown settings 'knd' \(did you mean 'kind'\?\)"):
-        DataConfig(source="movielens-100k", fields=["user_id", {"name": "x", "knd": "numeric"}])
+        DataSettings(source="movielens-100k", fields=["user_id", {"name": "x", "knd": "numeric"}])
 
 
 NOW = "training.epochs is now training.num_train_epochs"
@@ -212,16 +214,16 @@ def test_an_unknown_flag_or_key_is_refused_with_the_nearest(tmp_path, capsys, ar
         (tmp_path / "run.yaml").write_text(json.dumps(arguments))
         arguments = ["--config", str(tmp_path / "run.yaml")]
     with pytest.raises(SystemExit):
-        parse_run(FinetuneRun, ["--output_dir", "x", *arguments])
+        parse_run(FinetuneSettings, ["--output_dir", "x", *arguments])
     assert capsys.readouterr().err.endswith(f"error: {message}\n")
 
 
 @pytest.mark.parametrize(
     ("kind", "other", "flags", "only"),
     [
-        (PretrainRun, "pretraining has no setting mode; finetuning has", ["--output_dir", "x"], "--mode"),
-        (FinetuneRun, "finetuning has no setting masking; pretraining has", ["--output_dir", "x"], "--masking.x"),
-        (EvaluateRun, "evaluation has no setting keep; prediction has", ["--model", "a/b"], "--keep"),
+        (PretrainSettings, "pretraining has no setting mode; finetuning has", ["--output_dir", "x"], "--mode"),
+        (FinetuneSettings, "finetuning has no setting masking; pretraining has", ["--output_dir", "x"], "--masking.x"),
+        (EvaluateSettings, "evaluation has no setting keep; prediction has", ["--model", "a/b"], "--keep"),
     ],
 )
 def test_a_setting_of_another_script_is_called_that(capsys, kind, other, flags, only):
@@ -235,7 +237,7 @@ def test_a_setting_of_another_script_is_called_that(capsys, kind, other, flags, 
 )
 def test_a_value_in_the_place_of_a_list_is_shown_as_one(capsys, name, value):
     with pytest.raises(SystemExit):
-        parse_run(FinetuneRun, ["--output_dir", "x", f"--{name}", value])
+        parse_run(FinetuneSettings, ["--output_dir", "x", f"--{name}", value])
     assert capsys.readouterr().err.endswith(f"\nWrite a list, such as [{value}]\n")
 
 

@@ -41,8 +41,8 @@ from flip_hf.data.splits import SPLITS, load_splits, split_indices
 from flip_hf.fetch import FetchError, cache_dir, check_files, first_of, installed_files, pip_files
 from flip_hf.fields import FieldConfig
 from flip_hf.runs.data import ClickLog, load_click_log
-from flip_hf.runs.settings import DataConfig
-from flip_hf.training.config import TrainingConfig
+from flip_hf.runs.settings import DataSettings
+from flip_hf.training.settings import TrainingSettings
 
 # Latin-1 throughout; U+0085 ends a line for str.splitlines, and the second zipcode begins with a zero.
 DATA = "196\t242\t3\t881250949\n186\t302\t5\t891717742\n196\t302\t1\t878887116\n"
@@ -362,10 +362,10 @@ def test_no_split_has_a_history_of_rows_at_or_after_its_own_time(log, split, kin
 
 def test_what_a_click_log_can_not_be_is_named(tmp_path):
     with pytest.raises(ValueError, match="unknown dataset 'movielens': choose one of movielens-100k"):
-        load_click_log(DataConfig(source="movielens"))
+        load_click_log(DataSettings(source="movielens"))
     files = {"train_file": tmp_path / "a.csv", "validation_file": tmp_path / "b.csv", "fields": ["user"]}
     with pytest.raises(ValueError, match=r"data\.histories are those of a named dataset"):
-        load_click_log(DataConfig(**files, histories=["liked_titles"]))
+        load_click_log(DataSettings(**files, histories=["liked_titles"]))
 
 
 def test_a_named_dataset_may_show_some_of_its_fields(monkeypatch):
@@ -373,12 +373,12 @@ def test_a_named_dataset_may_show_some_of_its_fields(monkeypatch):
     source = Mock(fields=(FieldConfig("user"), FieldConfig("item", max_tokens=5)), histories=())
     source.load.return_value = Dataset.from_dict({"label": [0, 1] * 10, **columns})
     monkeypatch.setitem(DATASETS, "tiny", source)
-    log = load_click_log(DataConfig(source="tiny", fields=["item", {"name": "user", "min_count": 2}]))
+    log = load_click_log(DataSettings(source="tiny", fields=["item", {"name": "user", "min_count": 2}]))
     assert list(log.fields) == [FieldConfig("item", max_tokens=5), FieldConfig("user", min_count=2)]
-    log = load_click_log(DataConfig(source="tiny", fields=[{"name": "item", "show_oov": False}]))
+    log = load_click_log(DataSettings(source="tiny", fields=[{"name": "item", "show_oov": False}]))
     assert list(log.fields) == [FieldConfig("item", max_tokens=5, show_oov=False)]
     with pytest.raises(ValueError, match=r"data\.fields: 'time' is not a field of tiny: user, item"):
-        load_click_log(DataConfig(source="tiny", fields=["user", "time"]))
+        load_click_log(DataSettings(source="tiny", fields=["user", "time"]))
 
 
 def test_a_field_that_the_processor_does_not_know_is_named(processor, click_rows):
@@ -391,4 +391,4 @@ def test_a_field_that_the_processor_does_not_know_is_named(processor, click_rows
 @pytest.mark.parametrize("setting", ["num_train_epochs", "logging_steps", "save_steps"])
 def test_counts_of_a_training_are_1_or_more(setting):
     with pytest.raises(ValueError, match=rf"training\.{setting}=0 must be 1 or more"):
-        TrainingConfig(**{setting: 0})
+        TrainingSettings(**{setting: 0})

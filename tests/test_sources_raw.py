@@ -32,7 +32,7 @@ from flip_hf.data.sources import DATASETS, bookcrossing, goodreads, movielens_1m
 from flip_hf.data.sources.bookcrossing import BOOKS, RATINGS, USERS
 from flip_hf.data.splits import load_splits
 from flip_hf.fetch import FetchError
-from flip_hf.runs.settings import FinetuneRun, parse_run
+from flip_hf.runs.settings import FinetuneSettings, parse_run
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
 INTERACTIONS, BOOKS_OF_POETRY = "goodreads_interactions_poetry.json.gz", "goodreads_books_poetry.json.gz"
@@ -144,7 +144,7 @@ def test_movielens_1m_has_histories(cache, monkeypatch):
 
 def test_the_configuration_for_movielens_1m_is_one_that_a_model_takes(tmp_path):
     config = CONFIGS / "ml-1m" / "dcnv2.yaml"
-    run = parse_run(FinetuneRun, ["--config", str(config), "--output_dir", str(tmp_path)])
+    run = parse_run(FinetuneSettings, ["--config", str(config), "--output_dir", str(tmp_path)])
     assert (run.data.source, run.data.split, run.mode) == ("movielens-1m", "random", "id")
     text_config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     fields = [{"name": field.name, "num_features": 3} for field in DATASETS[run.data.source].fields]

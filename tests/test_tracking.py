@@ -11,10 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flip_hf.runs import curves, tracking
 from flip_hf.runs.run import Run
-from flip_hf.runs.settings import FinetuneRun
+from flip_hf.runs.settings import FinetuneSettings
 from flip_hf.runs.tracking import make_trackers, trackable
 from flip_hf.training import meter
-from flip_hf.training.config import TrainingConfig
+from flip_hf.training.settings import TrainingSettings
 
 LINES = [
     ("train", {"step": 10, "epoch": 0, "loss": 2.0, "gradient_norm": 0.5, "learning_rate": 1e-3, "memory_gib": 1.0}),
@@ -34,7 +34,7 @@ def _a_process_of_its_own():
 
 
 def finished(folder, trackers):
-    started = Run(FinetuneRun(output_dir=folder, training=TrainingConfig(precision="fp32", report_to=trackers)))
+    started = Run(FinetuneSettings(output_dir=folder, training=TrainingSettings(precision="fp32", report_to=trackers)))
     for event, values in LINES:
         started.log(event, values)
     started.finish()

@@ -25,8 +25,8 @@ from flip_hf import (
     FlipPretrainingCollator,
 )
 from flip_hf.training import loop
-from flip_hf.training.config import TrainingConfig
 from flip_hf.training.evaluation import evaluate_ctr, evaluate_pretraining
+from flip_hf.training.settings import TrainingSettings
 from flip_hf.training.trainer import CollatorEpochs, FlipTrainer, click_metrics
 
 DOCS = Path(__file__).parents[1] / "docs" / "trainer.md"
@@ -116,7 +116,7 @@ def of_the_loop(model, rows, collator, accumulation):
     start = weights(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     batches = DataLoader(rows, 32 // accumulation, collate_fn=lambda part: (torch.zeros(len(part)), collator(part)))
-    config = TrainingConfig(max_grad_norm=float("inf"))
+    config = TrainingSettings(max_grad_norm=float("inf"))
     for step, window in enumerate(loop._windows(batches, accumulation), start=1):
         loop._step(model, optimizer, window, config, NoRun(), step)
     return moved(model, start)
@@ -375,6 +375,6 @@ def test_rows_without_a_label_are_refused(processor, click_rows, tmp_path, remov
     with pytest.raises(ValueError, match=r"encode_dataset\(dataset, with_label=True\)"):
         FlipTrainer(model, arguments(tmp_path, remove_unused_columns=remove), collator, unlabelled).train()
     with pytest.raises(ValueError, match=r"encode_dataset\(dataset, with_label=True\)"):
-        loop.train(model, unlabelled, collator, TrainingConfig(), SimpleNamespace(accelerator=None), None, None, None)
+        loop.train(model, unlabelled, collator, TrainingSettings(), SimpleNamespace(accelerator=None), None, None, None)
     with pytest.raises(ValueError, match=r"encode_dataset\(dataset, with_label=True\)"):
         evaluate_ctr(model, unlabelled, collator, 64, Accelerator(cpu=True), "")

@@ -15,7 +15,7 @@ from flip_hf import FlipForPreTraining, FlipProcessor
 from flip_hf.runs.build import new_model
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.script import run_script
-from flip_hf.runs.settings import DataConfig, ModelConfig
+from flip_hf.runs.settings import DataSettings, ModelSettings
 from flip_hf.training.state import seed_everything
 
 ROWS = 4096
@@ -34,10 +34,10 @@ def main() -> None:
         print(f"no alignment: {folder} is not there; run.py makes it")
         return
     settings = yaml.safe_load((CONFIGS / "pretrain.yaml").read_text(encoding="utf-8"))
-    log = load_click_log(DataConfig(source=settings["data"]["source"], split=run.split, split_seed=run.seed))
+    log = load_click_log(DataSettings(source=settings["data"]["source"], split=run.split, split_seed=run.seed))
     processor = FlipProcessor.from_pretrained(folder)
     seed_everything(run.seed, torch.device("cpu"))
-    before = new_model(FlipForPreTraining, ModelConfig(**settings["model"]), processor)
+    before = new_model(FlipForPreTraining, ModelSettings(**settings["model"]), processor)
     after = FlipForPreTraining.from_pretrained(folder)
     encoded = processor.encode(log.splits["test"].select(range(ROWS)))
     found = {name: field_alignment(model, processor, encoded) for name, model in (("before", before), ("after", after))}

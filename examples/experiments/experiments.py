@@ -26,7 +26,7 @@ CPU = "CPU"
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of `pretrain.py` or `finetune.py`.
 
     Attributes:
@@ -44,7 +44,7 @@ class Run:
     seed: int
     script: str
     settings: Mapping[str, Any]
-    after: "Run | None"
+    after: "PlannedRun | None"
 
     @cached_property
     def key(self) -> str:
@@ -56,7 +56,7 @@ class Run:
         return f"{name_of(self.model)}-{self.split}-{self.seed}-{digest}"
 
     @property
-    def stages(self) -> list["Run"]:
+    def stages(self) -> list["PlannedRun"]:
         """The runs that lead to this one, it being the last."""
         return [*(self.after.stages if self.after else []), self]
 
@@ -133,7 +133,7 @@ def load_tables(names: Sequence[str] = ()) -> list[Table]:
     return [Table(path.stem, **yaml.safe_load(path.read_text(encoding="utf-8"))) for path in paths]
 
 
-def find_run(model: Model, split: str, seed: int) -> Run:
+def find_run(model: Model, split: str, seed: int) -> PlannedRun:
     """The run of a model.
 
     Raises:
@@ -149,10 +149,10 @@ def find_run(model: Model, split: str, seed: int) -> Run:
     if "after" in found:
         after = find_run({"model": found["after"], "first": first} if first else found["after"], split, seed)
         first = {}
-    return Run(model, split, seed, found["script"], {**found["settings"], **first, **last}, after)
+    return PlannedRun(model, split, seed, found["script"], {**found["settings"], **first, **last}, after)
 
 
-def key_of(runs: Sequence[Run]) -> str:
+def key_of(runs: Sequence[PlannedRun]) -> str:
     """The key of a run, or of the average of several."""
     return " + ".join(run.key for run in runs)
 

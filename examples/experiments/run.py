@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import DatasetDict
-from experiments import RESULTS, Run, Table, add_line, find_run, key_of, load_tables, machine_name, read_lines
+from experiments import RESULTS, PlannedRun, Table, add_line, find_run, key_of, load_tables, machine_name, read_lines
 from jobs import Job, run_jobs
 from significance import delong, paired_bootstrap
 
@@ -101,7 +101,7 @@ def run_block(table: Table, split: str, seed: int, folder: Path, processes: int)
 
 
 def run_stages(
-    runs: Iterable[Run], folder: Path, processes: int, when_done: Callable[[Job], object] | None = None
+    runs: Iterable[PlannedRun], folder: Path, processes: int, when_done: Callable[[Job], object] | None = None
 ) -> None:
     """Runs what has not run yet, a stage after the one that it starts from."""
     wanted = list(runs)
@@ -110,7 +110,7 @@ def run_stages(
         run_jobs([stage.job(folder) for stage in stages.values()], processes, when_done)
 
 
-def record(run: Run, folder: Path) -> dict[str, Any]:
+def record(run: PlannedRun, folder: Path) -> dict[str, Any]:
     """What results/ keeps of a run that has ended: its own record, what it logged of learning, and its test rows'."""
     found = public_record(run.job(folder).read())
     result = found.pop("result")
@@ -148,13 +148,13 @@ def curves_of(log: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def read_scores(run: Run, folder: Path) -> dict[str, np.ndarray]:
+def read_scores(run: PlannedRun, folder: Path) -> dict[str, np.ndarray]:
     """Labels and logits, the towers' too, of the test rows that a run has left, float32 (rows,) each."""
     table = pq.read_table(run.folder(folder) / "test_scores.parquet")
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def kept_scores(runs: Sequence[Run]) -> dict[str, np.ndarray]:
+def kept_scores(runs: Sequence[PlannedRun]) -> dict[str, np.ndarray]:
     """Labels and logits of the test rows of a recorded run, float (rows,) each; of several runs of their mean click."""
     labels = rows_of(runs[0].split, runs[0].seed)["test"].with_format("numpy")[LABEL][:]
     logits = [np.load(SCORES / f"{run.key}.npy", allow_pickle=False).astype(np.float32) for run in runs]
@@ -164,7 +164,7 @@ def kept_scores(runs: Sequence[Run]) -> dict[str, np.ndarray]:
     return {"labels": labels, "logits": np.log(mean) - np.log1p(-mean)}
 
 
-def measure(scores: Mapping[str, np.ndarray], run: Run) -> dict[str, Any]:
+def measure(scores: Mapping[str, np.ndarray], run: PlannedRun) -> dict[str, Any]:
     """Metrics of test rows, their intervals, calibration, GAUC and slices."""
     rows = rows_of(run.split, run.seed)
     labels, clicks = scores["labels"], probabilities(scores["logits"])

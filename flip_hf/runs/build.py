@@ -8,12 +8,12 @@ from flip_hf.configuration_flip import FlipConfig
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.runs.data import ClickLog
-from flip_hf.runs.settings import ModelConfig
+from flip_hf.runs.settings import ModelSettings
 
 Model = TypeVar("Model")
 
 
-def fit_processor(log: ClickLog, settings: ModelConfig) -> FlipProcessor:
+def fit_processor(log: ClickLog, settings: ModelSettings) -> FlipProcessor:
     """A processor fitted on the training rows alone."""
     return FlipProcessor.fit(
         log.splits["train"],
@@ -57,7 +57,7 @@ def check_towers(name: str, mode: str | None) -> None:
         raise ValueError(f"mode={mode}: {name} was saved in mode={saved} and has no other tower; leave mode out")
 
 
-def new_model(cls: type[Model], settings: ModelConfig, processor: FlipProcessor, mode: str = "joint") -> Model:
+def new_model(cls: type[Model], settings: ModelSettings, processor: FlipProcessor, mode: str = "joint") -> Model:
     """A model with fresh heads and ID-based model, and where the mode has one the text encoder.
 
     Args:

@@ -13,7 +13,7 @@ from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import load_splits
 from flip_hf.fields import FieldConfig, as_fields
 from flip_hf.processing_flip import FlipProcessor
-from flip_hf.runs.settings import LABEL, DataConfig, check_label
+from flip_hf.runs.settings import LABEL, DataSettings, check_label
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ClickLog:
 
 
 def load_click_log(
-    config: DataConfig, processor: FlipProcessor | None = None, *, split: str | None = None, needs_label: bool = True
+    config: DataSettings, processor: FlipProcessor | None = None, *, split: str | None = None, needs_label: bool = True
 ) -> ClickLog:
     """The click log that a run's settings name.
 

@@ -33,7 +33,7 @@ from flip_hf.hub.push import HubRepo, stage
 from flip_hf.runs.curves import draw_calibration, draw_curves, read_curves
 from flip_hf.runs.device import describe_hardware, join_process_group, make_accelerator
 from flip_hf.runs.locks import FolderLock, lock_in_main_process
-from flip_hf.runs.settings import LABEL, MODEL_FOLDER, FinetuneRun, PretrainRun, TrainingRun, as_plain
+from flip_hf.runs.settings import LABEL, MODEL_FOLDER, FinetuneSettings, PretrainSettings, RunSettings, as_plain
 from flip_hf.runs.tracking import PROJECT, TENSORBOARD_FOLDER, make_trackers, trackable
 from flip_hf.standard_json import measures_json
 from flip_hf.training.checkpoints import Checkpoints, read_facts, recover_folder, replace_file, replace_folder
@@ -91,7 +91,7 @@ class Run:
         OSError: the repository can't be written to.
     """
 
-    def __init__(self, settings: TrainingRun) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         self.folder = settings.output_dir
         # Before anything is read that another run may be about to change.
         lock = FolderLock(self.folder)
@@ -103,7 +103,7 @@ class Run:
             self._unlock()
             raise
 
-    def _open(self, settings: TrainingRun) -> None:
+    def _open(self, settings: RunSettings) -> None:
         training = settings.training
         self._checkpoints = Checkpoints(self.folder / "checkpoints", training.save_total_limit)
         last = self._checkpoints.last()
@@ -122,7 +122,7 @@ class Run:
             self._repo = HubRepo(settings.push_to_hub, settings.private, settings.revision or "main")
         self._started = time.monotonic()
         self.record: dict[str, Any] = {
-            "task": "pretraining" if isinstance(settings, PretrainRun) else "finetuning",
+            "task": "pretraining" if isinstance(settings, PretrainSettings) else "finetuning",
             "settings": as_plain(settings),
             "command": [Path(sys.argv[0]).name, *map(without_credentials, sys.argv[1:])],
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -140,7 +140,7 @@ class Run:
                 **describe_hardware(),
             },
         }
-        pretrained = settings.pretrained if isinstance(settings, FinetuneRun) else None
+        pretrained = settings.pretrained if isinstance(settings, FinetuneSettings) else None
         if pretrained is not None and (found := _record_of(pretrained)) is not None:
             self.record["pretraining"] = json.loads(found.read_text(encoding="utf-8"))
         self._identity: dict[str, Any] = {}

@@ -19,8 +19,8 @@ from flip_hf.data.files import without_credentials
 from flip_hf.fetch import MINILM
 from flip_hf.fields import FieldConfig
 from flip_hf.runs.table_writers import check_output, check_output_folder, ending_of
-from flip_hf.training.config import TrainingConfig
 from flip_hf.training.ranges import check_ranges
+from flip_hf.training.settings import TrainingSettings
 
 LABEL = "label"
 """The label column where neither the settings nor a saved processor name one."""
@@ -41,7 +41,7 @@ Files = list[str] | str | Path
 
 
 @dataclass
-class DataConfig:
+class DataSettings:
     """The click log: a named dataset, or files.
 
     Args:
@@ -87,7 +87,7 @@ class DataConfig:
 
 
 @dataclass
-class ModelConfig:
+class ModelSettings:
     """Which model to build.
 
     Args:
@@ -127,7 +127,7 @@ class ModelConfig:
 
 
 @dataclass
-class MaskingConfig:
+class MaskingSettings:
     """What pretraining masks.
 
     Args:
@@ -149,7 +149,7 @@ class MaskingConfig:
 
 
 @dataclass
-class TrainingRun:
+class RunSettings:
     """Settings of the run.
 
     Args:
@@ -172,9 +172,9 @@ class TrainingRun:
     private: bool = False
     revision: str | None = None
     push_when: Literal["end", "best", "checkpoint"] = "end"
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
         check_output_folder(self.output_dir, "output_dir")
@@ -183,14 +183,14 @@ class TrainingRun:
 
 
 @dataclass
-class PretrainRun(TrainingRun):
+class PretrainSettings(RunSettings):
     """Settings of the run.
 
     Args:
         masking: Masking
     """
 
-    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    masking: MaskingSettings = field(default_factory=MaskingSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,7 +198,7 @@ class PretrainRun(TrainingRun):
 
 
 @dataclass
-class FinetuneRun(TrainingRun):
+class FinetuneSettings(RunSettings):
     """Settings of the run.
 
     Args:
@@ -233,7 +233,7 @@ class FinetuneRun(TrainingRun):
 
 
 @dataclass
-class EvaluateRun:
+class EvaluateSettings:
     """Settings of the evaluation.
 
     Args:
@@ -252,7 +252,7 @@ class EvaluateRun:
     model: str
     output: Path | None = None
     mode: Literal["joint", "id", "text"] | None = None
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataSettings = field(default_factory=DataSettings)
     rows: Literal["train", "validation", "test"] = "test"
     slices: list[str] = field(default_factory=list)
     batch_size: int = 512
@@ -266,7 +266,7 @@ class EvaluateRun:
 
 
 @dataclass
-class PredictRun:
+class PredictSettings:
     """Settings of the prediction.
 
     Args:
@@ -303,21 +303,21 @@ class PredictRun:
         check_model_folder(self.model, "model")
 
 
-RunConfig = TypeVar("RunConfig", PretrainRun, FinetuneRun, EvaluateRun, PredictRun)
+AnySettings = TypeVar("AnySettings", PretrainSettings, FinetuneSettings, EvaluateSettings, PredictSettings)
 
 
 # What each run is called, and the run that it is taken for.
 _RUNS: Mapping[type, tuple[str, str, type]] = {
-    PretrainRun: ("pretraining", "finetuning", FinetuneRun),
-    FinetuneRun: ("finetuning", "pretraining", PretrainRun),
-    EvaluateRun: ("evaluation", "prediction", PredictRun),
-    PredictRun: ("prediction", "evaluation", EvaluateRun),
+    PretrainSettings: ("pretraining", "finetuning", FinetuneSettings),
+    FinetuneSettings: ("finetuning", "pretraining", PretrainSettings),
+    EvaluateSettings: ("evaluation", "prediction", PredictSettings),
+    PredictSettings: ("prediction", "evaluation", EvaluateSettings),
 }
 
 
 def parse_run(
-    kind: type[RunConfig], arguments: Sequence[str] | None = None, description: str | None = None
-) -> RunConfig:
+    kind: type[AnySettings], arguments: Sequence[str] | None = None, description: str | None = None
+) -> AnySettings:
     """The run that the command line asks for: `--config FILE.yaml`, then overrides such as `--training.seed 3`.
 
     Names may be written with dashes (`--push-to-hub`), and a switch without its value (`--private`) is on. An unknown
@@ -341,7 +341,7 @@ def parse_run(
     parsed = parser.parse_args(_spelled_out(sys.argv[1:] if arguments is None else arguments, switches))
     parsed.pop("config")
     _check_groups(kind, parsed)
-    run: RunConfig = kind(**parser.instantiate(parsed).as_dict())
+    run: AnySettings = kind(**parser.instantiate(parsed).as_dict())
     return run
 
 

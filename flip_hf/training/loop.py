@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader
 from flip_hf.data.collators import EncodedRows, check_collator, check_training_rows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.training.compiling import compile_text_encoder
-from flip_hf.training.config import TrainingConfig
 from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.meter import Meter, Progress, memory_in_use
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
 from flip_hf.training.progress import progress_bar
 from flip_hf.training.protocols import RunFolder
+from flip_hf.training.settings import TrainingSettings
 from flip_hf.training.signals import Stopped, StopSignals, delayed_signals, leave_signals_to_parent
 from flip_hf.training.state import TrainingState
 
@@ -79,7 +79,7 @@ def train(
     model: Any,
     rows: Dataset,
     collator: Any,
-    config: TrainingConfig,
+    config: TrainingSettings,
     run: RunFolder,
     goal: Goal,
     evaluate: Callable[[Any, str], dict[str, float]],
@@ -248,7 +248,7 @@ def _windows_from(
 
 
 def _step(
-    model: Any, optimizer: Any, window: Sequence[Any], config: TrainingConfig, run: RunFolder, step: int
+    model: Any, optimizer: Any, window: Sequence[Any], config: TrainingSettings, run: RunFolder, step: int
 ) -> dict[str, float]:
     """One optimiser step over accumulated batches; returns what a log should show."""
     accelerator = run.accelerator

@@ -9,10 +9,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import get_cosine_schedule_with_warmup
 
-from flip_hf.training.config import TrainingConfig
+from flip_hf.training.settings import TrainingSettings
 
 
-def parameter_groups(model: Any, config: TrainingConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: Any, config: TrainingSettings) -> list[dict[str, Any]]:
     """Groups by learning rate (text encoder or the rest) and weight decay (matrices other than embeddings, or not).
 
     Embeddings are not decayed: decay would also shrink the rows that a batch does not read. A group's `rate` is the
@@ -81,7 +81,7 @@ def _is_sparse(gradient: torch.Tensor | None) -> bool:
     return gradient is not None and gradient.layout == torch.sparse_coo
 
 
-def build_optimizer(model: Any, config: TrainingConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: Any, config: TrainingSettings) -> torch.optim.Optimizer:
     """AdamW with the implementation that does all parameters in one pass; the feature table by `feature_updates`."""
     if config.feature_updates == "dense":
         return torch.optim.AdamW(parameter_groups(model, config), fused=True)
@@ -125,7 +125,7 @@ def _norm(parameters: list[nn.Parameter]) -> torch.Tensor:
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainingConfig, total_steps: int
+    optimizer: torch.optim.Optimizer, config: TrainingSettings, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """A linear rise, then a cosine down to zero at `total_steps`."""
     schedule: torch.optim.lr_scheduler.LRScheduler = get_cosine_schedule_with_warmup(

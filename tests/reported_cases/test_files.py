@@ -197,12 +197,12 @@ def test_an_error_names_the_file_and_the_row_in_it(tmp_path, wordpiece):
 
 def test_an_error_over_a_row_that_training_reads_names_the_file_and_the_row_in_it(tmp_path, wordpiece):
     from flip_hf.runs.data import load_click_log
-    from flip_hf.runs.settings import DataConfig
+    from flip_hf.runs.settings import DataSettings
 
     write(tmp_path / "log" / "a.csv", "user,title,label\n1,x,1\n2,y,0\n")
     write(tmp_path / "log" / "b.csv", "user,title,label\n3,x,1\n4,y,7\n")
     places = {"train_file": str(tmp_path / "log"), "validation_file": tmp_path / "log" / "a.csv"}
-    log = load_click_log(DataConfig(**places, fields=["user", "title"]))
+    log = load_click_log(DataSettings(**places, fields=["user", "title"]))
     processor = FlipProcessor.fit(log.splits["train"], log.fields, wordpiece, label="label")
     with pytest.raises(InputError, match=f"^{tmp_path}/log/b.csv, field 'label', row 1, value '7'"):
         log.encode(processor, "train")
@@ -224,10 +224,10 @@ def test_csv_settings_are_part_of_what_a_kept_file_is_known_by(tmp_path):
 
 
 def test_no_credentials_of_a_url_are_in_a_runs_settings():
-    from flip_hf.runs.settings import FinetuneRun, as_plain, parse_run
+    from flip_hf.runs.settings import FinetuneSettings, as_plain, parse_run
 
     files = '["s3://key:secret@bucket/a.csv", "https://host/b.csv?signature=secret"]'
-    run = parse_run(FinetuneRun, ["--output_dir", "x", "--data.train_file", files])
+    run = parse_run(FinetuneSettings, ["--output_dir", "x", "--data.train_file", files])
     assert run.data.train_file[1] == "https://host/b.csv?signature=secret"
     assert as_plain(run)["data"]["train_file"] == ["s3://bucket/a.csv", "https://host/b.csv"]
     assert "secret" not in json.dumps(as_plain(run))

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from flip_hf import FlipForCTR, FlipForPreTraining
-from flip_hf.training.config import TrainingConfig
+from flip_hf.training.settings import TrainingSettings
 
 sent = []
 
@@ -41,7 +41,7 @@ found = {}
 for case, settings in cases.items():
     cls = FlipForCTR if case == "ctr" else FlipForPreTraining
     for accumulation in (1, 2, 4):
-        config = TrainingConfig(
+        config = TrainingSettings(
             per_device_train_batch_size=24 // accumulation // ARGUMENTS["processes"],
             gradient_accumulation_steps=accumulation,
             precision="fp32",

@@ -13,7 +13,7 @@ from datasets import Dataset
 from flip_hf import FlipConfig, FlipCTRCollator, FlipForPreTraining, FlipPretrainingCollator, FlipProcessor
 from flip_hf.runs.device import leave_process_group
 from flip_hf.runs.run import Run
-from flip_hf.runs.settings import FinetuneRun
+from flip_hf.runs.settings import FinetuneSettings
 from flip_hf.training.loop import Goal, train
 
 ARGUMENTS = json.loads(sys.argv[1])
@@ -81,7 +81,7 @@ def collator_of(cls, processor, mode="joint"):
 
 def train_in(folder, model, rows, config, processor):
     """Runs the package's own loop without validation; what it ends with is saved as the best model."""
-    run = Run(FinetuneRun(output_dir=folder, training=config))
+    run = Run(FinetuneSettings(output_dir=folder, training=config))
     collator, goal = collator_of(type(model), processor), Goal("nothing", larger_is_better=True)
     return train(model, rows, collator, config, run, goal, lambda *_: {"nothing": 0.0}, processor)
 

@@ -16,8 +16,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from flip_hf import FlipForCTR, FlipForPreTraining
-from flip_hf.training.config import TrainingConfig
 from flip_hf.training.optimization import build_optimizer, clip_gradients
+from flip_hf.training.settings import TrainingSettings
 
 
 def shard(model, policy):
@@ -75,7 +75,7 @@ for case, (cls, settings) in cases.items():
     torch.testing.assert_close(clip_gradients(model, accelerator, 0.5), norm, rtol=1e-5, atol=0)
 
     # A step, an evaluation, another step: nothing may be read that an earlier one left behind.
-    build_optimizer(model, TrainingConfig()).step()
+    build_optimizer(model, TrainingSettings()).step()
     with torch.no_grad():
         output = model.eval()(**batch)
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -10,8 +10,8 @@ from common import ARGUMENTS, check_processes, num_processes, rank, report
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR
 from flip_hf.nn.sharded_embeddings import sharded_features
-from flip_hf.training.config import TrainingConfig
 from flip_hf.training.optimization import build_optimizer, clip_gradients
+from flip_hf.training.settings import TrainingSettings
 
 ROWS, DIM = 1 << 20, 32
 accelerator = Accelerator(cpu=True)
@@ -28,7 +28,7 @@ def train():
     torch.manual_seed(0)
     model = FlipForCTR(config)
     before = getattr(model.flip.feature_embeddings, "rows", torch.empty(0))[:100].detach().clone()
-    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, TrainingConfig()))
+    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, TrainingSettings()))
     ids = torch.stack([torch.randint(2, ROWS, (64,)), torch.full((64,), ROWS + 3)], dim=1)
     # Rows that both processes hold.
     ids[:8, 0] = torch.arange(2, ROWS, ROWS // 8)

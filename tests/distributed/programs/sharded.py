@@ -20,7 +20,7 @@ from common import (
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipForPreTraining
 from flip_hf.nn.sharded_embeddings import sharded_features
-from flip_hf.training.config import TrainingConfig
+from flip_hf.training.settings import TrainingSettings
 
 
 def message(function, *arguments, **settings):
@@ -89,7 +89,7 @@ assert FlipForCTR.from_pretrained(folder / "tiny").flip.feature_embeddings.weigh
 Accelerator.distributed_type = DistributedType.FSDP
 with sharded_features():
     found["errors"] = [
-        message(train_in, folder / "run", model, rows, TrainingConfig(precision="fp32"), processor),
+        message(train_in, folder / "run", model, rows, TrainingSettings(precision="fp32"), processor),
         message(build, FlipForPreTraining, processor, mtm_loss="full_softmax"),
         message(model.save_pretrained, folder, push_to_hub=True),
         message(model.resize_feature_embeddings, processor.extend({name: ["new"] for name in ARGUMENTS["fields"]})),

@@ -8,9 +8,9 @@ from common import ARGUMENTS, build, check_processes, load_log, num_processes, r
 
 from flip_hf import FlipForCTR, FlipForPreTraining
 from flip_hf.nn.sharded_embeddings import sharded_features
-from flip_hf.training.config import TrainingConfig
+from flip_hf.training.settings import TrainingSettings
 
-config = TrainingConfig(
+config = TrainingSettings(
     max_steps=10,
     per_device_train_batch_size=12 // ARGUMENTS["processes"],
     precision="fp32",

@@ -7,7 +7,7 @@ from flip_hf.training.ranges import check_ranges
 
 
 @dataclass
-class TrainingConfig:
+class TrainingSettings:
     """How to train.
 
     Args:
