@@ -20,7 +20,8 @@ from torch import nn
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.outputs import FlipForPreTrainingOutput
 from flip_hf.training import loop
-from flip_hf.training.loop import Goal, Meter, Progress, WithRowNumbers, count_items, train
+from flip_hf.training.loop import Goal, WithRowNumbers, count_items, train
+from flip_hf.training.meter import Meter, Progress
 from flip_hf.training.settings import TrainingSettings
 from flip_hf.training.signals import Stopped, leave_signals_to_parent
 
