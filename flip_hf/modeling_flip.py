@@ -436,10 +436,10 @@ class FlipModel(FlipPreTrainedModel):
         representation, logits = self.backbone(embeddings)
         return FlipModelOutput(field_embeddings=embeddings, tabular_representation=representation, id_logits=logits)
 
-    def oov_shares(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        """The share of each field's features that are OOV: int64 (B, P) -> float (B, F)."""
+    def oov_fractions(self, feature_ids: torch.Tensor) -> torch.Tensor:
+        """The fraction of each field's features that are OOV: int64 (B, P) -> float (B, F)."""
         assert self.feature_embeddings is not None and self.field_pooling is not None
-        return self.field_pooling.shares(self.feature_embeddings.is_oov(feature_ids), feature_ids)
+        return self.field_pooling.marked_fractions(self.feature_embeddings.is_oov(feature_ids), feature_ids)
 
     def encode_text(
         self,
@@ -878,7 +878,7 @@ class FlipForCTR(FlipPreTrainedModel):
             fused = [id_logits, text_logits]
             if not self.config.fusion_gradients:
                 fused = [tower_logits.detach() for tower_logits in fused]
-            logits = self.fusion(*fused, self.flip.oov_shares(feature_ids))
+            logits = self.fusion(*fused, self.flip.oov_fractions(feature_ids))
         else:
             logits = id_logits if id_logits is not None else text_logits
 

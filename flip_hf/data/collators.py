@@ -136,7 +136,7 @@ class FlipCTRCollator:
         self._first_ids, self._end_ids = np.repeat(bounds, self.num_positions, axis=0).transpose(2, 1, 0)
         # For each position its field's OOV feature, and how often to drop to it.
         self._oov_ids = np.repeat([r[0][0] + OOV_OFFSET for _, r in fields], self.num_positions)
-        self._oov_shares = np.repeat([shares.get(f.name, 0.0) for f, _ in fields], self.num_positions)
+        self._oov_dropout = np.repeat([shares.get(f.name, 0.0) for f, _ in fields], self.num_positions)
         # The fields that the text hides where they are dropped: their places in the table, and in the text.
         self._hidden = [i for i, (f, _) in enumerate(fields) if not f.show_oov and shares.get(f.name, 0.0)]
         self._hidden_places = [places[i] for i in self._hidden]
@@ -164,7 +164,7 @@ class FlipCTRCollator:
     @property
     def reads_numbers(self) -> bool:
         """Whether batches depend on the rows' numbers."""
-        return bool(self._oov_shares.any()) and (self.mode != "text" or self._hides)
+        return bool(self._oov_dropout.any()) and (self.mode != "text" or self._hides)
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         batch = self.views(rows)
@@ -229,7 +229,7 @@ class FlipCTRCollator:
         draws = uniform(self.seed, self.epoch, numbers, _OOV_STREAM, feature_ids.shape[1])
         # A value that is missing is not one that was never seen.
         droppable = (feature_ids != PADDING_ID) & (feature_ids != self._oov_ids - OOV_OFFSET + MISSING_OFFSET)
-        result: np.ndarray = droppable & (draws < self._oov_shares)
+        result: np.ndarray = droppable & (draws < self._oov_dropout)
         return result
 
     def _fields_to_hide(self, feature_ids: np.ndarray, dropped: np.ndarray) -> np.ndarray:
