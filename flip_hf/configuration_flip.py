@@ -229,6 +229,12 @@ class FlipConfig(PreTrainedConfig):
         return feature_ranges(self.fields)
 
     @property
+    def position_ranges(self) -> list[list[tuple[int, int]]]:
+        """For each position, a column of `feature_ids`, the ranges (first, end) of the ids that it may hold."""
+        fields = zip(self.tabular_fields, self.feature_ranges, strict=True)
+        return [ranges for field, ranges in fields for _ in range(field.num_positions)]
+
+    @property
     def num_features(self) -> int:
         """Rows of the feature table."""
         return num_features(self.fields)

@@ -86,7 +86,7 @@ def auto_map(path):
     ("case", "types"),
     [
         ("config", ["configuration_flip.FlipConfig"]),
-        ("base", ["modeling_flip.FlipModel"]),
+        ("base", ["towers.FlipModel"]),
         ("model", ["modeling_flip.FlipForCTR", "processing_flip.FlipProcessor"]),
         ("processor", ["processing_flip.FlipProcessor", "modeling_flip.FlipForCTR"]),
         ("pipeline", ["pipeline.CTRPredictionPipeline"]),

@@ -104,6 +104,20 @@ class Objective(nn.Module, ABC):
             return torch.tensor(feature_ids.shape[0], device=feature_ids.device)
         return (labels != IGNORED_LABEL).sum()
 
+    def set_feature_counts(self, counts: torch.Tensor) -> None:
+        """Takes how often each feature was seen, int64 (N,); an objective that draws no features has no use for it."""
+
+    def set_tokens(self, tokens: torch.Tensor) -> None:
+        """Takes the tokens that may be scored alone, int64 (tokens,); an objective that scores none ignores them."""
+
+    def grow(self, config: FlipConfig, counts: torch.Tensor) -> None:
+        """Takes over a feature table with more rows at its end; an objective that knows no features stays as it is.
+
+        Args:
+            config: with the larger fields.
+            counts: int64 (N,), as in `set_feature_counts`.
+        """
+
     @abstractmethod
     def forward(self, batch: PretrainingBatch) -> ObjectiveOutput:
         """The loss over one batch."""

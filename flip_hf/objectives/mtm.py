@@ -108,12 +108,7 @@ class MaskedTabularModeling(Objective):
         }
 
     def grow(self, config: FlipConfig, counts: torch.Tensor) -> None:
-        """Takes over a feature table with more rows at its end; their biases start at zero.
-
-        Args:
-            config: with the larger fields.
-            counts: int64 (N,), as in `set_feature_counts`.
-        """
+        """As in the base class; the biases of the new features start at zero."""
         device = self.bias.device
         self.bias = nn.Parameter(F.pad(self.bias.detach(), (0, config.num_features - len(self.bias))))
         self._set_slots(config)
