@@ -18,7 +18,6 @@ from flip_hf.checkpoint.weights_check import expecting, find_weights, limited_bu
 from flip_hf.configuration_flip import FlipConfig, check_settings
 from flip_hf.fields import with_nearest
 from flip_hf.growth import FeatureGrowth, resize_feature_table
-from flip_hf.nn.attention import use_cpu_attention
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding
 from flip_hf.text_encoder import load_text_encoder, shown_name
@@ -89,11 +88,6 @@ class FlipPreTrainedModel(PreTrainedModel):
             self._keys_to_ignore_on_load_unexpected = [*unexpected, rf"(^|\.){_TABLE}$"]
             self._keys_to_ignore_on_load_missing: Any = [rf"^{name}$" for name in self.sharded_parameters]
         super().post_init()
-
-    def use_cpu_attention(self) -> None:
-        """Has the text encoder, if there is one and it attends by `"sdpa"`, train by `nn.attention.cpu_attention`."""
-        if self.base_model.text_model is not None:
-            use_cpu_attention(self.base_model.text_model)
 
     @property
     def _sharded_table(self) -> ShardedFeatureEmbedding | None:

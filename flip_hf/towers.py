@@ -10,7 +10,6 @@ from flip_hf.backbones import Backbone, backbone_class, build_backbone
 from flip_hf.configuration_flip import FlipConfig
 from flip_hf.inputs import takes_known_inputs
 from flip_hf.nn.bags import FieldPooling
-from flip_hf.nn.dropout import use_byte_dropout
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.pooling import TEXT_POOLING
 from flip_hf.nn.sharded_embeddings import feature_embedding_class
@@ -52,7 +51,6 @@ class FlipModel(FlipPreTrainedModel):
             if text_model is None:
                 text_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
             self.text_model = text_model
-            use_byte_dropout(text_model)
             if getattr(self.text_model, "pooler", None) is not None:
                 # Nothing reads it, and distributed training stops at parameters without gradients.
                 self.text_model.pooler = None

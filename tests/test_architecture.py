@@ -43,7 +43,7 @@ ALLOWED = {
         "towers",
     },
     "processing_flip": {"fields", "configuration_flip", "fetch", "growth", "data", "checkpoint", "standard_json"},
-    "training": {"fields", "data", "metrics", "standard_json"},
+    "training": {"fields", "data", "metrics", "nn", "standard_json"},
     "pipeline": {"fields", "outputs", "data", "modeling_flip", "processing_flip"},
     "export": {"modeling_flip"},
     "hub": {"checkpoint", "standard_json"},

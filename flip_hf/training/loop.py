@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from flip_hf.data.collators import EncodedRows, check_collator, check_training_rows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.training.compiling import compile_text_encoder
+from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.meter import Meter, Progress, memory_in_use
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
@@ -155,10 +156,9 @@ def train(
     is_resumable = not model.sharded_parameters and accelerator.distributed_type != DistributedType.FSDP
     if not is_resumable:
         logger.warning("parameters are spread over processes: this run saves no checkpoints and can't be resumed")
-    if accelerator.device.type == "cpu":
-        model.use_cpu_attention()
     if config.torch_compile:
         compile_text_encoder(model, accelerator.device)
+    speed_up = fast_cpu_training(model, accelerator.device)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     steps_per_epoch = -(-len(loader) // config.gradient_accumulation_steps)
     total_steps = min(config.num_train_epochs * steps_per_epoch, config.max_steps or sys.maxsize)
@@ -187,7 +187,7 @@ def train(
 
     bar = progress_bar(total=total_steps, initial=progress.step, desc="training", unit="step", disable=not run.is_main)
     # Closing them ends the loader's workers now, and not when an error that refers to them is forgotten.
-    with bar, StopSignals(is_resumable) as signals, closing(windows):
+    with speed_up, bar, StopSignals(is_resumable) as signals, closing(windows):
         while True:
             step, epoch = progress.step, (progress.step - 1) // steps_per_epoch
             # First, as a checkpoint may have been saved between a step and its evaluation.
