@@ -22,7 +22,7 @@ from flip_hf.nn.dropout import ByteDropout
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.fusion import FUSION
 from flip_hf.nn.layers import MLP
-from flip_hf.objectives import OBJECTIVES, ContrastiveShare, Objective, ObjectiveOutput, PretrainingBatch
+from flip_hf.objectives import OBJECTIVES, Objective, ObjectiveOutput, PretrainingBatch
 from flip_hf.outputs import FlipForCTROutput, FlipForPreTrainingOutput, FlipModelOutput
 from flip_hf.pretrained_model import FlipPreTrainedModel
 from flip_hf.towers import FlipModel, OutputHiddenStates
@@ -125,7 +125,6 @@ class FlipForPreTraining(FlipPreTrainedModel):
         masked_input_ids: torch.Tensor | None = None,
         mlm_labels: torch.Tensor | None = None,
         num_items_in_batch: ItemCounts | None = None,
-        contrast: ContrastiveShare | None = None,
         output_hidden_states: OutputHiddenStates = None,
         output_attentions: bool | None = None,
     ) -> FlipForPreTrainingOutput:
@@ -142,8 +141,6 @@ class FlipForPreTraining(FlipPreTrainedModel):
             num_items_in_batch: what to divide each objective's summed loss by; by default what this batch holds. A
                 training loop passes the number over all accumulated batches and processes, so that every masked item
                 weighs the same.
-            contrast: this batch's share of a larger contrastive batch; by default ICL contrasts the rows of this
-                batch on all processes.
             output_hidden_states: as in `FlipModel`.
             output_attentions: as in `FlipModel`.
         """
@@ -191,7 +188,6 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 masked_token_states=masked_text.token_states if masked_text else None,
                 embed_features=self.flip.feature_embeddings.embed,
                 token_embeddings=token_embeddings.weight,
-                contrast=contrast,
             )
             for name, objective in self.objectives.items():
                 output: ObjectiveOutput = objective(batch)

@@ -302,7 +302,8 @@ def test_shares_of_a_larger_contrastive_batch_add_up_to_it():
     found = [torch.zeros_like(g) for g in expected]
     for i, (part_ids, share) in enumerate(zip(ids.split(sizes), shares, strict=True)):
         tabular, text = (part[i].requires_grad_() for part in parts)
-        output = icl(absent_but(feature_ids=part_ids, tabular=tabular, text=text, contrast=share))
+        with icl.contrasted_as(share):
+            output = icl(absent_but(feature_ids=part_ids, tabular=tabular, text=text))
         torch.testing.assert_close(output.loss_sum.detach(), whole.loss_sum.detach() * sizes[i] / 8)
         assert output.num_items.item() == sizes[i]
         assert output.metrics.keys() == whole.metrics.keys()
@@ -316,6 +317,8 @@ def test_shares_of_a_larger_contrastive_batch_add_up_to_it():
         assert not share.loss_sum.requires_grad
     for value, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-4, atol=1e-6)
+    alone = icl(absent_but(feature_ids=ids, tabular=views[0], text=views[1]))
+    assert torch.equal(alone.loss_sum, whole.loss_sum), "a share counts only in its context"
 
 
 @pytest.mark.parametrize(("values", "mean"), [([], 0.0), ([2.0], 2.0), ([True, False, False, True], 0.5)], ids=str)

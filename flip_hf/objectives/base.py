@@ -48,7 +48,6 @@ class PretrainingBatch:
         embed_features: looks the feature table up, int64 (...) -> float (..., D). The table itself may be spread over
             processes, all of which must look up equally often.
         token_embeddings: float (V, C), the text encoder's input embeddings.
-        contrast: where the rows were contrasted as a part of a larger batch, their share of that.
     """
 
     feature_ids: torch.Tensor
@@ -62,7 +61,6 @@ class PretrainingBatch:
     masked_token_states: torch.Tensor | None
     embed_features: Callable[[torch.Tensor], torch.Tensor]
     token_embeddings: torch.Tensor
-    contrast: ContrastiveShare | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def contrast_over_window(
         For each batch what to call in place of the model, with the same arguments.
     """
     plain = accelerator.unwrap_model(model)
+    icl = plain.objectives["icl"]
     if "contrastive_views" not in vars(plain):
         # Where FSDP shards the parameters, they must be gathered for this method too.
         register_fsdp_forward_method(plain, "contrastive_views")
@@ -43,15 +44,16 @@ def contrast_over_window(
         for batch, seed in zip(batches, seeds, strict=True):
             with _own_stream(seed, accelerator.device):
                 views.append(plain.contrastive_views(**{name: batch[name] for name in _VIEWS}))
-    shares = plain.objectives["icl"].shares(views, [batch["feature_ids"] for batch in batches])
+    shares = icl.shares(views, [batch["feature_ids"] for batch in batches])
     return [
-        partial(_forward_again, model, seed, accelerator.device, contrast=share)
+        partial(_forward_again, model, icl, share, seed, accelerator.device)
         for seed, share in zip(seeds, shares, strict=True)
     ]
 
 
-def _forward_again(model: Any, seed: int, device: torch.device, **inputs: Any) -> Any:
-    with _own_stream(seed, device):
+def _forward_again(model: Any, icl: Any, share: Any, seed: int, device: torch.device, **inputs: Any) -> Any:
+    # The share is no argument of the public forward, through which a wrapper such as DistributedDataParallel is called.
+    with _own_stream(seed, device), icl.contrasted_as(share):
         return model(**inputs)
 
 
