@@ -69,7 +69,6 @@ class PackageStep:
 def pretraining_step(log: Any, processor: Any, settings: ModelSettings, training: TrainingSettings) -> PackageStep:
     """Ours; MLM scores the tokens that are seen."""
     model = new_model(FlipForPreTraining, settings, processor)
-    model.set_feature_counts(processor.feature_counts)
     rows = log.encode(processor, "train", with_label=False).with_format("arrow")
     model.set_mlm_tokens(value_tokens(rows))
     return PackageStep(model, rows, FlipPretrainingCollator(processor), training)
@@ -86,7 +85,6 @@ class AsPaper:
         options = settings.options | {"objectives": {"mlm": 1.0, "mtm": 1.0}}
         settings = replace(settings, options=options)
         self.masked = new_model(FlipForPreTraining, settings, processor)
-        self.masked.set_feature_counts(processor.feature_counts)
         settings.options = settings.options | {"objectives": {"icl": 1.0}}
         self.contrast = new_model(FlipForPreTraining, settings, processor)
         self.contrast.flip = self.masked.flip

@@ -34,7 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     with sharded_features(training.shard_features):
         model = new_model(FlipForPreTraining, settings.model, processor)
-    model.set_feature_counts(processor.feature_counts)
     masking = settings.masking
     if masking.mlm_vocabulary == "seen":
         model.set_mlm_tokens(value_tokens(train_rows))

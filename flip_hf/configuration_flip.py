@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -255,17 +255,18 @@ class FlipConfig(PreTrainedConfig):
         return output
 
 
-def check_settings(settings: Mapping[str, Any], owner: str = "FlipConfig") -> None:
+def check_settings(settings: Mapping[str, Any], owner: str = "FlipConfig", others: Iterable[str] = ()) -> None:
     """Raises ValueError for a setting of a caller that `FlipConfig` does not have, with the name that is nearest.
 
     Args:
         settings: the settings by name; of `objectives` the names inside are checked, too.
         owner: what the error names as the place of the settings.
+        others: what else the owner takes; a name may be meant for one of them.
     """
     if unknown := _unknown_settings(settings):
         inherited = {f.name for f in fields(PreTrainedConfig)}
         known = [f.name for f in fields(FlipConfig) if f.name not in inherited]
-        known += [f"objectives.{name}" for name in PRETRAINING_OBJECTIVES]
+        known += [*(f"objectives.{name}" for name in PRETRAINING_OBJECTIVES), *others]
         raise ValueError(f"{owner} has no setting {with_nearest(unknown, known)}")
 
 

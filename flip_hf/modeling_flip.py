@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate.utils import align_module_device
@@ -24,7 +24,7 @@ from flip_hf.nn.fusion import FUSION
 from flip_hf.nn.layers import MLP
 from flip_hf.objectives import OBJECTIVES, Objective, ObjectiveOutput, PretrainingBatch
 from flip_hf.outputs import FlipForCTROutput, FlipForPreTrainingOutput, FlipModelOutput
-from flip_hf.pretrained_model import FlipPreTrainedModel
+from flip_hf.pretrained_model import FittedProcessor, FlipPreTrainedModel
 from flip_hf.towers import FlipModel, OutputHiddenStates
 
 __all__ = ["FlipForCTR", "FlipForPreTraining", "FlipModel", "FlipPreTrainedModel"]
@@ -67,6 +67,21 @@ class FlipForPreTraining(FlipPreTrainedModel):
             )
         self.views = frozenset().union(*(OBJECTIVES[name].views for name in self.objectives))
         self.post_init()
+
+    @classmethod
+    def from_text_pretrained(
+        cls,
+        name_or_path: str,
+        config: FlipConfig | None = None,
+        processor: FittedProcessor | None = None,
+        text_weights: bool = True,
+        **settings: Any,
+    ) -> Self:
+        """As in the base class; with a processor, the features' counts are set too (`set_feature_counts`)."""
+        model = super().from_text_pretrained(name_or_path, config, processor, text_weights, **settings)
+        if processor is not None:
+            model.set_feature_counts(processor.feature_counts)
+        return model
 
     @property
     def _objectives(self) -> list[Objective]:

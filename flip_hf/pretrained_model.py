@@ -1,10 +1,11 @@
 """What the FLIP models share."""
 
 import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.distributed as dist
@@ -16,17 +17,29 @@ from flip_hf.checkpoint.load_report import check_load_report, without_load_repor
 from flip_hf.checkpoint.sharded_table import add_table, read_rows
 from flip_hf.checkpoint.weights_check import expecting, find_weights, limited_building
 from flip_hf.configuration_flip import FlipConfig, check_settings
-from flip_hf.fields import with_nearest
+from flip_hf.fields import FieldConfig, check_fields, with_nearest
 from flip_hf.growth import FeatureGrowth, resize_feature_table
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding
-from flip_hf.text_encoder import load_text_encoder, shown_name
+from flip_hf.text_encoder import LOADING_ARGUMENTS, load_text_config, load_text_encoder, shown_name
 
 _TABLE = "feature_embeddings.weight"
 """The feature table in every checkpoint, behind the prefix of the model."""
 
 _SETTINGS = {f.name for f in fields(FlipConfig)} - {f.name for f in fields(PreTrainedConfig)}
 """What FlipConfig adds to a configuration."""
+
+
+class FittedProcessor(Protocol):
+    """What a new model reads of a `FlipProcessor`."""
+
+    @property
+    def fields(self) -> Sequence[FieldConfig]:
+        """The fitted fields."""
+
+    @property
+    def feature_counts(self) -> torch.Tensor:
+        """int64 (features,): how often each feature was seen."""
 
 
 class FlipPreTrainedModel(PreTrainedModel):
@@ -136,7 +149,7 @@ class FlipPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path: a local folder or a repository's name.
             args: as in transformers.
             kwargs: as in transformers; settings of FlipConfig such as `mode="id"` replace the saved ones, or those of
-                `config` where that is given.
+                `config` where that is given. `mode=None` is the saved mode.
 
         Raises:
             OSError: there are no weights in safetensors files.
@@ -145,6 +158,8 @@ class FlipPreTrainedModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["use_safetensors"] = True
+        if kwargs.get("mode", "") is None:
+            del kwargs["mode"]
         if isinstance(config := kwargs.get("config"), FlipConfig):
             # transformers would hand them to __init__. Its pipelines give both the configuration and what made it.
             settings = {name: kwargs.pop(name) for name in _SETTINGS & kwargs.keys()}
@@ -204,21 +219,55 @@ class FlipPreTrainedModel(PreTrainedModel):
         add_table(Path(save_directory), name, shape, table.rows.dtype, table.all_rows())
 
     @classmethod
-    def from_text_pretrained(cls, name_or_path: str, config: FlipConfig, **kwargs: Any) -> Self:
+    def from_text_pretrained(
+        cls,
+        name_or_path: str,
+        config: FlipConfig | None = None,
+        processor: FittedProcessor | None = None,
+        text_weights: bool = True,
+        **settings: Any,
+    ) -> Self:
         """A new model whose text encoder starts from a plain transformers checkpoint; all else starts afresh.
+
+        `FlipForPreTraining.from_text_pretrained(encoder, processor=processor, text_layers=1, backbone="dcnv2")`
 
         Args:
             name_or_path: the text encoder: a local folder, a repository, or a model that an installed package carries.
-            config: `config.text_config` must describe that text encoder.
-            kwargs: passed on to the loading of the text encoder, such as `revision`. Code that it brings runs with
-                `trust_remote_code=True` only.
+            config: the whole configuration; `config.text_config` must describe that text encoder. By default it is
+                made of the text encoder's configuration, the processor's fields and the settings.
+            processor: the fitted `FlipProcessor`; needed without `config`. A model for pretraining also learns from it
+                how often each feature was seen.
+            text_weights: whether to load the text encoder's weights; without, they start at random. In the mode
+                `"id"` none are loaded.
+            settings: settings of `FlipConfig`, without `config`; and transformers' loading arguments for the text
+                encoder, such as `revision`, `dtype` or `attn_implementation`. Code that the text encoder brings runs
+                with `trust_remote_code=True` only.
 
         Raises:
-            ValueError: the checkpoint is not what `config.text_config` describes.
+            ValueError: neither `FlipConfig` nor transformers knows a setting, or there are settings beside `config`;
+                there is neither a configuration nor a processor, or their fields differ; or the checkpoint is not what
+                `config.text_config` describes.
             flip_hf.fetch.FetchError: the name could not be found anywhere.
         """
-        text_model = load_text_encoder(name_or_path, config.text_config, **kwargs)
-        config.text_base_model = shown_name(name_or_path)
+        called = f"{cls.__name__}.from_text_pretrained"
+        loading = {name: settings.pop(name) for name in LOADING_ARGUMENTS & settings.keys()}
+        check_settings(settings, called, LOADING_ARGUMENTS)
+        if config is not None and settings:
+            raise ValueError(f"{called}: set {', '.join(map(repr, settings))} in the config that you pass")
+        if found := sorted({"fields", "text_config", "text_base_model"} & settings.keys()):
+            raise ValueError(f"{called} finds out {', '.join(found)} itself; pass config=FlipConfig(...) to choose")
+        if config is None and processor is None:
+            raise ValueError(f"{called} needs processor=, the fitted FlipProcessor, or config=")
+        if config is None and processor is not None:
+            text_config: Any = load_text_config(name_or_path, **loading)
+            config = FlipConfig(text_config=text_config, fields=list(processor.fields), **settings)
+        assert config is not None
+        if processor is not None:
+            check_fields(processor.fields, config.fields)
+        text_model = None
+        if text_weights and config.mode != "id":
+            text_model = load_text_encoder(name_or_path, config.text_config, **loading)
+            config.text_base_model = shown_name(name_or_path)
         return cls(config, text_model=text_model)
 
     def resize_feature_embeddings(self, growth: FeatureGrowth, init: str = "mean") -> FeatureEmbedding:

@@ -4,12 +4,64 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from flip_hf.checkpoint.load_report import some_of, without_load_report
 from flip_hf.fetch import resolve_pretrained
 
 logger = logging.getLogger(__name__)
+
+_WHERE = (
+    "cache_dir",
+    "code_revision",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+LOADING_ARGUMENTS = frozenset(
+    {
+        *_WHERE,
+        "adapter_kwargs",
+        "attn_implementation",
+        "device_map",
+        "disable_mmap",
+        "dtype",
+        "experts_implementation",
+        "ignore_mismatched_sizes",
+        "kernel_config",
+        "key_mapping",
+        "max_memory",
+        "offload_buffers",
+        "offload_folder",
+        "quantization_config",
+        "torch_dtype",
+        "use_kernels",
+        "variant",
+    }
+)
+"""What transformers' `from_pretrained` takes that says where a text encoder's weights are and how they are held."""
+
+
+def load_text_config(name_or_path: str, **kwargs: Any) -> PreTrainedConfig:
+    """The configuration of a text encoder, with the attention implementation that the caller chose.
+
+    Args:
+        name_or_path: as in `load_text_encoder`.
+        kwargs: `LOADING_ARGUMENTS`; those that concern weights are not read.
+
+    Raises:
+        flip_hf.fetch.FetchError: the name could not be found anywhere.
+    """
+    read = {name: value for name, value in kwargs.items() if name in (*_WHERE, "attn_implementation")}
+    # The revision is the caller's. Left out, transformers would ask about code whoever sits at the terminal.
+    config: PreTrainedConfig = AutoConfig.from_pretrained(  # nosec B615
+        resolve_pretrained(name_or_path), **{"trust_remote_code": False, **read}
+    )
+    return config
 
 
 def load_text_encoder(name_or_path: str, text_config: Any, **kwargs: Any) -> PreTrainedModel:
@@ -18,7 +70,7 @@ def load_text_encoder(name_or_path: str, text_config: Any, **kwargs: Any) -> Pre
     Args:
         name_or_path: a local folder, a repository, or a model that an installed package carries.
         text_config: what is built; it may have fewer layers than the checkpoint.
-        kwargs: transformers' loading arguments. Code that the checkpoint brings runs with `trust_remote_code=True`
+        kwargs: `LOADING_ARGUMENTS`. Code that the checkpoint brings runs with `trust_remote_code=True`
             only.
 
     Raises:
@@ -26,10 +78,7 @@ def load_text_encoder(name_or_path: str, text_config: Any, **kwargs: Any) -> Pre
         flip_hf.fetch.FetchError: the name could not be found anywhere.
     """
     path = resolve_pretrained(name_or_path)
-    # Left out, transformers would ask whoever sits at the terminal.
-    kwargs.setdefault("trust_remote_code", False)
-    # The revision is the caller's.
-    saved = AutoConfig.from_pretrained(path, **kwargs)  # nosec B615
+    saved = load_text_config(path, **kwargs)
     for setting in ("model_type", "hidden_size", "vocab_size"):
         if getattr(text_config, setting) != getattr(saved, setting):
             raise ValueError(
@@ -39,7 +88,11 @@ def load_text_encoder(name_or_path: str, text_config: Any, **kwargs: Any) -> Pre
             )
     with without_load_report():
         text_model, info = AutoModel.from_pretrained(  # nosec B615
-            path, config=text_config, output_loading_info=True, use_safetensors=True, **kwargs
+            path,
+            config=text_config,
+            output_loading_info=True,
+            use_safetensors=True,
+            **{"trust_remote_code": False, **kwargs},
         )
     if missing := sorted(k for k in info["missing_keys"] if not k.startswith("pooler.")):
         raise ValueError(f"the text encoder {name_or_path} lacks weights: {some_of(missing)}")

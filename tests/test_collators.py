@@ -11,8 +11,8 @@ from transformers import BertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator
 from flip_hf.data import collators
-from flip_hf.data.collators import EncodedRows, check_collator, check_fields, check_stream, check_training_rows
-from flip_hf.fields import feature_ranges
+from flip_hf.data.collators import EncodedRows, check_collator, check_stream, check_training_rows
+from flip_hf.fields import check_fields, feature_ranges
 from flip_hf.processing_flip import FlipProcessor
 
 USER, ITEM = ["user_id", "gender", "age"], ["title", "genre"]

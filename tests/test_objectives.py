@@ -494,6 +494,36 @@ def test_tensors_are_made_on_the_device_of_the_batch(name, loss):
     assert found.loss_sum.item() / found.num_items.item() == pytest.approx(expected.loss.item())
 
 
+def count_warnings(caplog, model):
+    caplog.clear()
+    for _ in range(2):
+        model(**make_batch())
+    return len([record for record in caplog.records if "without feature counts" in record.message])
+
+
+@pytest.mark.parametrize("loss", ["nce", "full_softmax"])
+def test_training_without_feature_counts_is_warned_of_once(loss, caplog, tmp_path):
+    model = build(mtm_loss=loss)
+    assert count_warnings(caplog, model) == 0, "nothing is trained"
+    assert count_warnings(caplog, model.train()) == 1
+    assert count_warnings(caplog, model) == 0
+    model.save_pretrained(tmp_path / "without")
+    assert count_warnings(caplog, FlipForPreTraining.from_pretrained(tmp_path / "without").train()) == 1
+
+
+def test_training_with_feature_counts_is_not_warned_of(caplog, tmp_path):
+    counts = torch.arange(int(BOUNDS[-1]))
+    model = build().train()
+    model.set_feature_counts(counts)
+    assert count_warnings(caplog, model) == 0
+    model.save_pretrained(tmp_path / "with")
+    assert count_warnings(caplog, FlipForPreTraining.from_pretrained(tmp_path / "with").train()) == 0
+    model = build().train()
+    model.set_feature_counts(torch.ones_like(counts))
+    assert count_warnings(caplog, model) == 0, "each feature was seen once"
+    assert count_warnings(caplog, build(objectives={"mlm": 1.0, "icl": 1.0}).train()) == 0, "nothing is sampled"
+
+
 def test_what_is_set_goes_where_the_model_is():
     model = build().to("meta")
     model.set_mlm_tokens(torch.arange(3))

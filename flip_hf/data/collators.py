@@ -1,6 +1,5 @@
 """Encoded rows -> the tensors that the models' `forward` takes."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
@@ -24,6 +23,7 @@ from flip_hf.fields import (
     OOV_OFFSET,
     PADDING_ID,
     FieldConfig,
+    check_fields,
     check_text_towers,
     feature_ranges,
     tabular_fields,
@@ -540,31 +540,6 @@ def check_training_rows(rows: datasets.Dataset, collator: Any) -> None:
         return [_ragged(part, "feature_ids").padded(-1), *texts]
 
     _refuse_shared_numbers(numbers, contents)
-
-
-def check_fields(fields: Sequence[FieldConfig], model_fields: Sequence[FieldConfig]) -> None:
-    """Raises ValueError, which names the first difference, unless a processor's fields are the model's.
-
-    Args:
-        fields: the processor's.
-        model_fields: `model.config.fields`.
-    """
-    own, others = ([f.name for f in some] for some in (fields, model_fields))
-    if own != others:
-        difference = f"the processor has {', '.join(map(repr, own))} and the model {', '.join(map(repr, others))}"
-    elif changed := [(a, b) for a, b in zip(fields, model_fields, strict=True) if a != b]:
-        field, other = changed[0]
-        name = next(f.name for f in dataclasses.fields(field) if getattr(field, f.name) != getattr(other, f.name))
-        difference = (
-            f"field {field.name!r} has {name}={getattr(field, name)!r} in the processor and {getattr(other, name)!r} "
-            "in the model"
-        )
-    else:
-        return
-    raise ValueError(
-        f"the processor's fields are not the model's: {difference}. Load both from one folder, and after "
-        "processor.extend resize the model and save both"
-    )
 
 
 def check_collator(collator: Any, model: Any) -> None:
