@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     processor.label = log.label
     rows = log.encode(processor, settings.rows)
     slices = slice_masks(rows, processor.fields, settings.slices)
-    collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
+    collator = FlipCTRCollator.from_model(processor, model)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     scores = click_logits(model, rows, collator, settings.batch_size, accelerator, settings.rows)
     if accelerator.is_main_process:

@@ -45,14 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             model = new_model(FlipForCTR, settings.model, processor, settings.mode)
     rows = {split: log.encode(processor, split) for split in log.splits}
-    towers = model.config.text_towers
-    collator = FlipCTRCollator(processor, settings.mode, text_towers=towers)
+    collator = FlipCTRCollator.from_model(processor, model)
 
     run.describe(log.facts, processor, model)
     result = train(
         model,
         rows["train"],
-        FlipCTRCollator(processor, settings.mode, training.oov_dropout, training.seed, text_towers=towers),
+        FlipCTRCollator.from_model(processor, model, training.oov_dropout, training.seed),
         training,
         run,
         click_goal(rows["validation"].with_format("numpy")["label"][:]),

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(settings.precision)
     model = load_finetuned(FlipForCTR, settings.model, settings.mode)
     processor = FlipProcessor.from_pretrained(settings.model)
-    collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
+    collator = FlipCTRCollator.from_model(processor, model)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     summary = predict_file(model, processor, collator, settings, accelerator)
     accelerator.print(summary)

@@ -57,7 +57,7 @@ class FlipPreTrainedModel(PreTrainedModel):
     # transformers.Trainer passes `num_items_in_batch`, or divides by the accumulated batches where it can't count.
     accepts_loss_kwargs = True
 
-    collator: ClassVar[str] = "FlipCTRCollator(processor, model.config.mode)"
+    collator: ClassVar[str] = "FlipCTRCollator.from_model(processor, model)"
     """What makes batches for the model, as errors say it."""
 
     new_parameters: tuple[str, ...] = ()

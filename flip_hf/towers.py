@@ -97,8 +97,8 @@ class FlipModel(FlipPreTrainedModel):
             if input_ids.shape[1:-1] != (len(towers),) or attention_mask.shape != input_ids.shape:
                 raise ValueError(
                     f"text_towers read texts cut apart, input_ids and attention_mask (B, {len(towers)}, T), not "
-                    f"{tuple(input_ids.shape)} and {tuple(attention_mask.shape)}; FlipCTRCollator(processor, 'text', "
-                    "text_towers=model.config.text_towers) makes them"
+                    f"{tuple(input_ids.shape)} and {tuple(attention_mask.shape)}; "
+                    "FlipCTRCollator.from_model(processor, model) makes them"
                 )
             # To the text encoder each part is a text of its own: none sees another, and each has positions from 0.
             input_ids, attention_mask = input_ids.flatten(0, 1), attention_mask.flatten(0, 1)

@@ -13,7 +13,7 @@ from scipy import stats
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator
 from flip_hf.data import collators, masking
-from flip_hf.data.collators import EncodedRows
+from flip_hf.data.encoded_rows import EncodedRows
 from flip_hf.data.masking import masked_fields, uniform
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.data.template import NO_FIELD

@@ -12,7 +12,8 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from flip_hf.data.collators import EncodedRows, check_collator
+from flip_hf.data.collator_checks import check_collator
+from flip_hf.data.encoded_rows import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
 from flip_hf.fields import FieldConfig

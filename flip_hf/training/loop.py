@@ -18,7 +18,8 @@ from accelerate.utils import DistributedType, send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from flip_hf.data.collators import EncodedRows, check_collator, check_training_rows
+from flip_hf.data.collator_checks import check_collator, check_training_rows
+from flip_hf.data.encoded_rows import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.training.compiling import compile_text_encoder
 from flip_hf.training.cpu import fast_cpu_training

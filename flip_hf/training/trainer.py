@@ -7,7 +7,8 @@ import datasets
 import torch
 from transformers import EvalPrediction, Trainer, TrainerCallback
 
-from flip_hf.data.collators import check_collator, check_stream, check_training_rows
+from flip_hf.data.collator_checks import check_collator, check_training_rows
+from flip_hf.data.encoded_rows import check_stream
 from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.evaluation import ctr_metrics
 from flip_hf.training.loop import count_items
