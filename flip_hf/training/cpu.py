@@ -9,10 +9,11 @@ from torch import nn
 
 from flip_hf.nn.attention import CPU_ATTENTION
 from flip_hf.nn.dropout import ByteDropout
+from flip_hf.training.protocols import TrainableModel
 
 
 @contextmanager
-def fast_cpu_training(model: Any, device: torch.device) -> Iterator[None]:
+def fast_cpu_training(model: TrainableModel, device: torch.device) -> Iterator[None]:
     """In this context, a model's text encoder trains on a CPU by `ByteDropout` and `nn.attention.cpu_attention`.
 
     An attention implementation other than `"sdpa"` stays. Afterwards the text encoder is what it was. On other devices

@@ -1,18 +1,19 @@
 """Fusion fitted to rows that the towers have not learned."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
 
+from flip_hf.training.protocols import JointModel
+
 _STEPS = 100
 _ROWS_AT_ONCE = 1 << 16
 
 
-def fit_fusion(model: Any, scores: Mapping[str, np.ndarray], rows: Dataset) -> dict[str, np.ndarray]:
+def fit_fusion(model: JointModel, scores: Mapping[str, np.ndarray], rows: Dataset) -> dict[str, np.ndarray]:
     """Fits the parameters that weigh the towers' logits, and no others, to labelled rows.
 
     On the rows that it was trained on the ID-based model looks better than it is on others, as it learns ids by heart:
@@ -57,7 +58,7 @@ def fit_fusion(model: Any, scores: Mapping[str, np.ndarray], rows: Dataset) -> d
     return {**scores, "logits": logits.float().numpy()}
 
 
-def _oov_fractions(model: Any, rows: Dataset) -> torch.Tensor:
+def _oov_fractions(model: JointModel, rows: Dataset) -> torch.Tensor:
     """The fraction of each field's features that are OOV, float (rows, fields)."""
     table, parts = rows.select_columns("feature_ids").with_format("arrow"), []
     for start in range(0, len(rows), _ROWS_AT_ONCE):

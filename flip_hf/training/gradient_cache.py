@@ -10,11 +10,13 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 
+from flip_hf.training.protocols import PreparedModel, PretrainingModel
+
 _VIEWS = ("feature_ids", "input_ids", "attention_mask")
 
 
 def contrast_over_window(
-    model: Any, batches: Sequence[Mapping[str, torch.Tensor]], accelerator: Accelerator
+    model: PreparedModel, batches: Sequence[Mapping[str, torch.Tensor]], accelerator: Accelerator
 ) -> list[Callable[..., Any]]:
     """The model's forward for each batch of an optimiser step, with all of them as the one contrastive batch.
 
@@ -33,11 +35,12 @@ def contrast_over_window(
     Returns:
         For each batch what to call in place of the model, with the same arguments.
     """
-    plain = accelerator.unwrap_model(model)
-    icl = plain.objectives["icl"]
-    if "contrastive_views" not in vars(plain):
+    unwrapped = accelerator.unwrap_model(model)
+    if "contrastive_views" not in vars(unwrapped):
         # Where FSDP shards the parameters, they must be gathered for this method too.
-        register_fsdp_forward_method(plain, "contrastive_views")
+        register_fsdp_forward_method(unwrapped, "contrastive_views")
+    plain: PretrainingModel = unwrapped
+    icl: Any = plain.objectives["icl"]
     seeds = torch.randint(2**63 - 1, (len(batches),)).tolist()
     views = []
     with torch.no_grad(), _running_statistics_kept(plain), accelerator.autocast():
@@ -51,7 +54,7 @@ def contrast_over_window(
     ]
 
 
-def _forward_again(model: Any, icl: Any, share: Any, seed: int, device: torch.device, **inputs: Any) -> Any:
+def _forward_again(model: PreparedModel, icl: Any, share: Any, seed: int, device: torch.device, **inputs: Any) -> Any:
     # The share is no argument of the public forward, through which a wrapper such as DistributedDataParallel is called.
     with _own_stream(seed, device), icl.contrasted_as(share):
         return model(**inputs)
@@ -67,7 +70,7 @@ def _own_stream(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
+def _running_statistics_kept(model: PreparedModel) -> Iterator[None]:
     """The second pass, and not the first, counts in the running statistics of batch normalisation."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
     momenta = [norm.momentum for norm in norms]

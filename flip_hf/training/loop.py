@@ -27,7 +27,7 @@ from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.meter import Meter, Progress, memory_in_use
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
 from flip_hf.training.progress import progress_bar
-from flip_hf.training.protocols import RunFolder
+from flip_hf.training.protocols import PreparedModel, RunFolder, TrainableModel
 from flip_hf.training.settings import TrainingSettings
 from flip_hf.training.signals import Stopped, StopSignals, delayed_signals, leave_signals_to_parent
 from flip_hf.training.state import TrainingState
@@ -78,13 +78,13 @@ class WithRowNumbers:
 
 
 def train(
-    model: Any,
+    model: TrainableModel,
     rows: Dataset,
     collator: Any,
     config: TrainingSettings,
     run: RunFolder,
     goal: Goal,
-    evaluate: Callable[[Any, str], dict[str, float]],
+    evaluate: Callable[[PreparedModel, str], dict[str, float]],
     processor: Any,
 ) -> dict[str, Any]:
     """Trains until the epochs or steps are done or validation stops getting better; keeps the best model.
@@ -249,7 +249,7 @@ def _windows_from(
 
 
 def _step(
-    model: Any, optimizer: Any, window: Sequence[Any], config: TrainingSettings, run: RunFolder, step: int
+    model: PreparedModel, optimizer: Any, window: Sequence[Any], config: TrainingSettings, run: RunFolder, step: int
 ) -> dict[str, float]:
     """One optimiser step over accumulated batches; returns what a log should show."""
     accelerator = run.accelerator
@@ -289,7 +289,7 @@ def _step(
     return {name: value.item() for name, value in averaged.items()}
 
 
-def count_items(model: Any, batches: Iterable[Any], accelerator: Accelerator) -> dict[str, torch.Tensor]:
+def count_items(model: TrainableModel, batches: Iterable[Any], accelerator: Accelerator) -> dict[str, torch.Tensor]:
     """What the losses of one optimiser step are means over, by the part's name, float ().
 
     Args:
