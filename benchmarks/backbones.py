@@ -23,7 +23,7 @@ from shared import example, flags, machine, markdown, mean_and_deviation, run_jo
 
 from flip_hf import FlipCTRCollator, FlipForCTR
 from flip_hf.backbones import BACKBONES
-from flip_hf.data.collators import EncodedRows
+from flip_hf.data.encoded_rows import EncodedRows
 from flip_hf.runs.build import fit_processor, new_model
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.device import make_accelerator

@@ -70,8 +70,8 @@ def main() -> None:
     rows = log.encode(processor, "train").with_format("arrow")
     model = new_model(FlipForCTR, settings, processor)
     sides: dict[str, Any] = {
-        "plain loop": PlainStep(copy.deepcopy(model), rows, FlipCTRCollator(processor), training),
-        "ours": PackageStep(model, rows, FlipCTRCollator(processor), training),
+        "plain loop": PlainStep(copy.deepcopy(model), rows, FlipCTRCollator.from_model(processor, model), training),
+        "ours": PackageStep(model, rows, FlipCTRCollator.from_model(processor, model), training),
     }
     compare("finetune_step", sides, arguments.batch_size, arguments.steps)
 

@@ -11,6 +11,7 @@ single precision, and every position is scored over the vocabulary: that is what
 import argparse
 import statistics
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,7 @@ from flip_hf.runs.settings import DataSettings, ModelSettings
 from flip_hf.standard_json import measures_json
 from flip_hf.training import loop
 from flip_hf.training.compiling import compile_text_encoder
+from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.optimization import build_optimizer
 from flip_hf.training.settings import TrainingSettings
 
@@ -48,8 +50,9 @@ class PackageStep:
         self.rows, self.collator, self.training = rows, collator, training
         self.batches = list(LengthGroupedBatchSampler(text_lengths(rows), training.per_device_train_batch_size, seed=0))
         self.text_model: Any = model.flip.text_model
-        if self.accelerator.device.type == "cpu":
-            model.use_cpu_attention()
+        # For as long as this is held.
+        self.speed_up = ExitStack()
+        self.speed_up.enter_context(fast_cpu_training(model, self.accelerator.device))
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, training))
         self.run: Any = SimpleNamespace(accelerator=self.accelerator, folder=Path())
 
@@ -66,7 +69,6 @@ class PackageStep:
 def pretraining_step(log: Any, processor: Any, settings: ModelSettings, training: TrainingSettings) -> PackageStep:
     """Ours; MLM scores the tokens that are seen."""
     model = new_model(FlipForPreTraining, settings, processor)
-    model.set_feature_counts(processor.feature_counts)
     rows = log.encode(processor, "train", with_label=False).with_format("arrow")
     model.set_mlm_tokens(value_tokens(rows))
     return PackageStep(model, rows, FlipPretrainingCollator(processor), training)
@@ -83,7 +85,6 @@ class AsPaper:
         options = settings.options | {"objectives": {"mlm": 1.0, "mtm": 1.0}}
         settings = replace(settings, options=options)
         self.masked = new_model(FlipForPreTraining, settings, processor)
-        self.masked.set_feature_counts(processor.feature_counts)
         settings.options = settings.options | {"objectives": {"icl": 1.0}}
         self.contrast = new_model(FlipForPreTraining, settings, processor)
         self.contrast.flip = self.masked.flip

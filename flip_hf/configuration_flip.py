@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -229,6 +229,12 @@ class FlipConfig(PreTrainedConfig):
         return feature_ranges(self.fields)
 
     @property
+    def position_ranges(self) -> list[list[tuple[int, int]]]:
+        """For each position, a column of `feature_ids`, the ranges (first, end) of the ids that it may hold."""
+        fields = zip(self.tabular_fields, self.feature_ranges, strict=True)
+        return [ranges for field, ranges in fields for _ in range(field.num_positions)]
+
+    @property
     def num_features(self) -> int:
         """Rows of the feature table."""
         return num_features(self.fields)
@@ -249,17 +255,18 @@ class FlipConfig(PreTrainedConfig):
         return output
 
 
-def check_settings(settings: Mapping[str, Any], owner: str = "FlipConfig") -> None:
+def check_settings(settings: Mapping[str, Any], owner: str = "FlipConfig", others: Iterable[str] = ()) -> None:
     """Raises ValueError for a setting of a caller that `FlipConfig` does not have, with the name that is nearest.
 
     Args:
         settings: the settings by name; of `objectives` the names inside are checked, too.
         owner: what the error names as the place of the settings.
+        others: what else the owner takes; a name may be meant for one of them.
     """
     if unknown := _unknown_settings(settings):
         inherited = {f.name for f in fields(PreTrainedConfig)}
         known = [f.name for f in fields(FlipConfig) if f.name not in inherited]
-        known += [f"objectives.{name}" for name in PRETRAINING_OBJECTIVES]
+        known += [*(f"objectives.{name}" for name in PRETRAINING_OBJECTIVES), *others]
         raise ValueError(f"{owner} has no setting {with_nearest(unknown, known)}")
 
 

@@ -1,5 +1,6 @@
 """Fields, and the one id space that their features share. Needs no torch."""
 
+import dataclasses
 import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -368,3 +369,28 @@ def check_text_towers(text_towers: Sequence[Sequence[str]], fields: Sequence[Fie
             f"text_towers={text_towers} cut the text into parts, so order their fields as the text does, which is the "
             f"order of the fields: {', '.join(map(repr, names))}"
         )
+
+
+def check_fields(fields: Sequence[FieldConfig], model_fields: Sequence[FieldConfig]) -> None:
+    """Raises ValueError, which names the first difference, unless a processor's fields are the model's.
+
+    Args:
+        fields: the processor's.
+        model_fields: `model.config.fields`.
+    """
+    own, others = ([f.name for f in some] for some in (fields, model_fields))
+    if own != others:
+        difference = f"the processor has {', '.join(map(repr, own))} and the model {', '.join(map(repr, others))}"
+    elif changed := [(a, b) for a, b in zip(fields, model_fields, strict=True) if a != b]:
+        field, other = changed[0]
+        name = next(f.name for f in dataclasses.fields(field) if getattr(field, f.name) != getattr(other, f.name))
+        difference = (
+            f"field {field.name!r} has {name}={getattr(field, name)!r} in the processor and {getattr(other, name)!r} "
+            "in the model"
+        )
+    else:
+        return
+    raise ValueError(
+        f"the processor's fields are not the model's: {difference}. Load both from one folder, and after "
+        "processor.extend resize the model and save both"
+    )

@@ -1,14 +1,19 @@
-"""What a processor tells a model of features that came later.
+"""Larger vocabularies: what a processor tells a model of features that came later, and how the model takes them.
 
 `model.resize_feature_embeddings(processor.extend(rows))`
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import nn
 
-from flip_hf.fields import FieldConfig
+from flip_hf.fields import NUM_RESERVED_FEATURES, FieldConfig, num_features, owned_ranges
+from flip_hf.nn.embeddings import FeatureEmbedding
+from flip_hf.nn.ridge import ridge_predictions
+from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding
 
 
 @dataclass(frozen=True)
@@ -37,3 +42,84 @@ class FeatureGrowth:
     fields: list[FieldConfig]
     feature_counts: torch.Tensor
     texts: Callable[[], Iterable[tuple[FeatureTexts, FeatureTexts]]]
+
+
+@torch.no_grad()
+def resize_feature_table(towers: Any, growth: FeatureGrowth, init: str) -> FeatureEmbedding:
+    """Makes room in a model's feature table for the features of a growth; all others keep their ids and weights.
+
+    Args:
+        towers: the `FlipModel`; its configuration takes over the fields.
+        growth: what `processor.extend` returned.
+        init: "mean" or "text", as in `FlipModel.resize_feature_embeddings`.
+
+    Returns:
+        The larger table.
+
+    Raises:
+        ValueError: the growth is not of this model's processor, the mode has not what `init` needs, or the table is
+            sharded.
+    """
+    if init not in ("mean", "text"):
+        raise ValueError(f"init={init!r} is not one of mean, text")
+    embeddings: FeatureEmbedding | None = towers.feature_embeddings
+    if embeddings is None or (init == "text" and towers.text_model is None):
+        raise ValueError(
+            f"a model in mode={towers.config.mode!r} has not the towers that resizing its features with "
+            f"init={init!r} needs"
+        )
+    if isinstance(embeddings, ShardedFeatureEmbedding):
+        raise ValueError("the feature table is sharded: save the model, load it unsharded and resize that")
+    _check_growth(towers.config.fields, growth.fields)
+    old: torch.Tensor = embeddings.weight
+    table = torch.cat([old, old.new_zeros(num_features(growth.fields) - len(old), old.shape[1])])
+    for ranges in owned_ranges(growth.fields):
+        ids = torch.cat([torch.arange(*bounds) for bounds in ranges or [(0, 0)]]).to(old.device)
+        valued = ids[NUM_RESERVED_FEATURES:]
+        known = valued[valued < len(old)]
+        # A field that knew no value yet has its OOV feature to go by.
+        table[valued[valued >= len(old)]] = old[known if len(known) else ids[:1]].mean(dim=0)
+    if init == "text":
+        for known_texts, new_texts in growth.texts():
+            table[new_texts.feature_ids.to(old.device)] = ridge_predictions(
+                _text_vectors(towers, known_texts.tokens),
+                old[known_texts.feature_ids.to(old.device)],
+                _text_vectors(towers, new_texts.tokens),
+            ).to(old.dtype)
+    # One configuration, which all parts of the model hold.
+    towers.config.fields = growth.fields
+    embeddings.weight = nn.Parameter(table, requires_grad=old.requires_grad)
+    embeddings.set_position_ranges(towers.config.position_ranges)
+    return embeddings
+
+
+def _text_vectors(towers: Any, texts: list[torch.Tensor], batch_size: int = 256) -> torch.Tensor:
+    """The text tower's vectors of texts given as their tokens, float (texts, C)."""
+    was_training = towers.training
+    towers.eval()
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        masks = [torch.ones_like(tokens) for tokens in batch]
+        padded = (nn.utils.rnn.pad_sequence(rows, batch_first=True).to(towers.device) for rows in (batch, masks))
+        parts.append(towers.encode_text(*padded).text_representation.float())
+    towers.train(was_training)
+    return torch.cat(parts)
+
+
+def _check_growth(fields: Sequence[FieldConfig], grown: Sequence[FieldConfig]) -> None:
+    """Raises unless the second fields are the first ones with features added."""
+    same = [f.name for f in fields] == [f.name for f in grown] and all(
+        replace(
+            new,
+            added_features=new.added_features[: len(old.added_features)],
+            value_hashes=new.value_hashes[: len(old.value_hashes)],
+        )
+        == old
+        for old, new in zip(fields, grown, strict=True)
+    )
+    if not same:
+        raise ValueError(
+            "this growth is not of the processor that was saved with this model; extend that one: "
+            "FlipProcessor.from_pretrained(the model's folder).extend(rows)"
+        )

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from transformers import Pipeline
 
-from flip_hf.data.collators import FlipCTRCollator, check_collator
+from flip_hf.data.collators import FlipCTRCollator
 from flip_hf.data.fallbacks import FallbackReport
 from flip_hf.data.sampling import least_sure, text_lengths
 from flip_hf.data.schema import InputError
@@ -74,8 +74,7 @@ class CTRPredictionPipeline(Pipeline):
         if mode is not None:
             model = model.in_mode(mode)
         model.check_finetuned()
-        collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
-        check_collator(collator, model)
+        collator = FlipCTRCollator.from_model(processor, model)
         _refuse_workers(kwargs.get("num_workers"))
         super().__init__(model=model, processor=processor, **kwargs)
         self._report = FallbackReport(processor.vocabulary)

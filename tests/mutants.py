@@ -38,7 +38,12 @@ SUITES = {
         "tests/test_masking.py",
         "tests/test_kinds.py",
         "tests/test_text_towers.py::test_a_text_is_cut_between_fields_and_nothing_is_lost",
-    ): ["flip_hf/data/collators.py", "flip_hf/data/masking.py"],
+    ): [
+        "flip_hf/data/collators.py",
+        "flip_hf/data/collator_checks.py",
+        "flip_hf/data/encoded_rows.py",
+        "flip_hf/data/masking.py",
+    ],
     ("tests/test_history.py", "tests/reported_cases/test_histories.py"): ["flip_hf/data/history.py"],
     (
         "tests/test_schema.py",

@@ -74,7 +74,7 @@ def test_auto_classes_find_flip_in_a_new_process(ctr_folder, expected):
     names, probability = run(AFTER_FLIP_HF % ROW, ctr_folder)
     assert names == [
         "flip_hf.configuration_flip.FlipConfig",
-        "flip_hf.modeling_flip.FlipModel",
+        "flip_hf.towers.FlipModel",
         "flip_hf.modeling_flip.FlipForCTR",
         "flip_hf.processing_flip.FlipProcessor",
     ]

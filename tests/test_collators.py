@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipPretrainingCollator
-from flip_hf.data import collators
-from flip_hf.data.collators import EncodedRows, check_collator, check_fields, check_stream, check_training_rows
-from flip_hf.fields import feature_ranges
+from flip_hf.data import collators, encoded_rows
+from flip_hf.data.collator_checks import check_collator, check_training_rows
+from flip_hf.data.encoded_rows import EncodedRows, check_stream
+from flip_hf.fields import check_fields, feature_ranges
 from flip_hf.processing_flip import FlipProcessor
 
 USER, ITEM = ["user_id", "gender", "age"], ["title", "genre"]
@@ -277,7 +278,7 @@ ONE_TEXT = [[5, 6]] * 5
     ],
 )
 def test_training_rows_share_a_number_only_if_they_are_the_same(processor, monkeypatch, rows, number, count, compared):
-    monkeypatch.setattr(collators, "_COMPARED_ROWS", compared)
+    monkeypatch.setattr(encoded_rows, "_COMPARED_ROWS", compared)
     collator = FlipPretrainingCollator(processor)
     if number is None:
         check_training_rows(rows, collator)
@@ -344,7 +345,7 @@ def test_a_collator_belongs_to_a_kind_of_model_in_its_mode(processor):
         "FlipCTRCollator makes batches for FlipForCTR, and this is a FlipForPreTraining: use "
         "FlipPretrainingCollator(processor)"
     )
-    advice = "make FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)"
+    advice = "make FlipCTRCollator.from_model(processor, model)"
     assert message_of(check_collator, FlipCTRCollator(processor, "text"), joint) == (
         "the collator has mode='text' and text_towers=None, and the model mode='joint' and text_towers=None: " + advice
     )
@@ -354,8 +355,25 @@ def test_a_collator_belongs_to_a_kind_of_model_in_its_mode(processor):
     )
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"mode": "id"}, {"mode": "text"}, {"mode": "text", "text_towers": [USER, ITEM]}], ids=str
+)
+def test_a_collator_from_a_model_makes_what_it_reads(processor, click_rows, settings):
+    model = model_of(FlipForCTR, processor, **settings)
+    collator = FlipCTRCollator.from_model(processor, model, oov_dropout=0.5, seed=3, pad_to_multiple_of=4)
+    by_hand = FlipCTRCollator(processor, oov_dropout=0.5, seed=3, pad_to_multiple_of=4, **settings)
+    check_collator(collator, model)
+    encoded = processor.encode(click_rows, with_label=True)
+    found, expected = collator(encoded), by_hand(encoded)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert model(**found).loss.isfinite()
+
+
 def test_a_collator_of_other_fields_than_the_models_is_refused(processor, click_rows, wordpiece):
     other = FlipProcessor.fit(click_rows, ["user_id", "title"], wordpiece, label="label")
+    found = message_of(FlipCTRCollator.from_model, other, model_of(FlipForCTR, processor))
+    assert found.startswith("the processor's fields are not the model's: the processor has 'user_id', 'title' and the")
     found = message_of(check_collator, FlipCTRCollator(other), model_of(FlipForCTR, processor))
     assert found.startswith("the processor's fields are not the model's: the processor has 'user_id', 'title' and the")
 
@@ -374,7 +392,8 @@ def test_settings_are_refused_at_the_ends_of_their_ranges(processor):
         assert message_of(FlipCTRCollator, processor, oov_dropout=share) == f"oov_dropout={share} must be in [0, 1)"
     FlipCTRCollator(processor, oov_dropout=0.999)
     assert message_of(FlipCTRCollator, processor, mode="both") == (
-        "mode='both' is not one of joint, id, text; set it to model.config.mode"
+        "mode='both' is not one of joint, id, text; set it to model.config.mode, or make the collator by "
+        "FlipCTRCollator.from_model(processor, model)"
     )
     assert message_of(FlipCTRCollator, processor, oov_dropout={"zip": 0.5, "area": 0.5}) == (
         "oov_dropout: 'area' is not a field with an OOV feature: 'user_id', 'gender', 'age', 'title', 'genre'"

@@ -1,5 +1,6 @@
 """What training on a CPU computes otherwise than torch: dropout and attention."""
 
+import contextlib
 import copy
 from types import SimpleNamespace
 
@@ -9,9 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
-from flip_hf.nn.attention import cpu_attention, use_cpu_attention
-from flip_hf.nn.dropout import ByteDropout, use_byte_dropout
+from flip_hf.nn.attention import CPU_ATTENTION, cpu_attention
+from flip_hf.nn.dropout import ByteDropout
 from flip_hf.training.compiling import compile_text_encoder
+from flip_hf.training.cpu import fast_cpu_training
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -54,13 +56,6 @@ def test_dropout_of_nothing_and_of_all(p):
     assert torch.equal(ByteDropout(p)(x), x * (1 - p))
 
 
-def test_dropouts_of_a_module_are_replaced():
-    module = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.3), nn.ReLU()))
-    use_byte_dropout(module)
-    assert type(module[1][0]) is ByteDropout
-    assert module[1][0].p == 0.3
-
-
 def small_bert(dropout: float) -> BertModel:
     torch.manual_seed(0)
     config = BertConfig(
@@ -84,10 +79,10 @@ def test_attention_is_sdpas_where_next_to_nothing_is_dropped(padded):
     if padded:
         mask[1, 5:] = 0
     found = []
-    for use in (lambda m: None, use_cpu_attention):
-        use(model)
+    for implementation in ("sdpa", CPU_ATTENTION):
+        model.set_attn_implementation(implementation)
         model.zero_grad()
-        if use is not use_cpu_attention:
+        if implementation == "sdpa":
             # torch would drop some.
             for layer in model.encoder.layer:
                 layer.attention.self.dropout.p = 0.0
@@ -124,11 +119,43 @@ def test_a_causal_layer_without_a_mask_is_sdpas():
     assert torch.equal(found, wanted.transpose(1, 2))
 
 
-def test_a_saved_model_does_not_name_the_attention(tmp_path):
+def with_towers(text_model: BertModel | None) -> SimpleNamespace:
+    return SimpleNamespace(base_model=SimpleNamespace(text_model=text_model))
+
+
+def dropout_types(model: nn.Module) -> set[type]:
+    return {type(module) for module in model.modules() if isinstance(module, nn.Dropout)}
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_training_on_a_cpu_takes_back_what_it_changes(error):
+    model = small_bert(0.1).eval()
+    before = list(model.modules())
+    with contextlib.suppress(KeyboardInterrupt), fast_cpu_training(with_towers(model), torch.device("cpu")):
+        assert model.config._attn_implementation == CPU_ATTENTION
+        assert dropout_types(model) == {ByteDropout}
+        assert {module.p for module in model.modules() if isinstance(module, ByteDropout)} == {0.0, 0.1}
+        model.train()
+        if error is not None:
+            raise error
+    assert model.config._attn_implementation == "sdpa"
+    assert dropout_types(model) == {nn.Dropout}
+    assert all(module is old and module.training for module, old in zip(model.modules(), before, strict=True))
+
+
+def test_training_elsewhere_or_without_a_text_encoder_changes_nothing():
     model = small_bert(0.1)
-    use_cpu_attention(model)
-    assert model.config._attn_implementation != "sdpa"
-    model.save_pretrained(tmp_path)
+    with fast_cpu_training(with_towers(model), torch.device("meta")):
+        assert model.config._attn_implementation == "sdpa"
+        assert dropout_types(model) == {nn.Dropout}
+    with fast_cpu_training(with_towers(None), torch.device("cpu")):
+        pass
+
+
+def test_a_model_saved_while_it_trains_does_not_name_the_attention(tmp_path):
+    model = small_bert(0.1)
+    with fast_cpu_training(with_towers(model), torch.device("cpu")):
+        model.save_pretrained(tmp_path)
     assert "flip_cpu" not in (tmp_path / "config.json").read_text()
     assert BertModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
 
@@ -136,7 +163,9 @@ def test_a_saved_model_does_not_name_the_attention(tmp_path):
 def test_another_implementation_stays():
     model = small_bert(0.1)
     model.set_attn_implementation("eager")
-    use_cpu_attention(model)
+    with fast_cpu_training(with_towers(model), torch.device("cpu")):
+        assert model.config._attn_implementation == "eager"
+        assert dropout_types(model) == {ByteDropout}
     assert model.config._attn_implementation == "eager"
 
 
@@ -144,8 +173,7 @@ def test_a_compiled_text_encoder_has_the_same_gradients():
     torch.manual_seed(0)
     plain = small_bert(0.0).train()
     compiled = copy.deepcopy(plain)
-    model = SimpleNamespace(base_model=SimpleNamespace(text_model=compiled))
-    assert compile_text_encoder(model, torch.device("cpu"))
+    assert compile_text_encoder(with_towers(compiled), torch.device("cpu"))
     for length in (5, 9):
         tokens = torch.randint(1, 20, (3, length))
         mask = torch.ones_like(tokens)

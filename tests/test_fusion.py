@@ -55,7 +55,7 @@ def test_rows_are_read_in_parts(ctr_folder, click_rows, monkeypatch):
     np.testing.assert_array_equal(fit_fusion(model, scores, rows)["logits"], at_once)
     served = model.fusion(
         *(torch.from_numpy(scores[name]) for name in ("id_logits", "text_logits")),
-        model.base_model.oov_shares(torch.tensor(rows["feature_ids"][:])),
+        model.base_model.oov_fractions(torch.tensor(rows["feature_ids"][:])),
     )
     np.testing.assert_allclose(served.detach(), at_once, atol=1e-5)
 
@@ -66,7 +66,7 @@ def test_a_gate_hands_rows_of_new_users_to_the_text(ctr_folder, click_rows):
     fused = [fit_fusion(model, scores, rows)["logits"] for model in (weighed, gated)]
     losses = [logloss(scores["labels"], probabilities(logits)) for logits in fused]
     assert losses[1] < losses[0] - 0.01
-    shares = gated.base_model.oov_shares(torch.tensor(rows["feature_ids"][:2]))
+    shares = gated.base_model.oov_fractions(torch.tensor(rows["feature_ids"][:2]))
     gate = torch.sigmoid(shares @ gated.fusion.oov_weights + gated.fusion.bias)
     assert gate[0] < 0.4 < 0.6 < gate[1]
 

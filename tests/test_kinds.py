@@ -363,5 +363,5 @@ def test_a_hashed_field_may_be_empty_in_a_whole_batch(kind):
     counted = counter.result()
     assert (counted.num_missing, counted.counts.sum()) == (40, 1)
     index = found.index(field, counted.values)
-    places = index.places(found.read(pa.chunked_array([pa.array(empty, pa.array(some).type)]), field, 0, None))
+    places = index.feature_offsets(found.read(pa.chunked_array([pa.array(empty, pa.array(some).type)]), field, 0, None))
     assert places.dtype == np.int64

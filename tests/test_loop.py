@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from flip_hf.data.sampling import LengthGroupedBatchSampler
+from flip_hf.nn.dropout import ByteDropout
 from flip_hf.outputs import FlipForPreTrainingOutput
 from flip_hf.training import loop
 from flip_hf.training.loop import Goal, WithRowNumbers, count_items, train
@@ -28,25 +29,35 @@ from flip_hf.training.signals import Stopped, leave_signals_to_parent
 NUM_ROWS, NUM_FEATURES = 22, 7
 
 
+class TinyText(nn.Linear):
+    """A text encoder of numbers, which notices what its dropout is while it trains."""
+
+    _supports_attention_backend = False
+
+    def __init__(self):
+        super().__init__(3, 2)
+        self.dropout = nn.Dropout(0.0)
+
+    def forward(self, texts):
+        self.dropout_in_training = type(self.dropout)
+        return super().forward(texts)
+
+
 class Tiny(nn.Module):
     """Linear regression of a number on a feature and a "text", with what the loop asks of a model."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.text_model = nn.Linear(3, 2)
+        self.text_model = TinyText()
         self.feature_embeddings = nn.Embedding(NUM_FEATURES, 4)
         self.head = nn.Linear(6, 1)
         self.sharded_parameters = {}
-        self.with_cpu_attention = False
         self.losses = []
 
     @property
     def base_model(self):
         return self
-
-    def use_cpu_attention(self):
-        self.with_cpu_attention = True
 
     def num_items(self, batch):
         return {"rows": torch.tensor(len(batch["targets"])), "pairs": torch.tensor(2 * len(batch["targets"]))}
@@ -561,13 +572,17 @@ def test_workers_ignore_signals_and_draw_none_of_the_models_random_numbers(accel
             batch = super().__call__(rows)
             return batch if all(ignored) and os.getpid() != parent else {**batch, "targets": 100 + batch["targets"]}
 
-    model = Tiny()
     before = torch.get_rng_state()
-    expected = fit(accelerator, rows, max_steps=2, model=model)
+    expected = fit(accelerator, rows, max_steps=2, model=Tiny())
     found = fit(accelerator, rows, max_steps=2, dataloader_num_workers=1, collator=FromWorker(), model=Tiny())
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(found.model.head.weight, expected.model.head.weight)
-    assert model.with_cpu_attention
+
+
+def test_the_text_encoder_trains_fast_on_a_cpu_and_is_plain_afterwards(accelerator, rows):
+    text_model = fit(accelerator, rows, max_steps=2).model.text_model
+    assert text_model.dropout_in_training is ByteDropout
+    assert type(text_model.dropout) is nn.Dropout
 
 
 def test_a_signal_does_not_end_a_worker_that_has_just_started(accelerator, rows, monkeypatch):

@@ -206,12 +206,15 @@ def test_without_fusion_gradients_towers_learn_as_if_alone(saved):
     assert not torch.allclose(id_gradient, gradients["flip.feature_embeddings.weight"])
 
 
-def test_settings_replace_those_of_a_given_configuration(saved):
+def test_settings_replace_those_of_the_saved_or_a_given_configuration(saved):
     _, folder = saved
     given = AutoConfig.from_pretrained(folder, attn_implementation="eager")
     model = FlipForCTR.from_pretrained(folder, config=given, mode="id", head_dropout=0.5)
     assert (model.config.mode, model.config.head_dropout, model.flip.text_model) == ("id", 0.5, None)
     assert given.mode == "joint"
+    FlipForCTR.from_pretrained(folder, mode="id").save_pretrained(folder)
+    assert FlipForCTR.from_pretrained(folder, mode=None).config.mode == "id"
+    assert FlipForCTR.from_pretrained(folder, config=FlipConfig.from_pretrained(folder), mode=None).config.mode == "id"
     with pytest.raises(Exception, match="mode='both' is not one of joint, id, text"):
         FlipForCTR.from_pretrained(folder, config=given, mode="both")
 

@@ -302,7 +302,8 @@ def test_shares_of_a_larger_contrastive_batch_add_up_to_it():
     found = [torch.zeros_like(g) for g in expected]
     for i, (part_ids, share) in enumerate(zip(ids.split(sizes), shares, strict=True)):
         tabular, text = (part[i].requires_grad_() for part in parts)
-        output = icl(absent_but(feature_ids=part_ids, tabular=tabular, text=text, contrast=share))
+        with icl.contrasted_as(share):
+            output = icl(absent_but(feature_ids=part_ids, tabular=tabular, text=text))
         torch.testing.assert_close(output.loss_sum.detach(), whole.loss_sum.detach() * sizes[i] / 8)
         assert output.num_items.item() == sizes[i]
         assert output.metrics.keys() == whole.metrics.keys()
@@ -316,6 +317,8 @@ def test_shares_of_a_larger_contrastive_batch_add_up_to_it():
         assert not share.loss_sum.requires_grad
     for value, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-4, atol=1e-6)
+    alone = icl(absent_but(feature_ids=ids, tabular=views[0], text=views[1]))
+    assert torch.equal(alone.loss_sum, whole.loss_sum), "a share counts only in its context"
 
 
 @pytest.mark.parametrize(("values", "mean"), [([], 0.0), ([2.0], 2.0), ([True, False, False, True], 0.5)], ids=str)
@@ -489,6 +492,36 @@ def test_tensors_are_made_on_the_device_of_the_batch(name, loss):
         number = objective.num_items(batch["feature_ids"], None)
     assert found.loss_sum.device.type == number.device.type == "cpu"
     assert found.loss_sum.item() / found.num_items.item() == pytest.approx(expected.loss.item())
+
+
+def count_warnings(caplog, model):
+    caplog.clear()
+    for _ in range(2):
+        model(**make_batch())
+    return len([record for record in caplog.records if "without feature counts" in record.message])
+
+
+@pytest.mark.parametrize("loss", ["nce", "full_softmax"])
+def test_training_without_feature_counts_is_warned_of_once(loss, caplog, tmp_path):
+    model = build(mtm_loss=loss)
+    assert count_warnings(caplog, model) == 0, "nothing is trained"
+    assert count_warnings(caplog, model.train()) == 1
+    assert count_warnings(caplog, model) == 0
+    model.save_pretrained(tmp_path / "without")
+    assert count_warnings(caplog, FlipForPreTraining.from_pretrained(tmp_path / "without").train()) == 1
+
+
+def test_training_with_feature_counts_is_not_warned_of(caplog, tmp_path):
+    counts = torch.arange(int(BOUNDS[-1]))
+    model = build().train()
+    model.set_feature_counts(counts)
+    assert count_warnings(caplog, model) == 0
+    model.save_pretrained(tmp_path / "with")
+    assert count_warnings(caplog, FlipForPreTraining.from_pretrained(tmp_path / "with").train()) == 0
+    model = build().train()
+    model.set_feature_counts(torch.ones_like(counts))
+    assert count_warnings(caplog, model) == 0, "each feature was seen once"
+    assert count_warnings(caplog, build(objectives={"mlm": 1.0, "icl": 1.0}).train()) == 0, "nothing is sampled"
 
 
 def test_what_is_set_goes_where_the_model_is():

@@ -25,7 +25,7 @@ from example_runs import EXAMPLES, lines, script
 from waiting import PATIENCE, until
 
 from flip_hf import FlipForCTR
-from flip_hf.data.collators import EncodedRows
+from flip_hf.data.encoded_rows import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.runs.run import MEASURED, Run
 from flip_hf.training import loop, signals, state

@@ -223,7 +223,7 @@ def test_towers_are_for_clicks_alone(processor):
 def test_a_text_that_is_not_cut_is_refused(processor, click_rows):
     model, rows = make_model(processor), make_rows(click_rows)
     texts = processor(rows, return_tensors="pt")
-    message = r"text_towers read texts cut apart.* \(B, 2, T\), not \(12, \d+\).*FlipCTRCollator\(processor, 'text', "
+    message = r"text_towers read texts cut apart.* \(B, 2, T\), not \(12, \d+\).*FlipCTRCollator\.from_model"
     with pytest.raises(ValueError, match=message):
         model(**texts)
     three = collate(processor, rows, towers=[["user_id"], ["gender", "age"], ["title", "genre"]])

@@ -14,8 +14,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from flip_hf import (
     FlipConfig,
@@ -24,6 +26,8 @@ from flip_hf import (
     FlipForPreTraining,
     FlipPretrainingCollator,
 )
+from flip_hf.nn.attention import CPU_ATTENTION
+from flip_hf.nn.dropout import ByteDropout
 from flip_hf.training import loop
 from flip_hf.training.evaluation import evaluate_ctr, evaluate_pretraining
 from flip_hf.training.settings import TrainingSettings
@@ -159,6 +163,27 @@ def test_pretraining_steps_of_flip_trainer_are_those_of_the_whole_batch(processo
         model = build(FlipForPreTraining, processor, **MASKED)
         assert_same(trained(FlipTrainer, model, rows, collator, tmp_path, accumulation)[0], expected)
     assert_same(of_the_loop(build(FlipForPreTraining, processor, **MASKED), rows, collator, 4), expected)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_flip_trainer_trains_fast_on_a_cpu_and_leaves_the_model_plain(processor, rows, tmp_path, wrapped):
+    seen = set()
+
+    class Watching(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            text_model = plain.flip.text_model
+            seen.update(type(module) for module in text_model.modules() if isinstance(module, nn.Dropout))
+            seen.add(text_model.config._attn_implementation)
+
+    model = plain = build(FlipForCTR, processor)
+    if wrapped:
+        model = get_peft_model(model, LoraConfig(target_modules=["query"], modules_to_save=["text_head"]))
+    settings = arguments(tmp_path, max_steps=1, label_names=["labels"], remove_unused_columns=False)
+    FlipTrainer(model, settings, FlipCTRCollator(processor), rows, callbacks=[Watching()]).train()
+    assert seen == {ByteDropout, CPU_ATTENTION}
+    text_model = plain.flip.text_model
+    assert {type(m) for m in text_model.modules() if "Dropout" in type(m).__name__} == {nn.Dropout}
+    assert text_model.config._attn_implementation == "sdpa"
 
 
 def test_pretraining_steps_of_a_plain_trainer_are_means_of_means(processor, rows, tmp_path):

@@ -65,7 +65,7 @@ def test_strings_of_one_hash_are_told_apart(kept, asked, num_hashes):
         patch.setattr(categorical, "_hashes", lambda texts: np.array([len(t) % num_hashes for t in texts], np.int64))
         index = categorical.ValueIndex(pa.array(kept, pa.string()))
         for part in (asked, asked[:3]):
-            assert index.places(strings(part)).tolist() == [expected.get(value, 0) for value in part]
+            assert index.feature_offsets(strings(part)).tolist() == [expected.get(value, 0) for value in part]
 
 
 def test_merging_often_changes_nothing(monkeypatch):

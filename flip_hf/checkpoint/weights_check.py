@@ -1,10 +1,9 @@
 """What a checkpoint's files say of themselves, looked at before anything is built from them or room is made for it."""
 
 import json
-import logging
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
-from transformers import PreTrainedModel
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -145,27 +143,6 @@ def limited_building() -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def without_load_report() -> Iterator[None]:
-    """Keeps transformers' table of missing and unexpected weights out of the log; a caller says what matters of it."""
-    thread, log = threading.get_ident(), logging.getLogger(PreTrainedModel.__module__)
-
-    def is_shown(record: logging.LogRecord) -> bool:
-        return record.thread != thread or "LOAD REPORT" not in record.getMessage()
-
-    log.addFilter(is_shown)
-    try:
-        yield
-    finally:
-        log.removeFilter(is_shown)
-
-
-def some_of(names: Iterable[str]) -> str:
-    """The first three of some weights' names in order, and how many there are more."""
-    ordered = sorted(names)
-    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
 
 
 def _has_adapter(source: str, where: Mapping[str, Any]) -> bool:

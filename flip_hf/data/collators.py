@@ -1,16 +1,22 @@
 """Encoded rows -> the tensors that the models' `forward` takes."""
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
-import datasets
 import numpy as np
-import pyarrow as pa
 import torch
-from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import IterableDataset, get_worker_info
 
+from flip_hf.data.encoded_rows import (
+    Rows,
+    arrow_column,
+    check_rows,
+    fields_of_tokens,
+    has_column,
+    ragged_column,
+    refuse_shared_numbers,
+    row_numbers,
+    unpadded_texts,
+)
 from flip_hf.data.kinds import KINDS
 from flip_hf.data.masking import masked_fields, uniform
 from flip_hf.data.ragged import Ragged
@@ -24,40 +30,13 @@ from flip_hf.fields import (
     OOV_OFFSET,
     PADDING_ID,
     FieldConfig,
+    check_fields,
     check_text_towers,
     feature_ranges,
     tabular_fields,
 )
 
 _TEXT_STREAM, _TABULAR_STREAM, _TARGET_STREAM, _OOV_STREAM = range(4)
-# Rows of one number that are compared at a time.
-_COMPARED_ROWS = 1 << 12
-
-Row = Mapping[str, Any]
-
-
-Rows: TypeAlias = Sequence[Row] | pa.Table
-"""Encoded rows of a batch: a list of them, or, much faster, an Arrow table."""
-
-
-class EncodedRows(TorchDataset[pa.Table]):
-    """Encoded rows of which a DataLoader hands a batch to the collator as one Arrow table.
-
-    Args:
-        rows: what `FlipProcessor.encode_dataset` returned.
-        columns: the columns that the collator reads, `collator.columns`; of these the ones that there are.
-    """
-
-    def __init__(self, rows: datasets.Dataset, columns: Sequence[str]) -> None:
-        there = [name for name in columns if name in rows.column_names]
-        self.rows = rows.select_columns(there).with_format("arrow")
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, numbers: list[int]) -> pa.Table:
-        table: pa.Table = self.rows[numbers]
-        return table
 
 
 class FlipCTRCollator:
@@ -102,7 +81,10 @@ class FlipCTRCollator:
         text_towers: Sequence[Sequence[str]] | None = None,
     ) -> None:
         if mode not in MODES:
-            raise ValueError(f"mode={mode!r} is not one of {', '.join(MODES)}; set it to model.config.mode")
+            raise ValueError(
+                f"mode={mode!r} is not one of {', '.join(MODES)}; set it to model.config.mode, or make the collator by "
+                "FlipCTRCollator.from_model(processor, model)"
+            )
         if text_towers is not None:
             if mode != "text":
                 raise ValueError(f"text_towers are for mode='text', not for mode={mode!r}")
@@ -136,13 +118,39 @@ class FlipCTRCollator:
         self._first_ids, self._end_ids = np.repeat(bounds, self.num_positions, axis=0).transpose(2, 1, 0)
         # For each position its field's OOV feature, and how often to drop to it.
         self._oov_ids = np.repeat([r[0][0] + OOV_OFFSET for _, r in fields], self.num_positions)
-        self._oov_shares = np.repeat([shares.get(f.name, 0.0) for f, _ in fields], self.num_positions)
+        self._oov_dropout = np.repeat([shares.get(f.name, 0.0) for f, _ in fields], self.num_positions)
         # The fields that the text hides where they are dropped: their places in the table, and in the text.
         self._hidden = [i for i, (f, _) in enumerate(fields) if not f.show_oov and shares.get(f.name, 0.0)]
         self._hidden_places = [places[i] for i in self._hidden]
         self._hides = mode != "id" and bool(self._hidden)
         self._num_fields = len(processor.fields)
         self._missing = np.array(processor.template.missing_tokens)
+
+    @classmethod
+    def from_model(
+        cls,
+        processor: Any,
+        model: Any,
+        oov_dropout: float | Mapping[str, float] = 0.0,
+        seed: int = 0,
+        pad_to_multiple_of: int | None = None,
+    ) -> Self:
+        """A collator that makes what a model reads: the mode and the text towers are the model's.
+
+        Args:
+            processor: as in the constructor.
+            model: a `FlipForCTR`, or PEFT's wrapper around one.
+            oov_dropout: as in the constructor.
+            seed: as in the constructor.
+            pad_to_multiple_of: as in the constructor.
+
+        Raises:
+            ValueError: the processor's fields are not the model's.
+        """
+        check_fields(processor.fields, model.config.fields)
+        return cls(
+            processor, model.config.mode, oov_dropout, seed, pad_to_multiple_of, text_towers=model.config.text_towers
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """What the next batches drop belongs to this epoch."""
@@ -164,24 +172,24 @@ class FlipCTRCollator:
     @property
     def reads_numbers(self) -> bool:
         """Whether batches depend on the rows' numbers."""
-        return bool(self._oov_shares.any()) and (self.mode != "text" or self._hides)
+        return bool(self._oov_dropout.any()) and (self.mode != "text" or self._hides)
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         batch = self.views(rows)
-        if _has(rows, "label"):
-            batch["labels"] = torch.from_numpy(canonical_labels(_arrow_column(rows, "label"), "label"))
+        if has_column(rows, "label"):
+            batch["labels"] = torch.from_numpy(canonical_labels(arrow_column(rows, "label"), "label"))
         return batch
 
     def views(self, rows: Rows) -> dict[str, torch.Tensor]:
         """A batch without its labels."""
-        _check_rows(rows, self)
+        check_rows(rows, self)
         batch: dict[str, torch.Tensor] = {}
         hidden = None
         if self.mode != "text" or self._hides:
             feature_ids = self.feature_ids(rows)
             if self.reads_numbers:
-                numbers = _numbers(rows)
-                _refuse_shared_numbers(numbers, lambda places: [feature_ids[places]])
+                numbers = row_numbers(rows)
+                refuse_shared_numbers(numbers, lambda places: [feature_ids[places]])
                 dropped = self._dropped(feature_ids, numbers)
                 hidden = self._fields_to_hide(feature_ids, dropped) if self._hides else None
                 feature_ids = np.where(dropped, self._oov_ids, feature_ids)
@@ -202,7 +210,7 @@ class FlipCTRCollator:
             ValueError: a row has another number of positions than the processor's fields, or a position holds a feature
                 of another field. Rows of another processor pass where each of their ids is one of the right field.
         """
-        lists = _ragged(rows, "feature_ids")
+        lists = ragged_column(rows, "feature_ids")
         width = int(self.num_positions.sum())
         advice = "another processor encoded the rows; encode them with the collator's, processor.encode_dataset"
         if (lists.lengths != width).any():
@@ -229,7 +237,7 @@ class FlipCTRCollator:
         draws = uniform(self.seed, self.epoch, numbers, _OOV_STREAM, feature_ids.shape[1])
         # A value that is missing is not one that was never seen.
         droppable = (feature_ids != PADDING_ID) & (feature_ids != self._oov_ids - OOV_OFFSET + MISSING_OFFSET)
-        result: np.ndarray = droppable & (draws < self._oov_shares)
+        result: np.ndarray = droppable & (draws < self._oov_dropout)
         return result
 
     def _fields_to_hide(self, feature_ids: np.ndarray, dropped: np.ndarray) -> np.ndarray:
@@ -240,10 +248,10 @@ class FlipCTRCollator:
         return result
 
     def _texts(self, rows: Rows, hidden: np.ndarray | None) -> Ragged:
-        texts = _unpadded_texts(rows)
+        texts = unpadded_texts(rows)
         if hidden is None and self.text_towers is None:
             return texts
-        fields = _token_fields(rows, texts)
+        fields = fields_of_tokens(rows, texts)
         if hidden is not None:
             texts, fields = self._without(hidden, texts, fields)
         return texts if self.text_towers is None else _cut(texts, fields.values, self.text_towers)
@@ -343,11 +351,11 @@ class FlipPretrainingCollator:
         return self.plain.fields
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
-        _check_rows(rows, self)
+        check_rows(rows, self)
         batch = self.plain.views(rows)
         feature_ids, input_ids = batch["feature_ids"].numpy(), batch["input_ids"].numpy()
-        numbers = _numbers(rows)
-        _refuse_shared_numbers(numbers, lambda places: [feature_ids[places], input_ids[places]])
+        numbers = row_numbers(rows)
+        refuse_shared_numbers(numbers, lambda places: [feature_ids[places], input_ids[places]])
         num_tabular = len(self.plain.first_positions)
 
         in_table = masked_fields(self.seed, self.epoch, numbers, num_tabular, self.tabular_mask_ratio, _TABULAR_STREAM)
@@ -359,7 +367,7 @@ class FlipPretrainingCollator:
         targets = np.take_along_axis(feature_ids, self._target_positions(feature_ids, numbers), axis=1)
         batch["mtm_labels"] = torch.from_numpy(np.where(in_table, targets, IGNORED_LABEL))
 
-        token_fields = _token_fields(rows, _unpadded_texts(rows))
+        token_fields = fields_of_tokens(rows, unpadded_texts(rows))
         token_field_ids = token_fields.padded(NO_FIELD, self.plain.pad_to_multiple_of)
         if self.text_mask_unit == "field":
             in_text = masked_fields(self.seed, self.epoch, numbers, self.num_fields, self.text_mask_ratio, _TEXT_STREAM)
@@ -382,31 +390,6 @@ class FlipPretrainingCollator:
         return positions
 
 
-def _has(rows: Rows, name: str) -> bool:
-    return name in (rows.column_names if isinstance(rows, pa.Table) else rows[0])
-
-
-def _column(rows: Rows, name: str) -> np.ndarray:
-    if isinstance(rows, pa.Table):
-        column: np.ndarray = rows[name].to_numpy()
-        return column
-    return np.array(_values(rows, name))
-
-
-def _values(rows: Sequence[Row], name: str) -> list[Any]:
-    try:
-        return [row[name] for row in rows]
-    except KeyError as error:
-        place = next(i for i, row in enumerate(rows) if name not in row)
-        raise ValueError(
-            f"row {place} of the batch has no {name!r}, and other rows have one; encode all rows alike"
-        ) from error
-
-
-def _arrow_column(rows: Rows, name: str) -> pa.Array | pa.ChunkedArray:
-    return rows[name] if isinstance(rows, pa.Table) else pa.array(_column(rows, name))
-
-
 def _cut(texts: Ragged, field_ids: np.ndarray, towers: Sequence[Sequence[str]]) -> Ragged:
     """The parts of the rows' texts that the towers read, as texts of their own: as many a row as there are towers."""
     # Fields come in order and each has a token: a part ends behind its last value, the last one where the row does.
@@ -418,241 +401,6 @@ def _cut(texts: Ragged, field_ids: np.ndarray, towers: Sequence[Sequence[str]]) 
     ends = of_values[lasts] + 1
     ends[len(towers) - 1 :: len(towers)] = texts.lengths.cumsum()
     return Ragged(texts.values, np.diff(ends, prepend=0))
-
-
-_PURPOSES = {
-    "row": ", on which masks and dropped features depend",
-    "token_field_ids": ", which says what field each token belongs to",
-}
-
-
-def _check_column(there: bool, name: str) -> None:
-    if not there:
-        raise ValueError(
-            f"the encoded rows lack the column {name!r}{_PURPOSES.get(name, '')}. FlipProcessor.encode and "
-            f"encode_dataset make it{'; calling the processor does not' if name in _PURPOSES else ''}. "
-            "transformers.Trainer keeps it with TrainingArguments(remove_unused_columns=False), "
-            "flip_hf.integrations.ray.BatchEncoder with row_column"
-        )
-
-
-def _check_rows(rows: Any, collator: Any) -> None:
-    """Raises ValueError for what a collator can't read at all."""
-    if not isinstance(rows, pa.Table):
-        is_list = isinstance(rows, Sequence | datasets.Dataset) and not isinstance(rows, str | bytes)
-        if not is_list or (len(rows) and not isinstance(rows[0], Mapping)):
-            held = f"{type(rows).__name__} of {type(rows[0]).__name__}" if is_list else type(rows).__name__
-            raise ValueError(
-                f"a collator takes encoded rows as a list of dicts or a pyarrow.Table, not a {held}: put one row into "
-                "a list, [row], and columns into a table, pyarrow.table(columns)"
-            )
-    if not len(rows):
-        raise ValueError("the batch has no rows; a collator needs at least one, so leave empty batches out")
-    for name in collator.needed_columns:
-        _check_column(_has(rows, name), name)
-    if (worker := get_worker_info()) is not None:
-        check_stream(worker.dataset, worker.num_workers, collator)
-
-
-def check_stream(rows: Any, num_workers: int, collator: Any) -> None:
-    """Raises ValueError if several workers would read a stream whose row numbers masks or dropped features depend on.
-
-    Each worker numbers the rows that it reads from 0, so different rows would be masked alike.
-
-    Args:
-        rows: what the DataLoader reads.
-        num_workers: its workers.
-        collator: `FlipCTRCollator` or `FlipPretrainingCollator`; those of another package are not checked.
-    """
-    is_stream = isinstance(rows, datasets.IterableDataset | IterableDataset)
-    if is_stream and num_workers > 1 and getattr(collator, "reads_numbers", False):
-        raise ValueError(
-            f"{num_workers} workers would read one stream, and each would number its rows from 0: different rows would "
-            "share masks and dropped features, which depend on the number. Set the number of workers "
-            "(DataLoader(num_workers=...), TrainingArguments(dataloader_num_workers=...)) to 0 or 1, or encode a "
-            "datasets.Dataset instead of a stream"
-        )
-
-
-def _numbers(rows: Rows) -> np.ndarray:
-    numbers = _column(rows, "row")
-    if not np.issubdtype(numbers.dtype, np.integer):
-        raise ValueError(
-            f"the column 'row' must hold whole numbers; it holds {numbers.dtype}, such as {numbers.tolist()[0]!r}"
-        )
-    return numbers.astype(np.int64)
-
-
-def _refuse_shared_numbers(numbers: np.ndarray, contents: Callable[[np.ndarray], Sequence[np.ndarray]]) -> None:
-    """Raises ValueError if different rows share a number: they would be masked alike. The same row may come twice.
-
-    Args:
-        numbers: int64 (rows,).
-        contents: what the rows at those places hold, (places, ...) each.
-    """
-    order = np.argsort(numbers, kind="stable")
-    shared = np.flatnonzero(numbers[order[1:]] == numbers[order[:-1]])
-    for start in range(0, len(shared), _COMPARED_ROWS):
-        places = shared[start : start + _COMPARED_ROWS]
-        for values in contents(np.concatenate([order[places], order[places + 1]])):
-            differs = (values[: len(places)] != values[len(places) :]).any(axis=1)
-            if differs.any():
-                number = numbers[order[places[differs.argmax()]]]
-                raise ValueError(
-                    f"{np.count_nonzero(numbers == number)} different rows share row number {number}, so all of them "
-                    "would be masked alike: masks and dropped features depend on the number. Encode all rows at once "
-                    "with processor.encode_dataset(dataset), or each part with processor.encode(rows, first_row=...); "
-                    "or renumber them: rows.remove_columns('row').add_column('row', list(range(len(rows))))"
-                )
-
-
-def check_training_rows(rows: datasets.Dataset, collator: Any) -> None:
-    """Raises ValueError unless a collator can make batches of all rows, for finetuning with labels.
-
-    If batches depend on row numbers, different rows must not share one. They do if datasets were encoded apart and then
-    concatenated. Collators of another package are not checked.
-
-    Args:
-        rows: the encoded training rows.
-        collator: `FlipCTRCollator` or `FlipPretrainingCollator`.
-    """
-    if not isinstance(collator, FlipCTRCollator | FlipPretrainingCollator):
-        return
-    for name in collator.needed_columns:
-        _check_column(name in rows.column_names, name)
-    if isinstance(collator, FlipCTRCollator) and "label" not in rows.column_names:
-        raise ValueError(
-            "the training rows have no column 'label' to learn from: encode them with "
-            "processor.encode_dataset(dataset, with_label=True); a processor knows the label column by "
-            "FlipProcessor.fit(..., label='label')"
-        )
-    if not collator.reads_numbers:
-        return
-    numbers = _numbers(rows.select_columns(["row"]).with_format("arrow")[:])
-    if (numbers[1:] > numbers[:-1]).all():
-        return
-    views = [name for name in ("feature_ids", "input_ids", "attention_mask") if name in collator.columns]
-    table = EncodedRows(rows, views)
-
-    def contents(places: np.ndarray) -> list[np.ndarray]:
-        part = table.__getitems__(places.tolist())
-        texts = [_unpadded_texts(part).padded(-1)] if "input_ids" in part.column_names else []
-        return [_ragged(part, "feature_ids").padded(-1), *texts]
-
-    _refuse_shared_numbers(numbers, contents)
-
-
-def check_fields(fields: Sequence[FieldConfig], model_fields: Sequence[FieldConfig]) -> None:
-    """Raises ValueError, which names the first difference, unless a processor's fields are the model's.
-
-    Args:
-        fields: the processor's.
-        model_fields: `model.config.fields`.
-    """
-    own, others = ([f.name for f in some] for some in (fields, model_fields))
-    if own != others:
-        difference = f"the processor has {', '.join(map(repr, own))} and the model {', '.join(map(repr, others))}"
-    elif changed := [(a, b) for a, b in zip(fields, model_fields, strict=True) if a != b]:
-        field, other = changed[0]
-        name = next(f.name for f in dataclasses.fields(field) if getattr(field, f.name) != getattr(other, f.name))
-        difference = (
-            f"field {field.name!r} has {name}={getattr(field, name)!r} in the processor and {getattr(other, name)!r} "
-            "in the model"
-        )
-    else:
-        return
-    raise ValueError(
-        f"the processor's fields are not the model's: {difference}. Load both from one folder, and after "
-        "processor.extend resize the model and save both"
-    )
-
-
-def check_collator(collator: Any, model: Any) -> None:
-    """Raises ValueError unless a collator makes what a model reads. Collators of another package are not checked.
-
-    Args:
-        collator: `FlipCTRCollator` or `FlipPretrainingCollator`.
-        model: `FlipForCTR` or `FlipForPreTraining`, or a wrapper around one, such as PEFT's.
-    """
-    kinds: dict[str, Any] = {cls.model_class: cls for cls in (FlipCTRCollator, FlipPretrainingCollator)}
-    flip, name = next(
-        ((m, cls.__name__) for m in model.modules() for cls in type(m).__mro__ if cls.__name__ in kinds), (None, "")
-    )
-    if flip is None or not isinstance(collator, FlipCTRCollator | FlipPretrainingCollator):
-        return
-    config: Any = flip.config
-    if collator.model_class != name:
-        raise ValueError(
-            f"{type(collator).__name__} makes batches for {collator.model_class}, and this is a {name}: use "
-            f"{kinds[name].__name__}(processor)"
-        )
-    towers = [list(tower) for tower in collator.text_towers] if collator.text_towers is not None else None
-    if collator.mode not in ("joint", config.mode) or towers != config.text_towers:
-        of_collator, of_model = (f"mode={a.mode!r} and text_towers={a.text_towers}" for a in (collator, config))
-        raise ValueError(
-            f"the collator has {of_collator}, and the model {of_model}: make FlipCTRCollator(processor, "
-            "model.config.mode, text_towers=model.config.text_towers)"
-        )
-    check_fields(collator.fields, config.fields)
-
-
-def _unpadded_texts(rows: Rows) -> Ragged:
-    """The rows' tokens, without those that an `attention_mask` says are padding."""
-    texts = _ragged(rows, "input_ids")
-    if not _has(rows, "attention_mask"):
-        return texts
-    mask = _ragged(rows, "attention_mask")
-    if np.array_equal(mask.lengths, texts.lengths):
-        of_row = np.repeat(np.arange(len(texts.lengths)), texts.lengths)
-        lengths = np.bincount(of_row[mask.values == 1], minlength=len(texts.lengths))
-        within = np.arange(len(of_row)) - np.repeat(texts.lengths.cumsum() - texts.lengths, texts.lengths)
-        wrong = of_row[mask.values != (within < lengths[of_row])]
-        if not len(wrong) and lengths.all():
-            return Ragged(texts.values[mask.values == 1], lengths)
-        row = wrong[0] if len(wrong) else lengths.argmin()
-    else:
-        row = (mask.lengths != texts.lengths).argmax()
-    raise ValueError(
-        f"the attention_mask of row {row} of the batch must be as long as its input_ids, 1 on tokens and then 0 on "
-        "padding, with at least one token; encode the rows with processor.encode or encode_dataset, which do not pad"
-    )
-
-
-def _token_fields(rows: Rows, texts: Ragged) -> Ragged:
-    """The field of each token of the texts."""
-    fields = _ragged(rows, "token_field_ids")
-    if not np.array_equal(fields.lengths, texts.lengths):
-        row = (fields.lengths != texts.lengths).argmax()
-        raise ValueError(
-            f"row {row} of the batch has {texts.lengths[row]} tokens in input_ids and {fields.lengths[row]} in "
-            "token_field_ids; take both from one call of processor.encode"
-        )
-    return fields
-
-
-def _ragged(rows: Rows, name: str) -> Ragged:
-    """A column of lists of whole numbers."""
-    wrong: int | None
-    if isinstance(rows, pa.Table):
-        column = rows[name]
-        if pa.types.is_fixed_size_list(column.type):
-            column = column.cast(pa.list_(column.type.value_type))
-        is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-        # An attention_mask may be of Booleans.
-        if is_list and (pa.types.is_integer(column.type.value_type) or pa.types.is_boolean(column.type.value_type)):
-            return Ragged.of(column)
-        wrong, held = 0, str(column.type)
-    else:
-        arrays = [np.asarray(value) for value in _values(rows, name)]
-        # NumPy takes an empty list for one of floats.
-        wrong = next((i for i, a in enumerate(arrays) if a.ndim != 1 or (len(a) and a.dtype.kind not in "iub")), None)
-        if wrong is None:
-            return Ragged.of(arrays)
-        held = f"an array of {arrays[wrong].dtype} in {arrays[wrong].ndim} dimensions"
-    raise ValueError(
-        f"row {wrong} of the batch must have a list of whole numbers in {name!r}, not {held}: encode rows with "
-        "processor.encode_dataset(dataset); whoever maps the processor needs dataset.map(processor, batched=True)"
-    )
 
 
 def _with_ranges(fields: Sequence[FieldConfig]) -> Iterator[tuple[FieldConfig, list[tuple[int, int]]]]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.fingerprint import update_fingerprint
 
-from flip_hf.data.ragged import places as ragged_places
+from flip_hf.data.ragged import concatenated_ranges
 from flip_hf.data.schema import InputError, canonical_strings
 
 # A chunk of Arrow strings holds at most 2 GiB, which the histories of a large log exceed.
@@ -173,7 +173,7 @@ def earlier_positions(
     lengths[order] = ends - starts
     first = np.empty(len(order), dtype=np.int64)
     first[order] = starts
-    return np.append(0, lengths.cumsum()), order[eligible[order]][ragged_places(first, lengths)]
+    return np.append(0, lengths.cumsum()), order[eligible[order]][concatenated_ranges(first, lengths)]
 
 
 def _check_max_values(max_values: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 
-def places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def concatenated_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """`start, start + 1, ...` of each range, one range after the other, (sum of lengths,) of the starts' type.
 
     Args:

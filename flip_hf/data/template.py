@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flip_hf.data.kinds import FieldValues
-from flip_hf.data.ragged import Ragged, places
+from flip_hf.data.ragged import Ragged, concatenated_ranges
 from flip_hf.data.segments import Segments, ValueTokenizer
 from flip_hf.fields import FieldConfig
 
@@ -127,7 +127,7 @@ class TextTemplate:
             np.stack(starts, axis=1),
         )
 
-        gather = places(piece_starts.ravel(), flat_lengths)
+        gather = concatenated_ranges(piece_starts.ravel(), flat_lengths)
         piece_fields = np.full(2 * num_fields + 1, NO_FIELD, dtype=np.int16)
         piece_fields[1::2] = np.arange(num_fields)
         offsets = np.concatenate([[0], piece_lengths.sum(axis=1).cumsum()])
@@ -155,10 +155,10 @@ class TextTemplate:
         piece_bounds = np.concatenate([[0], num_pieces.cumsum()])
         pieces = np.full(piece_bounds[-1], self._comma)
         pieces[piece_bounds[:-1][counts == 0]] = self._missing
-        own_pieces = places(np.zeros_like(counts), counts)
+        own_pieces = concatenated_ranges(np.zeros_like(counts), counts)
         pieces[np.repeat(piece_bounds[:-1], counts) + 2 * own_pieces] = segments
         lengths = kept.lengths(pieces)
-        tokens = kept.tokens[places(kept.bounds(pieces)[0], lengths)]
+        tokens = kept.tokens[concatenated_ranges(kept.bounds(pieces)[0], lengths)]
         return tokens, np.concatenate([[0], lengths.cumsum()])[piece_bounds]
 
     def _fresh_segments(self) -> Segments:

@@ -175,14 +175,14 @@ class FeatureVocabulary:
         A null is the field's MISSING feature, a value that fitting did not keep its OOV feature.
         """
         owner = self._owners[field]
-        places = self._index(owner).places(values)
+        offsets = self._index(owner).feature_offsets(values)
         ranges = self.ranges[owner]
         # Without additions a field's features stand in one row.
         if len(ranges) == 1:
-            return ranges[0][0] + places
+            return ranges[0][0] + offsets
         sizes = np.array([end - first for first, end in ranges])
         shifts = np.array([first for first, _ in ranges]) - (sizes.cumsum() - sizes)
-        return places + shifts[np.searchsorted(sizes.cumsum(), places, side="right")]
+        return offsets + shifts[np.searchsorted(sizes.cumsum(), offsets, side="right")]
 
     def owner(self, field: int) -> int:
         """The place of the field whose features the field at that place uses."""

@@ -65,7 +65,7 @@ class BatchScorer:
     """
 
     def __init__(self, model: str | Path, mode: str | None = None, **kwargs: Any) -> None:
-        loaded = FlipForCTR.from_pretrained(model, **({} if mode is None else {"mode": mode}))
+        loaded = FlipForCTR.from_pretrained(model, mode=mode)
         self.predict = CTRPredictionPipeline(loaded, FlipProcessor.from_pretrained(model), **kwargs)
 
     def __call__(self, rows: pa.Table) -> pa.Table:

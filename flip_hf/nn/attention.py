@@ -10,13 +10,8 @@ from transformers.masking_utils import sdpa_mask
 
 from flip_hf.nn.dropout import ByteDropout
 
-_NAME = "flip_cpu_training"
-
-
-def use_cpu_attention(text_model: Any) -> None:
-    """Has a text encoder that attends by `"sdpa"` do so by `cpu_attention`; with another implementation it stays."""
-    if text_model._supports_attention_backend and text_model.config._attn_implementation == "sdpa":
-        text_model.set_attn_implementation(_NAME)
+CPU_ATTENTION = "flip_cpu_training"
+"""The name of `cpu_attention` among transformers' attention implementations."""
 
 
 def cpu_attention(
@@ -69,5 +64,5 @@ def cpu_attention(
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(_NAME, cpu_attention)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+AttentionInterface.register(CPU_ATTENTION, cpu_attention)
+AttentionMaskInterface.register(CPU_ATTENTION, sdpa_mask)

@@ -62,8 +62,8 @@ class FieldPooling(nn.Module):
             return vectors
         return torch.stack([self._pool(i, vectors, feature_ids) for i in range(len(self.slices))], dim=1)
 
-    def shares(self, marked: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
-        """The share of each field's features that are marked: bool (B, P), int64 (B, P) -> float (B, F)."""
+    def marked_fractions(self, marked: torch.Tensor, feature_ids: torch.Tensor) -> torch.Tensor:
+        """The fraction of each field's features that are marked: bool (B, P), int64 (B, P) -> float (B, F)."""
         present = feature_ids != PADDING_ID
         if marked.shape[1] == len(self.slices):
             return (marked & present).float()

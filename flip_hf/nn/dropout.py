@@ -25,11 +25,3 @@ class ByteDropout(nn.Dropout):
         words = torch.empty(-(-input.numel() // 8), dtype=torch.int64).random_(-(1 << 63), None)
         kept = words.view(torch.uint8)[: input.numel()].view(input.shape) >= dropped
         return input * kept.to(input.dtype).mul_(_CHANCES / (_CHANCES - dropped))
-
-
-def use_byte_dropout(module: nn.Module) -> None:
-    """Makes each `nn.Dropout` inside a module one that decides by bytes."""
-    for parent in module.modules():
-        for name, child in parent.named_children():
-            if type(child) is nn.Dropout:
-                setattr(parent, name, ByteDropout(child.p, child.inplace))

@@ -27,21 +27,21 @@ class LearnedWeightFusion(nn.Module):
         """Starts with equal shares; called by the model that owns this module."""
         init.constant_(self.id_weight, _EQUAL_SHARES)
 
-    def forward(self, id_logits: torch.Tensor, text_logits: torch.Tensor, oov_shares: torch.Tensor) -> torch.Tensor:
+    def forward(self, id_logits: torch.Tensor, text_logits: torch.Tensor, oov_fractions: torch.Tensor) -> torch.Tensor:
         return self.id_weight * id_logits + (1 - self.id_weight) * text_logits
 
 
 class GatedFusion(nn.Module):
     """`g * id_logits + (1 - g) * text_logits`, where the gate `g` sees which fields are OOV.
 
-    `g = sigmoid(w · oov_shares + b)` for each row, so a field whose feature was never trained can hand the row to the
-    text. The gate learns that only where training holds OOV features: see `FlipCTRCollator`'s `oov_dropout`.
+    `g = sigmoid(w · oov_fractions + b)` for each row, so a field whose feature was never trained can hand the row to
+    the text. The gate learns that only where training holds OOV features: see `FlipCTRCollator`'s `oov_dropout`.
 
     Args:
         num_fields: fields of the tabular view.
 
     Shape:
-        - inputs: float (B,), float (B,), float (B, num_fields), the share of each field's features that are OOV
+        - inputs: float (B,), float (B,), float (B, num_fields), the fraction of each field's features that are OOV
         - output: float (B,)
     """
 
@@ -55,8 +55,8 @@ class GatedFusion(nn.Module):
         init.zeros_(self.oov_weights)
         init.zeros_(self.bias)
 
-    def forward(self, id_logits: torch.Tensor, text_logits: torch.Tensor, oov_shares: torch.Tensor) -> torch.Tensor:
-        gate = torch.sigmoid(oov_shares.to(self.oov_weights.dtype) @ self.oov_weights + self.bias)  # (B,)
+    def forward(self, id_logits: torch.Tensor, text_logits: torch.Tensor, oov_fractions: torch.Tensor) -> torch.Tensor:
+        gate = torch.sigmoid(oov_fractions.to(self.oov_weights.dtype) @ self.oov_weights + self.bias)  # (B,)
         return gate * id_logits + (1 - gate) * text_logits
 
 

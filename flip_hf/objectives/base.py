@@ -48,7 +48,6 @@ class PretrainingBatch:
         embed_features: looks the feature table up, int64 (...) -> float (..., D). The table itself may be spread over
             processes, all of which must look up equally often.
         token_embeddings: float (V, C), the text encoder's input embeddings.
-        contrast: where the rows were contrasted as a part of a larger batch, their share of that.
     """
 
     feature_ids: torch.Tensor
@@ -62,7 +61,6 @@ class PretrainingBatch:
     masked_token_states: torch.Tensor | None
     embed_features: Callable[[torch.Tensor], torch.Tensor]
     token_embeddings: torch.Tensor
-    contrast: ContrastiveShare | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,20 @@ class Objective(nn.Module, ABC):
         if labels is None:
             return torch.tensor(feature_ids.shape[0], device=feature_ids.device)
         return (labels != IGNORED_LABEL).sum()
+
+    def set_feature_counts(self, counts: torch.Tensor) -> None:
+        """Takes how often each feature was seen, int64 (N,); an objective that draws no features has no use for it."""
+
+    def set_tokens(self, tokens: torch.Tensor) -> None:
+        """Takes the tokens that may be scored alone, int64 (tokens,); an objective that scores none ignores them."""
+
+    def grow(self, config: FlipConfig, counts: torch.Tensor) -> None:
+        """Takes over a feature table with more rows at its end; an objective that knows no features stays as it is.
+
+        Args:
+            config: with the larger fields.
+            counts: int64 (N,), as in `set_feature_counts`.
+        """
 
     @abstractmethod
     def forward(self, batch: PretrainingBatch) -> ObjectiveOutput:

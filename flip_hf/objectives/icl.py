@@ -1,6 +1,7 @@
 """Instance-level contrastive learning between the two views (FLIP, Section 3.3.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -22,12 +23,14 @@ class InstanceContrastiveLearning(Objective):
     accuracy of chance the loss is ln(R), R rows of all processes, and nothing is being aligned.
 
     The contrastive batch may be larger than what is encoded at a time: `project` each part without a graph, have
-    `shares` of them all, and give each part its share when it is encoded again (Gao et al., RepL4NLP 2021, arXiv
+    `shares` of them all, and encode each part again `contrasted_as` its share (Gao et al., RepL4NLP 2021, arXiv
     2101.06983, Section 3.2). The loss then is the part's share of the larger batch's, with the larger batch's gradient.
     """
 
     views = frozenset({"tabular", "text"})
     labels = None
+
+    _share: ContrastiveShare | None = None
 
     def __init__(self, config: FlipConfig, tabular_size: int, text_size: int) -> None:
         super().__init__(config, tabular_size, text_size)
@@ -38,12 +41,21 @@ class InstanceContrastiveLearning(Objective):
     def forward(self, batch: PretrainingBatch) -> ObjectiveOutput:
         assert batch.tabular is not None and batch.text is not None
         tabular, text = self.project(batch.tabular, batch.text)  # (B, P), (B, P)
-        share = batch.contrast
+        share = self._share
         if share is None:
             return self.contrast(tabular, text, batch.feature_ids)
         slope = (tabular * share.tabular_gradient).sum() + (text * share.text_gradient).sum()
         loss_sum = share.loss_sum + slope - slope.detach()
         return ObjectiveOutput(loss_sum, self.num_items(batch.feature_ids, None), share.metrics)
+
+    @contextmanager
+    def contrasted_as(self, share: ContrastiveShare) -> Iterator[None]:
+        """In this context `forward` takes its rows for that part of a larger batch, instead of a batch of their own."""
+        self._share = share
+        try:
+            yield
+        finally:
+            self._share = None
 
     def project(self, tabular: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The vectors that are compared: float (B, H) and (B, C) -> float32 (B, P) twice, of length 1."""

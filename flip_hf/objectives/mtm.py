@@ -1,5 +1,6 @@
 """Masked tabular modelling, told by the text (FLIP, Section 3.3.2)."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import TypeAlias
@@ -12,6 +13,8 @@ from transformers import initialization as init
 from flip_hf.configuration_flip import FlipConfig
 from flip_hf.fields import IGNORED_LABEL, NUM_SHARED_FEATURES, owned_ranges
 from flip_hf.objectives.base import Objective, ObjectiveOutput, PretrainingBatch, mean_over_items
+
+logger = logging.getLogger(__name__)
 
 Embed: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
@@ -76,6 +79,7 @@ class MaskedTabularModeling(Objective):
         self.norm = nn.LayerNorm(config.projection_dim)
         self.field_projection = nn.Linear(config.projection_dim, self.num_fields * config.embedding_dim)
         self.bias = nn.Parameter(torch.empty(config.num_features))
+        self._are_counts_checked = False
         # A field's features stand together in slots, whatever ids they were given when: so one search over counts
         # summed up in this order draws from any field, and differences are the counts.
         self._set_slots(config)
@@ -108,12 +112,7 @@ class MaskedTabularModeling(Objective):
         }
 
     def grow(self, config: FlipConfig, counts: torch.Tensor) -> None:
-        """Takes over a feature table with more rows at its end; their biases start at zero.
-
-        Args:
-            config: with the larger fields.
-            counts: int64 (N,), as in `set_feature_counts`.
-        """
+        """As in the base class; the biases of the new features start at zero."""
         device = self.bias.device
         self.bias = nn.Parameter(F.pad(self.bias.detach(), (0, config.num_features - len(self.bias))))
         self._set_slots(config)
@@ -133,6 +132,17 @@ class MaskedTabularModeling(Objective):
             raise ValueError(f"feature counts must have the shape {tuple(self.bias.shape)}, got {tuple(counts.shape)}")
         device = self.slot_features.device
         self.cumulative_counts.copy_(self._cumulate(counts.to(device).clamp(min=1)[self.slot_features]))
+        self._are_counts_checked = True
+
+    def _check_counts(self) -> None:
+        """Warns, once, if every feature counts as seen once: nobody set the counts, and no checkpoint brought them."""
+        self._are_counts_checked = True
+        if self.cumulative_counts[-1] == len(self.bias) - NUM_SHARED_FEATURES:
+            logger.warning(
+                "MTM trains without feature counts, so its negatives are drawn uniformly instead of by how often "
+                "features occur: call model.set_feature_counts(processor.feature_counts) before training, or build the "
+                "model with FlipForPreTraining.from_text_pretrained(encoder, processor=processor)"
+            )
 
     @staticmethod
     def _cumulate(counts: torch.Tensor) -> torch.Tensor:
@@ -142,6 +152,8 @@ class MaskedTabularModeling(Objective):
         return F.pad(counts.cumsum(0), (1, 0))
 
     def forward(self, batch: PretrainingBatch) -> ObjectiveOutput:
+        if self.training and not self._are_counts_checked:
+            self._check_counts()
         assert batch.mtm_labels is not None and batch.masked_tabular is not None and batch.token_states is not None
         summary = self.summary(batch.masked_tabular, batch.token_states, batch.attention_mask)  # (B, P)
         hidden = self.norm(F.gelu(self.transform(torch.cat([batch.masked_tabular, summary], dim=-1))))  # (B, P)

@@ -2,10 +2,7 @@
 
 from typing import Any, TypeVar
 
-from transformers import AutoConfig
-
 from flip_hf.configuration_flip import FlipConfig
-from flip_hf.fetch import resolve_pretrained
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.runs.data import ClickLog
 from flip_hf.runs.settings import ModelSettings
@@ -39,7 +36,7 @@ def load_finetuned(cls: type[Model], name: str, mode: str | None = None) -> Mode
     """
     check_towers(name, mode)
     load: Any = cls
-    model: Any = load.from_pretrained(name, **({"mode": mode} if mode else {}))
+    model: Any = load.from_pretrained(name, mode=mode)
     model.check_finetuned()
     loaded: Model = model
     return loaded
@@ -63,22 +60,16 @@ def new_model(cls: type[Model], settings: ModelSettings, processor: FlipProcesso
     Args:
         cls: `FlipForPreTraining` or `FlipForCTR`.
         settings: what to build.
-        processor: fitted; gives the fields.
+        processor: fitted; gives the fields and, for pretraining, how often each feature was seen.
         mode: which towers.
     """
-    encoder = resolve_pretrained(settings.text_encoder)
-    # Whatever `resolve_pretrained` found: the settings name no revision.
-    text_config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)  # nosec B615
-    config = FlipConfig(
-        text_config=text_config,
+    build: Any = cls
+    model: Model = build.from_text_pretrained(
+        settings.text_encoder,
+        processor=processor,
+        text_weights=settings.text_pretrained,
         text_layers=settings.text_layers,
-        fields=processor.fields,
         mode=mode,
         **settings.options,
     )
-    build: Any = cls
-    if mode == "id" or not settings.text_pretrained:
-        model: Model = build(config)
-        return model
-    pretrained: Model = build.from_text_pretrained(settings.text_encoder, config)
-    return pretrained
+    return model

@@ -47,7 +47,6 @@ def pretrain(settings: PretrainSettings) -> None:
 
     with sharded_features(training.shard_features):
         model = new_model(FlipForPreTraining, settings.model, processor)
-    model.set_feature_counts(processor.feature_counts)
     masking = settings.masking
     if masking.mlm_vocabulary == "seen":
         model.set_mlm_tokens(value_tokens(train_rows))
@@ -90,11 +89,8 @@ def finetune(settings: FinetuneSettings) -> None:
         else:
             model = new_model(FlipForCTR, settings.model, processor, settings.mode)
     rows = {split: log.encode(processor, split) for split in log.splits}
-    towers = model.config.text_towers
-    collator = FlipCTRCollator(processor, settings.mode, text_towers=towers)
-    training_collator = FlipCTRCollator(
-        processor, settings.mode, training.oov_dropout, training.seed, text_towers=towers
-    )
+    collator = FlipCTRCollator.from_model(processor, model)
+    training_collator = FlipCTRCollator.from_model(processor, model, training.oov_dropout, training.seed)
 
     def evaluate(prepared: Any, moment: str) -> dict[str, float]:
         size = training.per_device_eval_batch_size
@@ -135,7 +131,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     processor.label = log.label
     rows = log.encode(processor, settings.rows)
     slices = slice_masks(rows, processor.fields, settings.slices)
-    collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
+    collator = FlipCTRCollator.from_model(processor, model)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     scores = click_logits(model, rows, collator, settings.batch_size, accelerator, settings.rows)
     if accelerator.is_main_process:
@@ -153,7 +149,7 @@ def predict(settings: PredictSettings) -> None:
     accelerator = make_accelerator(settings.precision)
     model = load_finetuned(FlipForCTR, settings.model, settings.mode)
     processor = FlipProcessor.from_pretrained(settings.model)
-    collator = FlipCTRCollator(processor, model.config.mode, text_towers=model.config.text_towers)
+    collator = FlipCTRCollator.from_model(processor, model)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
     summary = predict_file(model, processor, collator, settings, accelerator)
     accelerator.print(summary)

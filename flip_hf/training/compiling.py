@@ -1,15 +1,16 @@
 """The text encoder by torch.compile."""
 
 import logging
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from flip_hf.training.protocols import TrainableModel
+
 logger = logging.getLogger(__name__)
 
 
-def compile_text_encoder(model: Any, device: torch.device) -> bool:
+def compile_text_encoder(model: TrainableModel, device: torch.device) -> bool:
     """Has the model's text encoder compiled where it is called first, for texts of any length.
 
     In place: parameters keep their names, and what is saved is the same.

@@ -12,17 +12,19 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from flip_hf.data.collators import EncodedRows, check_collator
+from flip_hf.data.collator_checks import check_collator
+from flip_hf.data.encoded_rows import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
 from flip_hf.fields import FieldConfig
 from flip_hf.metrics.functions import bootstrap_intervals, calibration_bins, compute_metrics, gauc
 from flip_hf.training.progress import progress_bar
+from flip_hf.training.protocols import PreparedModel, PretrainingModel
 
 
 @torch.no_grad()
 def click_logits(
-    model: Any, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
+    model: PreparedModel, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
 ) -> dict[str, np.ndarray]:
     """Logits of every tower that is built, and labels where the rows have them, float32 (rows,) in the rows' order.
 
@@ -64,7 +66,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def evaluate_ctr(
-    model: Any, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
+    model: PreparedModel, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
 ) -> dict[str, float]:
     """All of `METRICS` of the model's logits, and with both towers of each tower's, as `id_auc` and `text_auc`."""
     return ctr_metrics(click_logits(model, rows, collator, batch_size, accelerator, description))
@@ -179,7 +181,7 @@ def _loader(rows: Dataset, collator: Any, batch_size: int, accelerator: Accelera
 
 @torch.no_grad()
 def evaluate_pretraining(
-    model: Any, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
+    model: PreparedModel, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
 ) -> dict[str, float]:
     """The pretraining losses and metrics, each a mean over all items of all rows; arguments as in `click_logits`.
 
@@ -192,7 +194,7 @@ def evaluate_pretraining(
         text_lengths(rows), batch_size, 0, accelerator.num_processes, accelerator.process_index
     )
     loader: Any = DataLoader(EncodedRows(rows, collator.columns), batch_sampler=sampler, collate_fn=collator)
-    plain = accelerator.unwrap_model(model)
+    plain: PretrainingModel = accelerator.unwrap_model(model)
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, torch.Tensor] = {}
     for batch in progress_bar(loader, desc=description, disable=not accelerator.is_main_process, leave=False):

@@ -10,11 +10,13 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 
+from flip_hf.training.protocols import PreparedModel, PretrainingModel
+
 _VIEWS = ("feature_ids", "input_ids", "attention_mask")
 
 
 def contrast_over_window(
-    model: Any, batches: Sequence[Mapping[str, torch.Tensor]], accelerator: Accelerator
+    model: PreparedModel, batches: Sequence[Mapping[str, torch.Tensor]], accelerator: Accelerator
 ) -> list[Callable[..., Any]]:
     """The model's forward for each batch of an optimiser step, with all of them as the one contrastive batch.
 
@@ -33,25 +35,28 @@ def contrast_over_window(
     Returns:
         For each batch what to call in place of the model, with the same arguments.
     """
-    plain = accelerator.unwrap_model(model)
-    if "contrastive_views" not in vars(plain):
+    unwrapped = accelerator.unwrap_model(model)
+    if "contrastive_views" not in vars(unwrapped):
         # Where FSDP shards the parameters, they must be gathered for this method too.
-        register_fsdp_forward_method(plain, "contrastive_views")
+        register_fsdp_forward_method(unwrapped, "contrastive_views")
+    plain: PretrainingModel = unwrapped
+    icl: Any = plain.objectives["icl"]
     seeds = torch.randint(2**63 - 1, (len(batches),)).tolist()
     views = []
     with torch.no_grad(), _running_statistics_kept(plain), accelerator.autocast():
         for batch, seed in zip(batches, seeds, strict=True):
             with _own_stream(seed, accelerator.device):
                 views.append(plain.contrastive_views(**{name: batch[name] for name in _VIEWS}))
-    shares = plain.objectives["icl"].shares(views, [batch["feature_ids"] for batch in batches])
+    shares = icl.shares(views, [batch["feature_ids"] for batch in batches])
     return [
-        partial(_forward_again, model, seed, accelerator.device, contrast=share)
+        partial(_forward_again, model, icl, share, seed, accelerator.device)
         for seed, share in zip(seeds, shares, strict=True)
     ]
 
 
-def _forward_again(model: Any, seed: int, device: torch.device, **inputs: Any) -> Any:
-    with _own_stream(seed, device):
+def _forward_again(model: PreparedModel, icl: Any, share: Any, seed: int, device: torch.device, **inputs: Any) -> Any:
+    # The share is no argument of the public forward, through which a wrapper such as DistributedDataParallel is called.
+    with _own_stream(seed, device), icl.contrasted_as(share):
         return model(**inputs)
 
 
@@ -65,7 +70,7 @@ def _own_stream(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
+def _running_statistics_kept(model: PreparedModel) -> Iterator[None]:
     """The second pass, and not the first, counts in the running statistics of batch normalisation."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
     momenta = [norm.momentum for norm in norms]

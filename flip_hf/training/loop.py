@@ -18,14 +18,16 @@ from accelerate.utils import DistributedType, send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from flip_hf.data.collators import EncodedRows, check_collator, check_training_rows
+from flip_hf.data.collator_checks import check_collator, check_training_rows
+from flip_hf.data.encoded_rows import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.training.compiling import compile_text_encoder
+from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.meter import Progress, memory_in_use
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
 from flip_hf.training.progress import progress_bar
-from flip_hf.training.protocols import RunFolder
+from flip_hf.training.protocols import PreparedModel, RunFolder, TrainableModel
 from flip_hf.training.settings import TrainingSettings
 from flip_hf.training.signals import Stopped, StopSignals, delayed_signals, leave_signals_to_parent
 from flip_hf.training.state import TrainingState
@@ -76,13 +78,13 @@ class WithRowNumbers:
 
 
 def train(
-    model: Any,
+    model: TrainableModel,
     rows: Dataset,
     collator: Any,
     config: TrainingSettings,
     run: RunFolder,
     goal: Goal,
-    evaluate: Callable[[Any, str], dict[str, float]],
+    evaluate: Callable[[PreparedModel, str], dict[str, float]],
     processor: Any,
 ) -> dict[str, Any]:
     """Trains until the epochs or steps are done or validation stops getting better; keeps the best model.
@@ -132,7 +134,7 @@ def train(
 
 
 def check_training(
-    model: Any, rows: Dataset, collator: Any, config: TrainingSettings, accelerator: Accelerator
+    model: TrainableModel, rows: Dataset, collator: Any, config: TrainingSettings, accelerator: Accelerator
 ) -> None:
     """Raises the ValueErrors of `train` that are known before the first step; arguments as there."""
     check_collator(collator, model)
@@ -223,7 +225,7 @@ class _Training:
 
     def __init__(
         self,
-        model: Any,
+        model: TrainableModel,
         loader: DataLoader[Any],
         collator: Any,
         config: TrainingSettings,
@@ -235,10 +237,9 @@ class _Training:
         self.is_resumable = not model.sharded_parameters and accelerator.distributed_type != DistributedType.FSDP
         if not self.is_resumable:
             logger.warning("parameters are spread over processes: this run saves no checkpoints and can't be resumed")
-        if accelerator.device.type == "cpu":
-            model.use_cpu_attention()
         if config.torch_compile:
             compile_text_encoder(model, accelerator.device)
+        self._speed_up = fast_cpu_training(model, accelerator.device)
         self.config, self.run, self.processor = config, run, processor
         self.plan = _Plan.of(config, len(loader))
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, config))
@@ -264,6 +265,7 @@ class _Training:
                     disable=not self.run.is_main,
                 )
             )
+            opened.enter_context(self._speed_up)
             self.signals = opened.enter_context(StopSignals(self.is_resumable))
             # Closing them ends the loader's workers now, and not when an error that refers to them is forgotten.
             opened.enter_context(closing(self.windows))
@@ -339,7 +341,7 @@ def _windows_from(
 
 
 def _step(
-    model: Any, optimizer: Any, window: Sequence[Any], config: TrainingSettings, run: RunFolder, step: int
+    model: PreparedModel, optimizer: Any, window: Sequence[Any], config: TrainingSettings, run: RunFolder, step: int
 ) -> dict[str, float]:
     """One optimiser step over accumulated batches; returns what a log should show."""
     accelerator = run.accelerator
@@ -379,7 +381,7 @@ def _step(
     return {name: value.item() for name, value in averaged.items()}
 
 
-def count_items(model: Any, batches: Iterable[Any], accelerator: Accelerator) -> dict[str, torch.Tensor]:
+def count_items(model: TrainableModel, batches: Iterable[Any], accelerator: Accelerator) -> dict[str, torch.Tensor]:
     """What the losses of one optimiser step are means over, by the part's name, float ().
 
     Args:

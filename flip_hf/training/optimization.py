@@ -1,7 +1,7 @@
 """The optimiser and its schedule."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from accelerate import Accelerator
@@ -9,10 +9,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import get_cosine_schedule_with_warmup
 
+from flip_hf.training.protocols import PreparedModel, TrainableModel
 from flip_hf.training.settings import TrainingSettings
 
 
-def parameter_groups(model: Any, config: TrainingSettings) -> list[dict[str, Any]]:
+def parameter_groups(model: TrainableModel, config: TrainingSettings) -> list[dict[str, Any]]:
     """Groups by learning rate (text encoder or the rest) and weight decay (matrices other than embeddings, or not).
 
     Embeddings are not decayed: decay would also shrink the rows that a batch does not read. A group's `rate` is the
@@ -77,11 +78,11 @@ class LazyAdamW(torch.optim.AdamW):
         parameter.index_add_(0, rows, mean / scale, alpha=-group["lr"] / (1 - beta1**step))
 
 
-def _is_sparse(gradient: torch.Tensor | None) -> bool:
+def _is_sparse(gradient: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
     return gradient is not None and gradient.layout == torch.sparse_coo
 
 
-def build_optimizer(model: Any, config: TrainingSettings) -> torch.optim.Optimizer:
+def build_optimizer(model: TrainableModel, config: TrainingSettings) -> torch.optim.Optimizer:
     """AdamW with the implementation that does all parameters in one pass; the feature table by `feature_updates`."""
     if config.feature_updates == "dense":
         return torch.optim.AdamW(parameter_groups(model, config), fused=True)
@@ -90,7 +91,7 @@ def build_optimizer(model: Any, config: TrainingSettings) -> torch.optim.Optimiz
     return LazyAdamW(parameter_groups(model, config), fused=True)
 
 
-def clip_gradients(model: Any, accelerator: Accelerator, max_norm: float) -> torch.Tensor:
+def clip_gradients(model: PreparedModel, accelerator: Accelerator, max_norm: float) -> torch.Tensor:
     """Scales all gradients down to a norm, the same on every process.
 
     Args:

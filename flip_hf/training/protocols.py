@@ -1,12 +1,74 @@
 """What the engine asks of those that use it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
+from torch import nn
 
+from flip_hf.nn.fusion import GatedFusion, LearnedWeightFusion
 from flip_hf.training.state import TrainingState
+
+
+class PreparedModel(Protocol):
+    """A model as accelerate prepared it: a FLIP model, or a wrapper around one such as DistributedDataParallel."""
+
+    def __call__(self, **batch: Any) -> Any:
+        """What `forward` makes of a batch, by keyword; in training the output has a `loss`."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Switches to training."""
+
+    def eval(self) -> Any:
+        """Switches to evaluation."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules, the model itself among them."""
+
+
+class TrainableModel(PreparedModel, Protocol):
+    """A FLIP model that is not wrapped; `FlipForPreTraining` and `FlipForCTR` are ones."""
+
+    @property
+    def config(self) -> Any:
+        """The `FlipConfig`."""
+
+    @property
+    def base_model(self) -> Any:
+        """The `FlipModel`, with its `text_model` and `feature_embeddings`, each of which may be None."""
+
+    @property
+    def sharded_parameters(self) -> dict[str, nn.Parameter]:
+        """By name, the parameters of which every process holds rows of its own."""
+
+    def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What each part of the loss over a batch is summed over, by the part's name, int64 ()."""
+
+
+class PretrainingModel(TrainableModel, Protocol):
+    """`FlipForPreTraining`."""
+
+    @property
+    def objectives(self) -> nn.ModuleDict:
+        """The objectives by name."""
+
+    def contrastive_views(
+        self, feature_ids: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The projected vectors that ICL compares, float32 (B, projection_dim) twice."""
+
+
+class JointModel(TrainableModel, Protocol):
+    """`FlipForCTR` of both towers."""
+
+    @property
+    def fusion(self) -> LearnedWeightFusion | GatedFusion:
+        """What makes one logit of the towers' two."""
 
 
 class RunFolder(Protocol):
@@ -27,7 +89,7 @@ class RunFolder(Protocol):
     def log(self, event: str, values: Mapping[str, Any]) -> None:
         """Adds a line to the log."""
 
-    def save_model(self, model: Any, processor: Any, result: Mapping[str, Any]) -> None:
+    def save_model(self, model: PreparedModel, processor: Any, result: Mapping[str, Any]) -> None:
         """Replaces the best model so far by this one."""
 
     def save_checkpoint(self, step: int, state: TrainingState, progress: Mapping[str, Any], processor: Any) -> None:

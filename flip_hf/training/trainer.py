@@ -7,7 +7,9 @@ import datasets
 import torch
 from transformers import EvalPrediction, Trainer, TrainerCallback
 
-from flip_hf.data.collators import check_collator, check_stream, check_training_rows
+from flip_hf.data.collator_checks import check_collator, check_training_rows
+from flip_hf.data.encoded_rows import check_stream
+from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.evaluation import ctr_metrics
 from flip_hf.training.loop import count_items
 
@@ -45,7 +47,7 @@ class CollatorEpochs(TrainerCallback):
 
 
 class FlipTrainer(Trainer):
-    """A Trainer whose pretraining losses are means over all that an optimiser step masks.
+    """A Trainer whose pretraining losses are means over all that an optimiser step masks, and that is fast on a CPU.
 
     A plain Trainer counts `labels` only, of which pretraining has none: it averages the means of the accumulated
     batches and processes, so an item weighs more in a batch that masks fewer. Finetuning is exact in both.
@@ -60,6 +62,14 @@ class FlipTrainer(Trainer):
         super().__init__(*args, **kwargs)
         has_all_columns = not self.args.remove_unused_columns
         _check(self.model, self.args, self.data_collator, self.train_dataset, has_all_columns)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer; on a CPU the text encoder trains as in the package's own loop (`training.cpu`)."""
+        model: Any = self.model
+        # PEFT's wrapper has a `base_model` of its own.
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        with fast_cpu_training(model, self.args.device):
+            return super().train(*args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

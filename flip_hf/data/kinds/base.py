@@ -76,8 +76,8 @@ class FeatureIndex(ABC):
     """Finds the features of values."""
 
     @abstractmethod
-    def places(self, values: FieldValues) -> np.ndarray:
-        """The place of each value's feature among its field's, int64 (values,): 0 is OOV, 1 MISSING."""
+    def feature_offsets(self, values: FieldValues) -> np.ndarray:
+        """The offset of each value's feature within its field, int64 (values,): 0 is OOV, 1 MISSING."""
 
 
 class FieldKind(ABC):

@@ -95,7 +95,7 @@ class ValueIndex(FeatureIndex):
         self._order = hashes.argsort(kind="stable")
         self._hashes = hashes[self._order]
 
-    def places(self, values: FieldValues) -> np.ndarray:
+    def feature_offsets(self, values: FieldValues) -> np.ndarray:
         return of_distinct(values.strings, self._find)
 
     def _find(self, texts: list[str]) -> np.ndarray:
@@ -138,7 +138,7 @@ class BucketCounter(FeatureCounter):
 
     def add(self, values: FieldValues) -> None:
         self._num_missing += count_missing(values)
-        self._counts += np.bincount(self._index.places(values), minlength=len(self._counts))
+        self._counts += np.bincount(self._index.feature_offsets(values), minlength=len(self._counts))
 
     def result(self) -> CountedFeatures:
         counts = self._counts[NUM_RESERVED_FEATURES:]
@@ -156,7 +156,7 @@ class HashIndex(FeatureIndex):
     def __init__(self, num_buckets: int) -> None:
         self._num_buckets = num_buckets
 
-    def places(self, values: FieldValues) -> np.ndarray:
+    def feature_offsets(self, values: FieldValues) -> np.ndarray:
         return of_distinct(values.strings, lambda texts: np.array(list(map(self._bucket, texts)), dtype=np.int64))
 
     def _bucket(self, text: str) -> int:
@@ -169,16 +169,16 @@ def _hashes(texts: list[str]) -> np.ndarray:
     return np.fromiter(map(hash, texts), np.int64, len(texts))
 
 
-def of_distinct(strings: pa.Array, places: Callable[[list[str]], np.ndarray]) -> np.ndarray:
-    """The place of each string, int64 (values,), found once for each distinct one; a null's is MISSING."""
+def of_distinct(strings: pa.Array, find: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+    """The feature offset of each string, int64 (values,), found once for each distinct one; a null's is MISSING."""
     if len(strings) <= _FEW:
         texts = strings.to_pylist()
-        found = places([text or "" for text in texts])
+        found = find([text or "" for text in texts])
         found[[text is None for text in texts]] = MISSING_OFFSET
         return found
     encoded = strings.dictionary_encode()
-    # One more place, for the nulls.
-    distinct = np.append(places(encoded.dictionary.to_pylist()), MISSING_OFFSET)
+    # One more offset, for the nulls.
+    distinct = np.append(find(encoded.dictionary.to_pylist()), MISSING_OFFSET)
     indices = encoded.indices.fill_null(len(distinct) - 1) if encoded.null_count else encoded.indices
     return distinct[indices.to_numpy()]
 

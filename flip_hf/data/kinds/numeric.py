@@ -102,7 +102,7 @@ class NumberIndex(FeatureIndex):
             raise ValueError(f"lower bounds of buckets must ascend from minus infinity: {lower_bounds}")
         self._bounds = lower_bounds[1:]
 
-    def places(self, values: FieldValues) -> np.ndarray:
+    def feature_offsets(self, values: FieldValues) -> np.ndarray:
         assert values.numbers is not None
         places = NUM_RESERVED_FEATURES + np.searchsorted(self._bounds, values.numbers, side="right")
         return np.where(np.isnan(values.numbers), MISSING_OFFSET, places)

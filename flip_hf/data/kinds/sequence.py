@@ -4,7 +4,7 @@ import numpy as np
 
 from flip_hf.data.kinds.base import FieldValues
 from flip_hf.data.kinds.multi_categorical import MultiCategorical, place_first
-from flip_hf.data.ragged import places
+from flip_hf.data.ragged import concatenated_ranges
 from flip_hf.fields import FieldConfig
 
 
@@ -29,4 +29,4 @@ class SequenceKind(MultiCategorical):
 
 def _most_recent_first(offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Places of the last values of each row, as many as `lengths` says, counting down from its end."""
-    return -places(1 - offsets[1:], lengths)
+    return -concatenated_ranges(1 - offsets[1:], lengths)

@@ -1,0 +1,82 @@
+"""What must be true before training or scoring begins: of the rows, the collator and the model together."""
+
+from typing import Any
+
+import datasets
+import numpy as np
+
+from flip_hf.data.collators import FlipCTRCollator, FlipPretrainingCollator
+from flip_hf.data.encoded_rows import (
+    EncodedRows,
+    check_column,
+    ragged_column,
+    refuse_shared_numbers,
+    row_numbers,
+    unpadded_texts,
+)
+from flip_hf.fields import check_fields
+
+
+def check_training_rows(rows: datasets.Dataset, collator: Any) -> None:
+    """Raises ValueError unless a collator can make batches of all rows, for finetuning with labels.
+
+    If batches depend on row numbers, different rows must not share one. They do if datasets were encoded apart and then
+    concatenated. Collators of another package are not checked.
+
+    Args:
+        rows: the encoded training rows.
+        collator: `FlipCTRCollator` or `FlipPretrainingCollator`.
+    """
+    if not isinstance(collator, FlipCTRCollator | FlipPretrainingCollator):
+        return
+    for name in collator.needed_columns:
+        check_column(name in rows.column_names, name)
+    if isinstance(collator, FlipCTRCollator) and "label" not in rows.column_names:
+        raise ValueError(
+            "the training rows have no column 'label' to learn from: encode them with "
+            "processor.encode_dataset(dataset, with_label=True); a processor knows the label column by "
+            "FlipProcessor.fit(..., label='label')"
+        )
+    if not collator.reads_numbers:
+        return
+    numbers = row_numbers(rows.select_columns(["row"]).with_format("arrow")[:])
+    if (numbers[1:] > numbers[:-1]).all():
+        return
+    views = [name for name in ("feature_ids", "input_ids", "attention_mask") if name in collator.columns]
+    table = EncodedRows(rows, views)
+
+    def contents(places: np.ndarray) -> list[np.ndarray]:
+        part = table.__getitems__(places.tolist())
+        texts = [unpadded_texts(part).padded(-1)] if "input_ids" in part.column_names else []
+        return [ragged_column(part, "feature_ids").padded(-1), *texts]
+
+    refuse_shared_numbers(numbers, contents)
+
+
+def check_collator(collator: Any, model: Any) -> None:
+    """Raises ValueError unless a collator makes what a model reads. Collators of another package are not checked.
+
+    Args:
+        collator: `FlipCTRCollator` or `FlipPretrainingCollator`.
+        model: `FlipForCTR` or `FlipForPreTraining`, or a wrapper around one, such as PEFT's.
+    """
+    kinds: dict[str, Any] = {cls.model_class: cls for cls in (FlipCTRCollator, FlipPretrainingCollator)}
+    flip, name = next(
+        ((m, cls.__name__) for m in model.modules() for cls in type(m).__mro__ if cls.__name__ in kinds), (None, "")
+    )
+    if flip is None or not isinstance(collator, FlipCTRCollator | FlipPretrainingCollator):
+        return
+    config: Any = flip.config
+    if collator.model_class != name:
+        raise ValueError(
+            f"{type(collator).__name__} makes batches for {collator.model_class}, and this is a {name}: use "
+            f"{kinds[name].__name__}(processor)"
+        )
+    towers = [list(tower) for tower in collator.text_towers] if collator.text_towers is not None else None
+    if collator.mode not in ("joint", config.mode) or towers != config.text_towers:
+        of_collator, of_model = (f"mode={a.mode!r} and text_towers={a.text_towers}" for a in (collator, config))
+        raise ValueError(
+            f"the collator has {of_collator}, and the model {of_model}: make "
+            "FlipCTRCollator.from_model(processor, model)"
+        )
+    check_fields(collator.fields, config.fields)

@@ -1,0 +1,216 @@
+"""Encoded rows as collators read them, lists of dicts or Arrow tables, and errors for rows that can't be read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset, get_worker_info
+
+from flip_hf.data.ragged import Ragged
+
+# Rows of one number that are compared at a time.
+_COMPARED_ROWS = 1 << 12
+
+Row = Mapping[str, Any]
+"""One encoded row, by column."""
+
+Rows: TypeAlias = Sequence[Row] | pa.Table
+"""Encoded rows of a batch: a list of them, or, much faster, an Arrow table."""
+
+
+class EncodedRows(TorchDataset[pa.Table]):
+    """Encoded rows of which a DataLoader hands a batch to the collator as one Arrow table.
+
+    Args:
+        rows: what `FlipProcessor.encode_dataset` returned.
+        columns: the columns that the collator reads, `collator.columns`; of these the ones that there are.
+    """
+
+    def __init__(self, rows: datasets.Dataset, columns: Sequence[str]) -> None:
+        there = [name for name in columns if name in rows.column_names]
+        self.rows = rows.select_columns(there).with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, numbers: list[int]) -> pa.Table:
+        table: pa.Table = self.rows[numbers]
+        return table
+
+
+def has_column(rows: Rows, name: str) -> bool:
+    """Whether the rows have a column of that name; of a list of rows the first one tells."""
+    return name in (rows.column_names if isinstance(rows, pa.Table) else rows[0])
+
+
+def column_values(rows: Rows, name: str) -> np.ndarray:
+    """A column of one value a row, (rows,)."""
+    if isinstance(rows, pa.Table):
+        column: np.ndarray = rows[name].to_numpy()
+        return column
+    return np.array(_values(rows, name))
+
+
+def _values(rows: Sequence[Row], name: str) -> list[Any]:
+    try:
+        return [row[name] for row in rows]
+    except KeyError as error:
+        place = next(i for i, row in enumerate(rows) if name not in row)
+        raise ValueError(
+            f"row {place} of the batch has no {name!r}, and other rows have one; encode all rows alike"
+        ) from error
+
+
+def arrow_column(rows: Rows, name: str) -> pa.Array | pa.ChunkedArray:
+    """A column as Arrow holds it."""
+    return rows[name] if isinstance(rows, pa.Table) else pa.array(column_values(rows, name))
+
+
+def unpadded_texts(rows: Rows) -> Ragged:
+    """The rows' tokens, without those that an `attention_mask` says are padding."""
+    texts = ragged_column(rows, "input_ids")
+    if not has_column(rows, "attention_mask"):
+        return texts
+    mask = ragged_column(rows, "attention_mask")
+    if np.array_equal(mask.lengths, texts.lengths):
+        of_row = np.repeat(np.arange(len(texts.lengths)), texts.lengths)
+        lengths = np.bincount(of_row[mask.values == 1], minlength=len(texts.lengths))
+        within = np.arange(len(of_row)) - np.repeat(texts.lengths.cumsum() - texts.lengths, texts.lengths)
+        wrong = of_row[mask.values != (within < lengths[of_row])]
+        if not len(wrong) and lengths.all():
+            return Ragged(texts.values[mask.values == 1], lengths)
+        row = wrong[0] if len(wrong) else lengths.argmin()
+    else:
+        row = (mask.lengths != texts.lengths).argmax()
+    raise ValueError(
+        f"the attention_mask of row {row} of the batch must be as long as its input_ids, 1 on tokens and then 0 on "
+        "padding, with at least one token; encode the rows with processor.encode or encode_dataset, which do not pad"
+    )
+
+
+def fields_of_tokens(rows: Rows, texts: Ragged) -> Ragged:
+    """The field of each token of the texts."""
+    fields = ragged_column(rows, "token_field_ids")
+    if not np.array_equal(fields.lengths, texts.lengths):
+        row = (fields.lengths != texts.lengths).argmax()
+        raise ValueError(
+            f"row {row} of the batch has {texts.lengths[row]} tokens in input_ids and {fields.lengths[row]} in "
+            "token_field_ids; take both from one call of processor.encode"
+        )
+    return fields
+
+
+def ragged_column(rows: Rows, name: str) -> Ragged:
+    """A column of lists of whole numbers."""
+    wrong: int | None
+    if isinstance(rows, pa.Table):
+        column = rows[name]
+        if pa.types.is_fixed_size_list(column.type):
+            column = column.cast(pa.list_(column.type.value_type))
+        is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        # An attention_mask may be of Booleans.
+        if is_list and (pa.types.is_integer(column.type.value_type) or pa.types.is_boolean(column.type.value_type)):
+            return Ragged.of(column)
+        wrong, held = 0, str(column.type)
+    else:
+        arrays = [np.asarray(value) for value in _values(rows, name)]
+        # NumPy takes an empty list for one of floats.
+        wrong = next((i for i, a in enumerate(arrays) if a.ndim != 1 or (len(a) and a.dtype.kind not in "iub")), None)
+        if wrong is None:
+            return Ragged.of(arrays)
+        held = f"an array of {arrays[wrong].dtype} in {arrays[wrong].ndim} dimensions"
+    raise ValueError(
+        f"row {wrong} of the batch must have a list of whole numbers in {name!r}, not {held}: encode rows with "
+        "processor.encode_dataset(dataset); whoever maps the processor needs dataset.map(processor, batched=True)"
+    )
+
+
+def row_numbers(rows: Rows) -> np.ndarray:
+    """The rows' numbers, int64 (rows,); ValueError if they are no whole numbers."""
+    numbers = column_values(rows, "row")
+    if not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(
+            f"the column 'row' must hold whole numbers; it holds {numbers.dtype}, such as {numbers.tolist()[0]!r}"
+        )
+    return numbers.astype(np.int64)
+
+
+_PURPOSES = {
+    "row": ", on which masks and dropped features depend",
+    "token_field_ids": ", which says what field each token belongs to",
+}
+
+
+def check_column(there: bool, name: str) -> None:
+    """Raises ValueError, which says what makes it, for a column of the encoded rows that is not there."""
+    if not there:
+        raise ValueError(
+            f"the encoded rows lack the column {name!r}{_PURPOSES.get(name, '')}. FlipProcessor.encode and "
+            f"encode_dataset make it{'; calling the processor does not' if name in _PURPOSES else ''}. "
+            "transformers.Trainer keeps it with TrainingArguments(remove_unused_columns=False), "
+            "flip_hf.integrations.ray.BatchEncoder with row_column"
+        )
+
+
+def check_rows(rows: Any, collator: Any) -> None:
+    """Raises ValueError if a collator can't read the rows of a batch at all."""
+    if not isinstance(rows, pa.Table):
+        is_list = isinstance(rows, Sequence | datasets.Dataset) and not isinstance(rows, str | bytes)
+        if not is_list or (len(rows) and not isinstance(rows[0], Mapping)):
+            held = f"{type(rows).__name__} of {type(rows[0]).__name__}" if is_list else type(rows).__name__
+            raise ValueError(
+                f"a collator takes encoded rows as a list of dicts or a pyarrow.Table, not a {held}: put one row into "
+                "a list, [row], and columns into a table, pyarrow.table(columns)"
+            )
+    if not len(rows):
+        raise ValueError("the batch has no rows; a collator needs at least one, so leave empty batches out")
+    for name in collator.needed_columns:
+        check_column(has_column(rows, name), name)
+    if (worker := get_worker_info()) is not None:
+        check_stream(worker.dataset, worker.num_workers, collator)
+
+
+def check_stream(rows: Any, num_workers: int, collator: Any) -> None:
+    """Raises ValueError if several workers would read a stream whose row numbers masks or dropped features depend on.
+
+    Each worker numbers the rows that it reads from 0, so different rows would be masked alike.
+
+    Args:
+        rows: what the DataLoader reads.
+        num_workers: its workers.
+        collator: `FlipCTRCollator` or `FlipPretrainingCollator`; those of another package are not checked.
+    """
+    is_stream = isinstance(rows, datasets.IterableDataset | IterableDataset)
+    if is_stream and num_workers > 1 and getattr(collator, "reads_numbers", False):
+        raise ValueError(
+            f"{num_workers} workers would read one stream, and each would number its rows from 0: different rows would "
+            "share masks and dropped features, which depend on the number. Set the number of workers "
+            "(DataLoader(num_workers=...), TrainingArguments(dataloader_num_workers=...)) to 0 or 1, or encode a "
+            "datasets.Dataset instead of a stream"
+        )
+
+
+def refuse_shared_numbers(numbers: np.ndarray, contents: Callable[[np.ndarray], Sequence[np.ndarray]]) -> None:
+    """Raises ValueError if different rows share a number: they would be masked alike. The same row may come twice.
+
+    Args:
+        numbers: int64 (rows,).
+        contents: what the rows at those places hold, (places, ...) each.
+    """
+    order = np.argsort(numbers, kind="stable")
+    shared = np.flatnonzero(numbers[order[1:]] == numbers[order[:-1]])
+    for start in range(0, len(shared), _COMPARED_ROWS):
+        places = shared[start : start + _COMPARED_ROWS]
+        for values in contents(np.concatenate([order[places], order[places + 1]])):
+            differs = (values[: len(places)] != values[len(places) :]).any(axis=1)
+            if differs.any():
+                number = numbers[order[places[differs.argmax()]]]
+                raise ValueError(
+                    f"{np.count_nonzero(numbers == number)} different rows share row number {number}, so all of them "
+                    "would be masked alike: masks and dropped features depend on the number. Encode all rows at once "
+                    "with processor.encode_dataset(dataset), or each part with processor.encode(rows, first_row=...); "
+                    "or renumber them: rows.remove_columns('row').add_column('row', list(range(len(rows))))"
+                )

@@ -1,0 +1,118 @@
+"""Text encoders of transformers, taken over by a FLIP model."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from flip_hf.checkpoint.load_report import some_of, without_load_report
+from flip_hf.fetch import resolve_pretrained
+
+logger = logging.getLogger(__name__)
+
+_WHERE = (
+    "cache_dir",
+    "code_revision",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+LOADING_ARGUMENTS = frozenset(
+    {
+        *_WHERE,
+        "adapter_kwargs",
+        "attn_implementation",
+        "device_map",
+        "disable_mmap",
+        "dtype",
+        "experts_implementation",
+        "ignore_mismatched_sizes",
+        "kernel_config",
+        "key_mapping",
+        "max_memory",
+        "offload_buffers",
+        "offload_folder",
+        "quantization_config",
+        "torch_dtype",
+        "use_kernels",
+        "variant",
+    }
+)
+"""What transformers' `from_pretrained` takes that says where a text encoder's weights are and how they are held."""
+
+
+def load_text_config(name_or_path: str, **kwargs: Any) -> PreTrainedConfig:
+    """The configuration of a text encoder, with the attention implementation that the caller chose.
+
+    Args:
+        name_or_path: as in `load_text_encoder`.
+        kwargs: `LOADING_ARGUMENTS`; those that concern weights are not read.
+
+    Raises:
+        flip_hf.fetch.FetchError: the name could not be found anywhere.
+    """
+    read = {name: value for name, value in kwargs.items() if name in (*_WHERE, "attn_implementation")}
+    # The revision is the caller's. Left out, transformers would ask about code whoever sits at the terminal.
+    config: PreTrainedConfig = AutoConfig.from_pretrained(  # nosec B615
+        resolve_pretrained(name_or_path), **{"trust_remote_code": False, **read}
+    )
+    return config
+
+
+def load_text_encoder(name_or_path: str, text_config: Any, **kwargs: Any) -> PreTrainedModel:
+    """The text encoder of a plain transformers checkpoint, from safetensors only.
+
+    Args:
+        name_or_path: a local folder, a repository, or a model that an installed package carries.
+        text_config: what is built; it may have fewer layers than the checkpoint.
+        kwargs: `LOADING_ARGUMENTS`. Code that the checkpoint brings runs with `trust_remote_code=True`
+            only.
+
+    Raises:
+        ValueError: the checkpoint is not what `text_config` describes.
+        flip_hf.fetch.FetchError: the name could not be found anywhere.
+    """
+    path = resolve_pretrained(name_or_path)
+    saved = load_text_config(path, **kwargs)
+    for setting in ("model_type", "hidden_size", "vocab_size"):
+        if getattr(text_config, setting) != getattr(saved, setting):
+            raise ValueError(
+                f"config.text_config has {setting}={getattr(text_config, setting)!r}, but the text encoder "
+                f"{name_or_path} has {getattr(saved, setting)!r}; build the configuration with "
+                f"text_config=AutoConfig.from_pretrained({str(path)!r})"
+            )
+    with without_load_report():
+        text_model, info = AutoModel.from_pretrained(  # nosec B615
+            path,
+            config=text_config,
+            output_loading_info=True,
+            use_safetensors=True,
+            **{"trust_remote_code": False, **kwargs},
+        )
+    if missing := sorted(k for k in info["missing_keys"] if not k.startswith("pooler.")):
+        raise ValueError(f"the text encoder {name_or_path} lacks weights: {some_of(missing)}")
+    if unexpected := [name for name in info["unexpected_keys"] if not _is_left_out(name, text_model)]:
+        logger.warning("%s holds weights that its configuration does not have: %s", path, some_of(unexpected))
+    loaded: PreTrainedModel = text_model
+    return loaded
+
+
+def shown_name(name_or_path: str) -> str:
+    """What a model card says of where a text encoder came from: a repository, or a folder's own name."""
+    # Where a folder lies is nobody else's business.
+    return Path(name_or_path).name if Path(name_or_path).exists() else name_or_path
+
+
+def _is_left_out(name: str, text_model: Any) -> bool:
+    """Whether a text encoder is built without a weight of its checkpoint: a head's, the pooler's or a later layer's."""
+    inner = name.removeprefix(f"{text_model.base_model_prefix}.")
+    parts = inner.split(".")
+    layers = [int(part) for part in parts if part.isdigit()]
+    if layers and layers[0] >= text_model.config.num_hidden_layers:
+        return True
+    return parts[0] == "pooler" or parts[0] not in dict(text_model.named_children())
