@@ -87,8 +87,7 @@ def workplace(tmp_path, monkeypatch):
     def run_jobs(jobs, processes, when_done):
         for job in jobs:
             run_job(job)
-            if when_done is not None:
-                when_done(job)
+            when_done(job)
 
     def run_job(job):
         if not job.result.exists():

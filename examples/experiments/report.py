@@ -25,7 +25,7 @@ from experiments import (
     name_of,
     read_lines,
 )
-from jobs import markdown
+from markdown_tables import markdown
 from significance import paired_t
 
 from flip_hf.hub.push import write_card

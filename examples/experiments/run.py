@@ -101,7 +101,7 @@ def run_block(table: Table, split: str, seed: int, folder: Path, processes: int)
 
 
 def run_stages(
-    runs: Iterable[PlannedRun], folder: Path, processes: int, when_done: Callable[[Job], object] | None = None
+    runs: Iterable[PlannedRun], folder: Path, processes: int, when_done: Callable[[Job], object] = lambda job: None
 ) -> None:
     """Runs what has not run yet, a stage after the one that it starts from."""
     wanted = list(runs)
@@ -112,7 +112,7 @@ def run_stages(
 
 def record(run: PlannedRun, folder: Path) -> dict[str, Any]:
     """What results/ keeps of a run that has ended: its own record, what it logged of learning, and its test rows'."""
-    found = public_record(run.job(folder).read())
+    found = public_record(run.job(folder).load_result())
     result = found.pop("result")
     # Of the run that it starts from results/ holds a line of its own, which another machine may have run.
     before = found.pop("pretraining", None)
@@ -207,7 +207,7 @@ def repeat(number: int, folder: Path, processes: int) -> None:
         again = evidence(read_scores(run, folder))["test"]
         low, high = line["result"]["test_intervals"]["auc"]
         before = line["result"]["test"]["auc"]
-        machine = machine_name(run.job(folder).read())
+        machine = machine_name(run.job(folder).load_result())
         found = {"key": run.key, "auc": before, "again": again["auc"], "interval": [low, high], "machine": machine}
         add_line(AGAIN_FILE, found)
         print(f"{run.key}: AUC {before:.4f}, again {again['auc']:.4f}, interval {low:.4f} to {high:.4f}")
