@@ -69,7 +69,7 @@ def main() -> None:
     speeds = measure(arguments.variants)
     rows = []
     for name, jobs in trained.items():
-        results = [each.read()["result"]["test"] for each in jobs]
+        results = [each.load_result()["result"]["test"] for each in jobs]
         parameters, training, scoring = speeds[name]
         rows.append(
             [
@@ -103,7 +103,7 @@ def best_settings(variants: list[str], folder: Path) -> dict[str, dict[str, Any]
     """As `search`, where it has run."""
 
     def validation_auc(name: str, settings: dict[str, Any]) -> float:
-        auc: float = job(name, settings, 0, folder).read()["result"]["validation"]["auc"]
+        auc: float = job(name, settings, 0, folder).load_result()["result"]["validation"]["auc"]
         return auc
 
     return {name: max(GRID, key=lambda settings: validation_auc(name, settings)) for name in variants}

@@ -54,9 +54,9 @@ def main() -> None:
     rows = []
     for option, jobs in (("feature_updates", alone), ("mlm_vocabulary", aligned)):
         for value in dict.fromkeys(value for value, _ in jobs):
-            tests = [jobs[value, seed].read()["result"]["test"] for seed in seeds]
+            tests = [jobs[value, seed].load_result()["result"]["test"] for seed in seeds]
             speed = jobs if option == "feature_updates" else pretrained
-            rates = [speed[value, seed].read()["result"]["rows_per_second"] for seed in seeds]
+            rates = [speed[value, seed].load_result()["result"]["rows_per_second"] for seed in seeds]
             cells = [mean_and_deviation([test[metric] for test in tests]) for metric in ("auc", "logloss")]
             rows.append([option, value, *cells, f"{sum(rates) / len(rates):,.0f}"])
     header = ["option", "value", "test AUC", "test LogLoss", "rows/s in training"]

@@ -29,6 +29,7 @@ from transformers import set_seed
 from flip_hf.metrics.functions import compute_metrics
 from flip_hf.runs.build import fit_processor
 from flip_hf.runs.data import load_click_log
+from flip_hf.runs.script import run_script
 from flip_hf.runs.settings import DataSettings, ModelSettings
 from flip_hf.standard_json import measures_json, settings_json
 from flip_hf.training.checkpoints import replace_file
@@ -64,15 +65,15 @@ def main() -> None:
     grid = [dict(zip(SEARCH, values, strict=True)) for values in itertools.product(*SEARCH.values())]
     run_jobs((job(name, each, 0, folder) for name in arguments.models for each in grid), arguments.processes)
     best = {
-        name: max(grid, key=lambda each: job(name, each, 0, folder).read()["validation"]["auc"])
+        name: max(grid, key=lambda each: job(name, each, 0, folder).load_result()["validation"]["auc"])
         for name in arguments.models
     }
     run_jobs((job(name, best[name], seed, folder) for name in best for seed in seeds), arguments.processes)
     our_best = best_settings(arguments.models, arguments.ours)
     rows = []
     for name, settings in best.items():
-        theirs = [job(name, settings, seed, folder).read()["test"] for seed in seeds]
-        ours = [our_job(name, our_best[name], seed, arguments.ours).read()["result"]["test"] for seed in seeds]
+        theirs = [job(name, settings, seed, folder).load_result()["test"] for seed in seeds]
+        ours = [our_job(name, our_best[name], seed, arguments.ours).load_result()["result"]["test"] for seed in seeds]
         difference = statistics.fmean(o["auc"] - t["auc"] for o, t in zip(ours, theirs, strict=True))
         cells = [
             mean_and_deviation([r[metric] for r in side]) for metric in ("auc", "logloss") for side in (ours, theirs)
@@ -138,4 +139,4 @@ def train(name: str, seed: int, result: str, learning_rate: float, l2_reg_embedd
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -9,7 +9,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "examples" / "experiments"))
 
-from jobs import Job, flags, markdown, run_jobs  # noqa: E402
+from jobs import Job, flags, run_jobs  # noqa: E402
+from markdown_tables import markdown  # noqa: E402
 
 __all__ = ["REPOSITORY", "Job", "example", "flags", "machine", "markdown", "mean_and_deviation", "run_jobs"]
 

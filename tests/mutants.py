@@ -50,7 +50,7 @@ SUITES = {
         "tests/test_one_spelling.py",
         "tests/test_kinds.py",
         "tests/reported_cases/test_values.py",
-    ): ["flip_hf/data/schema.py"],
+    ): ["flip_hf/data/schema.py", "flip_hf/data/spelling.py"],
     ("tests/test_gather.py",): ["flip_hf/nn/gather.py"],
     ("tests/test_loop.py",): ["flip_hf/training/loop.py"],
     ("tests/test_metrics.py",): ["flip_hf/metrics/functions.py"],

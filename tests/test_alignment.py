@@ -1,9 +1,9 @@
-"""How alike the views of fields are."""
+"""`alignment.py`: how alike the views of fields are."""
 
 import numpy as np
 import pytest
 import torch
-from field_alignment import field_alignment, linear_cka
+from alignment import field_alignment, linear_cka
 from test_models import make_config
 
 from flip_hf import FlipConfig, FlipForPreTraining

@@ -234,8 +234,9 @@ def test_workers_do_not_share_a_stream_whose_numbers_count(processor, click_rows
         check_stream(rows, workers, right)
     with pytest.raises(ValueError, match=message):
         next(iter(DataLoader(stream, 8, collate_fn=collator, num_workers=2)))
-    alone = DataLoader(stream, 8, collate_fn=collator, num_workers=1)
-    assert sum(len(batch["feature_ids"]) for batch in alone) == 300
+    for num_workers in (0, 1):
+        alone = DataLoader(stream, 8, collate_fn=collator, num_workers=num_workers)
+        assert sum(len(batch["feature_ids"]) for batch in alone) == 300
 
 
 # Rows that share a number

@@ -198,6 +198,30 @@ def test_what_can_be_read_in_one_way_is_read(tmp_path, content, form, expected):
     assert (found["f"], found["g"]) == ([expected[0]], [expected[1]])
 
 
+@pytest.mark.parametrize(
+    ("ragged", "number", "value"),
+    [
+        (b"3,4,5\n", 3, "'3,4,5'"),
+        (b"3\n", 1, "'3'"),
+        (b"3,\xff,5\n", 3, "'3,\ufffd,5'"),
+        (b'3,"4,\n5",6\n', 3, "'3,\"4,\\n5\",6'"),
+    ],
+    ids=["too many", "too few", "not UTF-8", "a line break"],
+)
+@pytest.mark.parametrize("block_bytes", [7, 1 << 21])
+def test_a_row_with_too_few_or_too_many_values_is_named(
+    tmp_path, monkeypatch, capfd, ragged, number, value, block_bytes
+):
+    monkeypatch.setattr(csv_files, "_BLOCK_BYTES", block_bytes)
+    # Neither the line break nor the empty lines move the number of the row.
+    content = b'f,g\n\n0,"a\nb"\n\n1,2\n' + ragged + b"6,7\n"
+    message = f"row 2, value {value}: the row has {number} values and the header 2; mend the row"
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        read(tmp_path, content, quote=True)
+    assert (caught.value.source, caught.value.row) == (str(tmp_path / "a.csv"), 2)
+    assert capfd.readouterr().err == ""
+
+
 def test_an_empty_line_in_a_file_of_one_column_is_refused(tmp_path):
     assert read(tmp_path, 'f\n1\n""\n', ["f"]) == {"f": ["1", ""]}
     with pytest.raises(InputError, match="field 'f', row 1: an empty line in a file of one column"):

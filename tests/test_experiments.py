@@ -87,8 +87,7 @@ def workplace(tmp_path, monkeypatch):
     def run_jobs(jobs, processes, when_done):
         for job in jobs:
             run_job(job)
-            if when_done is not None:
-                when_done(job)
+            when_done(job)
 
     def run_job(job):
         if not job.result.exists():
@@ -214,6 +213,40 @@ def test_scores_are_kept_for_other_comparisons(workplace):
     assert run.RUNS_FILE.read_text() == before
 
 
+def test_a_run_of_several_tables_is_kept_once(workplace):
+    experiments, run, _, asked, folder = workplace
+    wider = {**TABLE, "rows": {**TABLE["rows"], "Words": "words"}, "compare": {"Both": ["Words"]}}
+    wider["rows"]["Long"] = {"model": "plain", "last": {"training.num_train_epochs": 7}}
+    (folder / "tables" / "two.yaml").write_text(yaml.safe_dump(wider, sort_keys=False))
+    run.main()
+    kept = {path.stem: pq.read_table(path)["key"].to_pylist() for path in run.SCORES.iterdir()}
+    shown = [name for name in asked if not name.startswith("before")]
+    assert sorted(kept["one"] + kept["two"]) == sorted(shown)
+    long = [experiments.find_run(wider["rows"]["Long"], "random", seed).key for seed in range(2)]
+    assert kept["two"] == long
+    second = {line["second"] for line in lines(run.COMPARISONS_FILE)}
+    assert {experiments.find_run("words", "random", seed).key for seed in range(2)} <= second
+
+
+def test_a_run_whose_program_was_killed_before_its_line_is_recorded_again(workplace, monkeypatch):
+    _, run, _, asked, _ = workplace
+    whole = run.add_line
+
+    def die(path, record):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "add_line", die)
+    with pytest.raises(KeyboardInterrupt):
+        run.main()
+    assert (len(asked), lines(run.RUNS_FILE) if run.RUNS_FILE.exists() else []) == (1, [])
+    monkeypatch.setattr(run, "add_line", whole)
+    run.main()
+    (path,) = run.SCORES.iterdir()
+    keys = pq.read_table(path)["key"].to_pylist()
+    assert len(keys) == len(set(keys))
+    assert set(keys) == {line["key"] for line in lines(run.RUNS_FILE) if "test" in line["result"] and "stages" in line}
+
+
 def test_recorded_runs_are_repeated(workplace, monkeypatch, capsys):
     _, run, _, _, folder = workplace
     run.main()
@@ -226,16 +259,6 @@ def test_recorded_runs_are_repeated(workplace, monkeypatch, capsys):
     run.main()
     keys = [line["key"] for line in lines(run.AGAIN_FILE)]
     assert len(keys) == len(set(keys)) == 6, "others, the second time"
-
-
-def test_what_a_killed_program_left_of_a_line_is_passed_over(workplace):
-    experiments, *_, folder = workplace
-    path = folder / "records.jsonl"
-    experiments.add_line(path, {"a": 1})
-    path.write_text(path.read_text() + '{"b": ')
-    assert experiments.read_lines(path) == [{"a": 1}]
-    experiments.add_line(path, {"c": 3})
-    assert experiments.read_lines(path) == [{"a": 1}, {"c": 3}]
 
 
 def test_rows_that_were_not_trained_on_are_unseen(workplace):

@@ -97,6 +97,12 @@ def test_nothing_at_or_after_a_row_changes_its_history(log):
         assert kept[alone[kept.tolist().index(row)]].tolist() == history
 
 
+@pytest.mark.parametrize("kind", [pa.int32(), pa.string(), pa.timestamp("s")])
+def test_no_rows_have_ranks_of_the_same_type(kind):
+    ranks = time_ranks(pa.nulls(0, kind), "time")
+    assert (ranks.dtype, ranks.shape) == (np.int64, (0,))
+
+
 @pytest.mark.parametrize("times", [np.array([1.0, np.nan]), np.array(["2020-01-01", "NaT"], "datetime64[s]")])
 def test_positions_need_all_times(times):
     with pytest.raises(ValueError, match="row 1"):

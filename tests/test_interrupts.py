@@ -10,6 +10,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from example_runs import EXAMPLES
 from interrupting import interrupted
 from waiting import PATIENCE
 
@@ -133,7 +134,11 @@ jobs = [Job(folder / str(i) / "run.json", command) for i, command in enumerate(c
 run_script(lambda: run_jobs(jobs, 3))
 """
     command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    paths = [str(EXAMPLES / "experiments"), str(EXAMPLES.parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+    ) as process:
         pids = [wait_for_pid(tmp_path / f"pid{i}") for i in range(3)]
         children = psutil.Process(process.pid).children(recursive=True)
         assert set(pids) <= {child.pid for child in children}

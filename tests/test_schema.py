@@ -73,6 +73,7 @@ def read(column):
         pytest.param(pa.array([datetime.date(2020, 1, 2)]), ["2020-01-02"], [OK], id="date"),
         pytest.param(pa.array([decimal.Decimal("1.50")]), ["1.5"], [OK], id="decimal"),
         pytest.param(pa.nulls(2), [None, None], [MISSING, MISSING], id="nulls"),
+        pytest.param(pa.nulls(2, pa.list_(pa.int64())), [None, None], [MISSING, MISSING], id="no lists"),
         pytest.param(pa.chunked_array([["a"], [" b"]]), ["a", "b"], [OK, STRIPPED], id="chunks"),
         pytest.param(pa.chunked_array([], pa.int64()), [], [], id="no rows"),
     ],

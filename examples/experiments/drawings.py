@@ -1,29 +1,23 @@
-"""Pictures of several models beside each other."""
+"""The pictures of docs/results.md that show several models or matrices beside each other."""
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from flip_hf.runs.curves import Line, line_styles
 
-# A moving mean is over a tenth of a line; a line of few points is shown point by point.
+# A moving mean is over a tenth of a line. A line of few points is drawn point by point.
 _SHARE_OF_LINE, _FEW_POINTS = 10, 20
 
 
-def draw_learning(panels: Mapping[str, Mapping[str, Line]], target: Path) -> bool:
-    """Draws how several models learn, beside each other.
+def draw_learning(panels: Mapping[str, Mapping[str, Line]], target: Path) -> None:
+    """Draws the learning curves of several models, one panel beside the other.
 
     Args:
-        panels: by title the lines of models, by their names; lines of many points are drawn as moving means.
+        panels: title -> name of a model -> its line. Lines of many points are drawn as moving means.
         target: the PNG to write.
-
-    Returns:
-        Whether matplotlib is there to draw it with.
     """
-    if find_spec("matplotlib") is None:
-        return False
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
     styles = line_styles(dict.fromkeys(name for lines in panels.values() for name in lines))
     for place, (title, lines) in enumerate(panels.items(), start=1):
@@ -39,32 +33,24 @@ def draw_learning(panels: Mapping[str, Mapping[str, Line]], target: Path) -> boo
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(target, dpi=110)
-    return True
 
 
 def moving_means(values: Sequence[float], width: int) -> list[float]:
-    """The means of each `width` values in a row, `width - 1` fewer than there are values."""
+    """The means of each `width` consecutive values: `width - 1` fewer than there are values."""
     return [sum(values[i - width : i]) / width for i in range(width, len(values) + 1)]
 
 
 def draw_matrices(
     matrices: Mapping[str, Sequence[Sequence[float]]], rows: Sequence[str], columns: Sequence[str], target: Path
-) -> bool:
+) -> None:
     """Draws matrices of numbers from 0 to 1 beside each other.
 
     Args:
-        matrices: by title.
+        matrices: title -> matrix.
         rows: the names of their rows.
         columns: the names of their columns.
         target: the PNG to write.
-
-    Returns:
-        Whether matplotlib is there to draw it with.
     """
-    if find_spec("matplotlib") is None:
-        return False
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(5.2 * len(matrices), 4.6), layout="constrained")
     for place, (title, matrix) in enumerate(matrices.items(), start=1):
         axes = figure.add_subplot(1, len(matrices), place)
@@ -78,4 +64,3 @@ def draw_matrices(
         axes.set_title(title, fontsize=11)
     figure.colorbar(image, ax=figure.axes, shrink=0.8)
     figure.savefig(target, dpi=110)
-    return True

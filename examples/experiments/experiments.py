@@ -1,7 +1,6 @@
-"""What the tables are made of: the models of models.yaml, the tables of tables/, and the records of finished runs."""
+"""The plan of the experiments: the models of models.yaml, the tables of tables/, and the runs that they need."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -12,7 +11,7 @@ import yaml
 from jobs import Job, flags
 
 from flip_hf.data.sources import dataset_source
-from flip_hf.standard_json import measures_json, settings_json
+from flip_hf.standard_json import settings_json
 
 Model: TypeAlias = str | Mapping[str, Any]
 
@@ -22,7 +21,6 @@ CONFIGS = EXAMPLES / "configs" / "ml-100k"
 RESULTS = EXAMPLES.parent / "results"
 # The model whose alignment of fields is recorded.
 ALIGNED = "pretraining"
-CPU = "CPU"
 
 
 @dataclass(frozen=True)
@@ -166,39 +164,3 @@ def _parsed(text: str) -> Any:
 def name_of(model: Model) -> str:
     """Its name in models.yaml."""
     return model if isinstance(model, str) else model["model"]
-
-
-def device_name(device: Mapping[str, Any]) -> str:
-    """What a run computed on, by what its record says of its device."""
-    if device["kind"] == "cpu":
-        return CPU
-    return ", ".join(dict.fromkeys(device.get("accelerators", [device["kind"]])))
-
-
-def machine_name(run: Mapping[str, Any]) -> str:
-    """What a run ran on and by what, from its record."""
-    device, versions = run["device"], run["versions"]
-    name = device_name(device)
-    where = f"{device.get('processor', CPU)}, {device['threads']} threads a run" if name == CPU else name
-    # "no" is accelerate's word for it.
-    precision = "fp32" if device["precision"] == "no" else device["precision"]
-    return f"{where}, {precision}; torch {versions['torch']}, transformers {versions['transformers']}"
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines; none where it is not there."""
-    if not path.exists():
-        return []
-    # Of a program that was killed while it wrote, the last line has no end.
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def add_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds a record."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        file.seek(0)
-        # What a program that was killed while it wrote has left of a line goes.
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(f"{measures_json(record)}\n".encode())

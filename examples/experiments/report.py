@@ -12,20 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from drawings import draw_learning, draw_matrices
-from experiments import (
-    ALIGNED,
-    CPU,
-    RESULTS,
-    Table,
-    device_name,
-    find_run,
-    key_of,
-    load_tables,
-    machine_name,
-    name_of,
-    read_lines,
-)
-from jobs import markdown
+from experiments import ALIGNED, RESULTS, Table, find_run, key_of, load_tables, name_of
+from markdown_tables import markdown
+from recorded import CPU, device_name, machine_name, read_lines
 from significance import paired_t
 
 from flip_hf.hub.push import write_card
@@ -140,10 +129,11 @@ def pictures_of(records: Mapping[str, Any], name: str, folder: Path) -> list[str
     (folder / "results").mkdir(parents=True, exist_ok=True)
     bins = {row: record["result"]["test_calibration"] for row, record in records.items()}
     shown = []
-    if draw_calibration(bins, folder / "results" / f"calibration-{name}.png"):
-        caption = "Click rates against predicted probabilities, seed 0"
-        shown.append(f"![{caption}](results/calibration-{name}.png)\n")
-    if (panels := panels_of(records)) and draw_learning(panels, folder / "results" / f"learning-{name}.png"):
+    draw_calibration(bins, folder / "results" / f"calibration-{name}.png")
+    caption = "Click rates against predicted probabilities, seed 0"
+    shown.append(f"![{caption}](results/calibration-{name}.png)\n")
+    if panels := panels_of(records):
+        draw_learning(panels, folder / "results" / f"learning-{name}.png")
         caption = (
             "How the models learn, seed 0; of the training LogLoss, moving means. Of towers apart it is the AUC before "
             "a gate is fitted"

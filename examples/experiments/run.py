@@ -5,9 +5,10 @@ python examples/experiments/run.py 1-main --seeds 0 1     # some
 python examples/experiments/run.py --processes 15         # on a GPU, which one run leaves idle, by NVIDIA's MPS
 python examples/experiments/run.py --again 3              # three recorded runs once more, beside what they had
 
-A run that was stopped goes on where it was. `runs.jsonl` holds a line for each run, `scores/` its logits of the test
-rows, `comparisons.jsonl` a line for each two models of a table that were tested against each other on one seed's test
-rows; `report.py` makes docs/results.md of them.
+A run that was stopped continues where it was. `runs.jsonl` holds a line for each run. `scores/` holds a Parquet file
+for each table, with the runs' logits of the test rows; a run that several tables show is in the file of the first one
+that recorded it. `comparisons.jsonl` holds a line for each two models of a table that were tested against each other on
+one seed's test rows. `report.py` makes docs/results.md of them.
 """
 
 import argparse
@@ -23,8 +24,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import DatasetDict
-from experiments import RESULTS, PlannedRun, Table, add_line, find_run, key_of, load_tables, machine_name, read_lines
+from experiments import RESULTS, PlannedRun, Table, find_run, key_of, load_tables
 from jobs import Job, run_jobs
+from recorded import add_line, add_scores, load_scores, machine_name, read_lines
 from significance import delong, paired_bootstrap
 
 from flip_hf.data.splits import load_splits
@@ -76,7 +78,11 @@ def run_block(table: Table, split: str, seed: int, folder: Path, processes: int)
     def record_once(job: Job) -> None:
         key = job.result.parent.name
         if key not in recorded:
-            add_line(RUNS_FILE, record(wanted[key], folder))
+            run = wanted[key]
+            # The line comes last: a run that has one is not recorded again.
+            if run.script == "finetune":
+                add_scores(SCORES / f"{table.name}.parquet", key, read_scores(run, folder)["logits"])
+            add_line(RUNS_FILE, record(run, folder))
             recorded.add(key)
 
     run_stages(runs.values(), folder, processes, record_once)
@@ -101,7 +107,7 @@ def run_block(table: Table, split: str, seed: int, folder: Path, processes: int)
 
 
 def run_stages(
-    runs: Iterable[PlannedRun], folder: Path, processes: int, when_done: Callable[[Job], object] | None = None
+    runs: Iterable[PlannedRun], folder: Path, processes: int, when_done: Callable[[Job], object] = lambda job: None
 ) -> None:
     """Runs what has not run yet, a stage after the one that it starts from."""
     wanted = list(runs)
@@ -111,16 +117,13 @@ def run_stages(
 
 
 def record(run: PlannedRun, folder: Path) -> dict[str, Any]:
-    """What results/ keeps of a run that has ended: its own record, what it logged of learning, and its test rows'."""
-    found = public_record(run.job(folder).read())
+    """The line of `runs.jsonl` for a run that has ended: its own record, its learning curves, its test metrics."""
+    found = public_record(run.job(folder).load_result())
     result = found.pop("result")
-    # Of the run that it starts from results/ holds a line of its own, which another machine may have run.
+    # The run that it starts from has a line of its own in results/, which another machine may have run.
     before = found.pop("pretraining", None)
     if run.script == "finetune":
-        scores = read_scores(run, folder)
-        result |= measure(scores, run)
-        SCORES.mkdir(parents=True, exist_ok=True)
-        np.save(SCORES / f"{run.key}.npy", scores["logits"].astype(np.float16), allow_pickle=False)
+        result |= measure(read_scores(run, folder), run)
     return {
         "key": run.key,
         "model": run.model,
@@ -157,7 +160,7 @@ def read_scores(run: PlannedRun, folder: Path) -> dict[str, np.ndarray]:
 def kept_scores(runs: Sequence[PlannedRun]) -> dict[str, np.ndarray]:
     """Labels and logits of the test rows of a recorded run, float (rows,) each; of several runs of their mean click."""
     labels = rows_of(runs[0].split, runs[0].seed)["test"].with_format("numpy")[LABEL][:]
-    logits = [np.load(SCORES / f"{run.key}.npy", allow_pickle=False).astype(np.float32) for run in runs]
+    logits = [load_scores(SCORES, run.key).astype(np.float32) for run in runs]
     if len(logits) == 1:
         return {"labels": labels, "logits": logits[0]}
     mean = np.mean([probabilities(values) for values in logits], axis=0)
@@ -207,7 +210,7 @@ def repeat(number: int, folder: Path, processes: int) -> None:
         again = evidence(read_scores(run, folder))["test"]
         low, high = line["result"]["test_intervals"]["auc"]
         before = line["result"]["test"]["auc"]
-        machine = machine_name(run.job(folder).read())
+        machine = machine_name(run.job(folder).load_result())
         found = {"key": run.key, "auc": before, "again": again["auc"], "interval": [low, high], "machine": machine}
         add_line(AGAIN_FILE, found)
         print(f"{run.key}: AUC {before:.4f}, again {again['auc']:.4f}, interval {low:.4f} to {high:.4f}")

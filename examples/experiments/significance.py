@@ -9,15 +9,15 @@ Characteristic Curves, Biometrics 44(3), 1988; Sun and Xu, Fast Implementation o
 Areas Under Correlated Receiver Operating Characteristic Curves, IEEE Signal Processing Letters 21(11), 2014; Efron and
 Tibshirani, An Introduction to the Bootstrap, 1993, Chapter 13; Davison and Hinkley, Bootstrap Methods and Their
 Application, 1997, Chapter 4; Student, The Probable Error of a Mean, Biometrika 6(1), 1908; Nadeau and Bengio, Inference
-for the Generalization Error, Machine Learning 52, 2003; NIST Digital Library of Mathematical Functions, Section 8.17.
+for the Generalization Error, Machine Learning 52, 2003.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
+from scipy import stats
 
 from flip_hf.metrics.functions import Metric, midranks
 
@@ -72,8 +72,8 @@ def delong(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Compari
     difference = float(below.sum()) / (num_clicks * num_others)
     variance = below.var(ddof=1) / num_others**2 / num_clicks + above.var(ddof=1) / num_clicks**2 / num_others
     error = math.sqrt(variance)
-    reach = NormalDist().inv_cdf((1 + _LEVEL) / 2) * error
-    p = math.erfc(_ratio(abs(difference), error) / math.sqrt(2))
+    reach = float(stats.norm.ppf((1 + _LEVEL) / 2)) * error
+    p = 2 * float(stats.norm.sf(_ratio(abs(difference), error)))
     return Comparison(difference, error, difference - reach, difference + reach, p)
 
 
@@ -156,8 +156,8 @@ def paired_t(differences: Sequence[float] | np.ndarray, test_ratio: float = 0.0)
         raise ValueError(f"test_ratio is {test_ratio}; it is a number of rows divided by another")
     freedom = len(values) - 1
     difference, error = float(values.mean()), float(values.std(ddof=1)) * math.sqrt(1 / len(values) + test_ratio)
-    reach = _t_reach(_LEVEL, freedom) * error
-    p = _t_tails(_ratio(abs(difference), error), freedom)
+    reach = float(stats.t.ppf((1 + _LEVEL) / 2, freedom)) * error
+    p = 2 * float(stats.t.sf(_ratio(abs(difference), error), freedom))
     return Comparison(difference, error, difference - reach, difference + reach, p)
 
 
@@ -188,56 +188,3 @@ def _ratio(distance: float, error: float) -> float:
     if error == 0:
         return math.inf if distance else 0.0
     return distance / error
-
-
-def _t_tails(t: float, freedom: int) -> float:
-    """The chance that |T| is at least t >= 0, which may be infinite."""
-    square = t * t
-    if math.isinf(square):
-        return 0.0
-    return _incomplete_beta(freedom / (freedom + square), square / (freedom + square), freedom / 2, 0.5)
-
-
-def _t_reach(level: float, freedom: int) -> float:
-    """The t that |T| stays below with the chance `level`, by bisection to the last bit."""
-    low, high = 0.0, 1.0
-    while _t_tails(high, freedom) > 1 - level:
-        low, high = high, 2 * high
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if _t_tails(middle, freedom) > 1 - level else (low, middle)
-    return high
-
-
-def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22).
-
-    Args:
-        x: above 0, at most 1.
-        rest: 1 - x, which the caller knows more exactly where x is near 1.
-        a: above 0.
-        b: above 0.
-    """
-    if rest == 0:
-        return 1.0
-    if x * (b + 1) > rest * (a + 1):
-        # The fraction converges fast for x < (a + 1) / (a + b + 2); else that of the mirrored function does (8.17.4).
-        return 1 - _incomplete_beta(rest, x, b, a)
-    scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)
-    # 1 / (1 + d_1 / (1 + d_2 / ...)), its convergents A_k / B_k from the recurrence for numerators and denominators.
-    # Both are divided by B_k as they come, which keeps them from overflowing.
-    numerators, denominators = (0.0, 1.0), (1.0, 1.0)
-    value, step = 1.0, 0
-    while True:
-        step += 1
-        m = step // 2
-        if step % 2:
-            d = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        else:
-            d = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        top = numerators[1] + d * numerators[0]
-        bottom = denominators[1] + d * denominators[0]
-        numerators, denominators = (numerators[1] / bottom, top / bottom), (denominators[1] / bottom, 1.0)
-        previous, value = value, top / bottom
-        # Not "<=", which would never be true of NaN.
-        if not abs(value - previous) > 1e-15 * value:
-            return math.exp(scale) / a * value

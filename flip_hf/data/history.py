@@ -48,7 +48,7 @@ def time_ranks(column: pa.Array | pa.ChunkedArray, field: str) -> np.ndarray:
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if is_text:
         column = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
-        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.large_string()), column)
+        column = pc.if_else(pc.equal(column, ""), None, column)
     unknown = pc.is_null(column, nan_is_null=True).to_numpy(zero_copy_only=False)
     if unknown.any():
         raise InputError("a row without a time has no history; drop it", field=field, row=int(unknown.argmax()))

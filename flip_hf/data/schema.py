@@ -5,24 +5,19 @@ One value has one spelling, whatever its column's type or its file's format: doc
 
 import enum
 import logging
-from collections.abc import Callable
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flip_hf.data.spelling import EXACT_BELOW, composed, shown_numbers, spelled_decimals, spelled_floats, spelled_times
 from flip_hf.fields import printable
 
 logger = logging.getLogger(__name__)
 
 _NOTHING = object()
 _SHOWN_CHARACTERS = 80
-# From here on neighbouring whole numbers may share a float64.
-_EXACT_BELOW = 2.0**53
-# Whole numbers from here on are shown with an exponent.
-_DIGITS_BELOW = 1e21
 _LOOKS_LIKE_A_LIST = r"^\s*(\[.*\]|\(.*\)|\{.*\})\s*$"
 _already_warned: set[tuple[str | None, str]] = set()
 
@@ -110,11 +105,11 @@ def canonical_strings(
     elif pa.types.is_floating(kind):
         strings = _whole_numbers(column, at)
     elif pa.types.is_decimal(kind):
-        strings = _decimals(column)
+        strings = spelled_decimals(column)
     elif pa.types.is_timestamp(kind) or pa.types.is_time(kind):
-        strings = _times(column)
+        strings = spelled_times(column)
     elif _is_text(kind) or _is_bytes(kind):
-        strings = _composed(_decoded(column, at))
+        strings = composed(_decoded(column, at))
     elif pa.types.is_nested(kind):
         at.fail(
             pc.is_valid(column),
@@ -130,7 +125,7 @@ def canonical_strings(
         flags[_mask(pc.not_equal(stripped, strings))] |= np.uint8(Fallback.STRIPPED)
     empty = pc.equal(stripped, "")
     if pc.any(empty).as_py():
-        stripped = pc.if_else(empty, pa.scalar(None, pa.string()), stripped)
+        stripped = pc.if_else(empty, None, stripped)
     if stripped.null_count:
         flags[_mask(pc.is_null(stripped))] |= np.uint8(Fallback.MISSING)
     return stripped, flags
@@ -173,7 +168,7 @@ def canonical_numbers(
     elif pa.types.is_float64(kind):
         numbers = column
     elif pa.types.is_floating(kind):
-        numbers = _spelled_floats(column).cast(pa.float64())
+        numbers = spelled_floats(column).cast(pa.float64())
     elif pa.types.is_integer(kind):
         spelled = column
         # Not a safe cast: a number is put into a bucket, for which a float64 is near enough to a large integer.
@@ -185,16 +180,16 @@ def canonical_numbers(
         texts = _decoded(column, at)
         spelled = pc.utf8_trim_whitespace(texts)
         flags[_mask(pc.not_equal(spelled, texts))] |= np.uint8(Fallback.STRIPPED)
-        spelled = pc.if_else(pc.equal(spelled, ""), pa.scalar(None, pa.string()), spelled)
+        spelled = pc.if_else(pc.equal(spelled, ""), None, spelled)
         numbers = _parsed(spelled, at)
     else:
         at.fail(pc.is_valid(column), f"a number can't be of type {kind}; store it as an integer or a float")
         numbers = pa.nulls(len(column), pa.float64())
     at.fail(pc.is_inf(numbers), "a number must be finite; drop the row, or leave the value empty if it is not known")
     # Adding zero makes the negative zero a plain one.
-    numbers = pc.add(pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers), 0.0)
+    numbers = pc.add(pc.if_else(pc.is_nan(numbers), None, numbers), 0.0)
     flags[_mask(pc.is_null(numbers))] |= np.uint8(Fallback.MISSING)
-    return numbers.to_numpy(zero_copy_only=False), _shown_numbers(numbers, spelled), flags
+    return numbers.to_numpy(zero_copy_only=False), shown_numbers(numbers, spelled), flags
 
 
 def canonical_lists(
@@ -234,7 +229,7 @@ def canonical_lists(
         texts = _decoded(column, at)
         at.warn_of_lists(texts)
         empty = pc.equal(pc.utf8_trim_whitespace(texts), "")
-        texts = pc.if_else(empty, pa.scalar(None, pa.string()), texts)
+        texts = pc.if_else(empty, None, texts)
         column = pc.split_pattern(texts, separator or ",")
     elif pa.types.is_null(kind):
         column = column.cast(pa.list_(pa.string()))
@@ -244,7 +239,7 @@ def canonical_lists(
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     rows = np.repeat(np.arange(len(column)), lengths)
     try:
-        strings, value_flags = canonical_strings(column.flatten(), field, source=source)
+        strings, value_flags = canonical_strings(column.flatten(), field)
     except InputError as error:
         row = None if error.row is None else first_row + int(rows[error.row])
         value = {} if error.row is None else {"value": error.value}
@@ -279,7 +274,8 @@ def canonical_labels(
     at = _Place(column, field, first_row, source)
     clicked = skipped = pa.array(np.zeros(len(column), dtype=bool))
     if _is_text(kind) or pa.types.is_decimal(kind):
-        words = pc.utf8_lower(pc.utf8_trim_whitespace(_decoded(column, at) if _is_text(kind) else _decimals(column)))
+        texts = _decoded(column, at) if _is_text(kind) else spelled_decimals(column)
+        words = pc.utf8_lower(pc.utf8_trim_whitespace(texts))
         clicked = pc.match_substring_regex(words, r"^(1(\.0+)?|true)$")
         skipped = pc.match_substring_regex(words, r"^(0(\.0+)?|false)$")
     elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
@@ -372,80 +368,10 @@ def is_list(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in (*kinds, *views))
 
 
-def _of_distinct(strings: pa.Array, spell: Callable[[str], str]) -> pa.Array:
-    """Other spellings of strings, each distinct one asked for once."""
-    encoded = strings.dictionary_encode()
-    return pa.array(map(spell, encoded.dictionary.to_pylist()), pa.string()).take(encoded.indices)
-
-
-def _shortest(decimal: str) -> str:
-    """The digits of a decimal number without zeros that say nothing."""
-    digits = format(Decimal(decimal), "f")
-    digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
-    return "0" if digits == "-0" else digits
-
-
-def _decimals(column: pa.Array) -> pa.Array:
-    return _of_distinct(column.cast(pa.string()), _shortest)
-
-
-def _times(column: pa.Array) -> pa.Array:
-    """Timestamps and times of day, the same for every unit and time zone."""
-    kind = column.type
-    has_zone = pa.types.is_timestamp(kind) and kind.tz is not None
-    strings = (column.cast(pa.timestamp(kind.unit, "UTC")) if has_zone else column).cast(pa.string())
-    if kind.unit != "s":
-        strings = pc.replace_substring_regex(strings, r"\.?0*(Z?)$", r"\1")
-    # A column of dates is one of timestamps in libraries that know no dates.
-    if pa.types.is_timestamp(kind) and not has_zone:
-        strings = pc.replace_substring_regex(strings, " 00:00:00$", "")
-    return strings
-
-
-def _composed(texts: pa.Array) -> pa.Array:
-    """Texts in Unicode's normal form C."""
-    is_ascii = pc.all(pc.string_is_ascii(texts)).as_py()
-    return texts if is_ascii or is_ascii is None else pc.utf8_normalize(texts, form="NFC")
-
-
-def _spelled_floats(column: pa.Array) -> pa.Array:
-    """The shortest decimal that is read back as each number, in the precision of the column."""
-    if not pa.types.is_float16(column.type):
-        return column.cast(pa.string())
-    # Arrow spells the float64 that each one is.
-    numbers = column.cast(pa.float32()).fill_null(float("nan")).to_numpy(zero_copy_only=False).astype(np.float16)
-    distinct, places = np.unique(numbers, return_inverse=True)
-    return pa.array([str(number) for number in distinct], pa.string()).take(pa.array(places))
-
-
-def _shown_numbers(numbers: pa.Array, spelled: pa.Array | None) -> pa.Array:
-    """How the text shows numbers.
-
-    Args:
-        numbers: float64, finite or null.
-        spelled: the integers or strings that they were read from, where they were.
-    """
-    shown = numbers.cast(pa.string())
-    sizes = pc.abs(numbers)
-    small = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(sizes, _EXACT_BELOW))
-    if pc.any(small).as_py():
-        shown = pc.if_else(small, pc.if_else(small, numbers, 0.0).cast(pa.int64()).cast(pa.string()), shown)
-    large = pc.fill_null(pc.and_(pc.greater_equal(sizes, _EXACT_BELOW), pc.less(sizes, _DIGITS_BELOW)), False)
-    if pc.any(large).as_py():
-        digits = (shown if spelled is None else spelled).filter(large).cast(pa.string())
-        shown = pc.replace_with_mask(shown, large, _of_distinct(digits, _digits))
-    return shown
-
-
-def _digits(spelled: str) -> str:
-    """The digits of a whole number that may be written with an exponent or a fraction of zeros."""
-    return f"{Decimal(spelled):.0f}"
-
-
 def _whole_numbers(column: pa.Array, at: _Place) -> pa.Array:
-    exact_below = {16: 2.0**11, 32: 2.0**24, 64: _EXACT_BELOW}[column.type.bit_width]
+    exact_below = {16: 2.0**11, 32: 2.0**24, 64: EXACT_BELOW}[column.type.bit_width]
     numbers = column.cast(pa.float64())
-    numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+    numbers = pc.if_else(pc.is_nan(numbers), None, numbers)
     broken = _mask(pc.not_equal(pc.floor(numbers), numbers)) | _mask(pc.is_inf(numbers))
     inexact = _mask(pc.greater_equal(pc.abs(numbers), exact_below)) & ~broken
     # The first row that is wrong is named, whichever way it is wrong.

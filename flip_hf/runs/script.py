@@ -21,6 +21,8 @@ from flip_hf.training.progress import use_lines_without_terminal
 from flip_hf.training.signals import SAME_SIGNAL_SECONDS, set_handlers
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# The environment variable that holds the process id of the program that a script shall end with.
+_LAUNCHER = "FLIP_HF_LAUNCHER"
 
 # The package raises these for what its user can mend: a setting, a missing library, a loss that is not finite. Python
 # and other libraries raise them for faults in code, too.
@@ -81,36 +83,52 @@ def run_script(main: Callable[[], object]) -> None:
     use_lines_without_terminal()
     interrupts = _Interrupts()
     set_handlers(_SIGNALS, interrupts)
-    _end_with_launcher()
     try:
         _run(main, interrupts)
     finally:
         interrupts.is_over = True
 
 
-def _end_with_launcher() -> None:
-    """Sends this process SIGTERM when `accelerate launch` has died; it passes no signal on to a single process."""
-    try:
-        launcher = psutil.Process(os.getppid())
-        if not any(Path(part).name.startswith("accelerate") for part in launcher.cmdline()[:3]):
-            return
-    except psutil.Error:
-        return
+def environment_of_child() -> dict[str, str]:
+    """The environment variables for a script that this process starts directly, and that must end when this one dies.
 
+    `run_script` in the script then sends SIGTERM to the script's process.
+    """
+    return {**os.environ, _LAUNCHER: str(os.getpid())}
+
+
+def _end_with_launcher() -> None:
+    """Sends this process SIGTERM when `accelerate launch`, or a process that used `environment_of_child`, has died."""
+    # Programs that this one starts have another parent.
+    launcher = int(os.environ.pop(_LAUNCHER, 0)) or _accelerate_launcher()
+    if launcher is None:
+        return
     main_thread = threading.main_thread().ident
     assert main_thread is not None
 
     def watch() -> None:
         # A launcher that nobody has asked for its exit code still counts as a process, but no longer as a parent.
-        while os.getppid() == launcher.pid:
+        while os.getppid() == launcher:
             sleep(1.0)
         signal.pthread_kill(main_thread, signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _accelerate_launcher() -> int | None:
+    """The process id of the `accelerate launch` that started this process; it passes no signal on to a single one."""
+    try:
+        parent = psutil.Process(os.getppid())
+        if any(Path(part).name.startswith("accelerate") for part in parent.cmdline()[:3]):
+            return int(parent.pid)
+    except psutil.Error:
+        pass
+    return None
+
+
 def _run(main: Callable[[], object], interrupts: _Interrupts) -> None:
     try:
+        _end_with_launcher()
         main()
     except SystemExit:
         raise
