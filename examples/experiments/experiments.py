@@ -25,16 +25,16 @@ ALIGNED = "pretraining"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of `pretrain.py` or `finetune.py`.
+    """A run of `pretrain.py` or `finetune.py` that a table needs.
 
     Attributes:
-        model: its name in models.yaml, or a mapping of `model`, that name, and settings of its own: `first`, those of
-            the run that the others start from, such as the backbone, and `last`, those of the last one.
-        split: how the rows are split.
-        seed: of the split and of the run.
+        model: the model's name in models.yaml; or a mapping with that name as `model`, and with further settings:
+            `first` for the run that the others start from, such as the backbone, and `last` for the last run.
+        split: how the rows are split, "random" or "time".
+        seed: the seed of the split and of the run.
         script: "pretrain" or "finetune".
-        settings: beside those of the script's configuration.
-        after: the run whose model it starts from.
+        settings: settings that the script's configuration file does not have.
+        after: the run whose model this run starts from.
     """
 
     model: Model
@@ -46,7 +46,7 @@ class PlannedRun:
 
     @cached_property
     def key(self) -> str:
-        """Names the run, its settings, its data and the runs before it; not the code, which its record names."""
+        """Identifies the run by its settings, its data and the runs before it. Its record names the code's revision."""
         base = _parsed((CONFIGS / f"{self.script}.yaml").read_text(encoding="utf-8"))
         fields = [kept.to_dict() for kept in dataset_source(base["data"]["source"]).fields]
         depends = [base, fields, self.settings, self.after.key if self.after else None]
@@ -55,15 +55,15 @@ class PlannedRun:
 
     @property
     def stages(self) -> list["PlannedRun"]:
-        """The runs that lead to this one, it being the last."""
+        """The runs that lead to this one, and this one at the end."""
         return [*(self.after.stages if self.after else []), self]
 
     def folder(self, runs: Path) -> Path:
-        """Where its files lie."""
+        """The folder of the run's files."""
         return runs / self.key
 
     def job(self, runs: Path) -> Job:
-        """What runs it."""
+        """The job that executes the run."""
         settings = {"data.split": self.split, "data.split_seed": self.seed, "training.seed": self.seed, **self.settings}
         if self.after is not None:
             settings["pretrained"] = str(self.after.folder(runs) / "model")
@@ -77,16 +77,16 @@ class Table:
     """A table of docs/results.md.
 
     Attributes:
-        name: its file's.
-        title: its heading.
-        caption: what to know of it.
-        splits: how the rows are split.
-        seeds: how many.
-        rows: what each row shows: a model, or several, whose probabilities are averaged.
+        name: the name of its file without the ending.
+        title: the heading.
+        caption: the text below the heading.
+        splits: the splits that it shows.
+        seeds: the number of seeds.
+        rows: name of a row -> its model, or several models whose probabilities are averaged.
         compare: row -> the rows that it is tested against.
-        pictures: the rows of which pictures show how they learn and how well they are calibrated.
-        headline: the rows that README shows; the first is what the others are compared with.
-        shows: "test", or "validation" for a table of what was tried, of which nothing on test rows is shown.
+        pictures: the rows whose learning curves and calibration are drawn.
+        headline: the rows that README shows. The others are compared with the first.
+        shows: "test"; or "validation" for a table of models that were tried, whose test metrics are not shown.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Table:
             raise ValueError(f"table {self.name!r} names {', '.join(map(repr, unknown))}, which are none of its rows")
 
     def models(self, row: str) -> list[Model]:
-        """The models that the row shows: one, or those whose average it is."""
+        """The model of a row, or the models that it averages."""
         shown = self.rows[row]
         return [shown] if isinstance(shown, str | Mapping) else list(shown)
 
@@ -157,7 +157,7 @@ def key_of(runs: Sequence[PlannedRun]) -> str:
 
 @cache
 def _parsed(text: str) -> Any:
-    """What YAML says, not to be changed; a report asks for the same files a thousand times."""
+    """The content of YAML text; do not change it. A report parses the same files a thousand times."""
     return yaml.safe_load(text)
 
 

@@ -1,4 +1,4 @@
-"""Renders docs/results.md, model_cards/ and README's tables from the records under results/ and from nothing else.
+"""Renders docs/results.md, model_cards/ and README's tables from the records in results/ and nothing else.
 
 python examples/experiments/report.py
 """

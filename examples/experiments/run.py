@@ -1,4 +1,4 @@
-"""Runs the experiments of tables/ and records them under results/: what is recorded is not run again.
+"""Runs the experiments of tables/ and records them in results/. A recorded run is not run again.
 
 python examples/experiments/run.py                        # all of them: many hours on a CPU
 python examples/experiments/run.py 1-main --seeds 0 1     # some
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def run_block(table: Table, split: str, seed: int, folder: Path, processes: int) -> None:
-    """Runs and records what a table shows of one split and seed."""
+    """Runs and records the runs and comparisons of a table for one split and seed."""
     parts = {row: [find_run(model, split, seed) for model in table.models(row)] for row in table.rows}
     recorded = {line["key"] for line in read_lines(RUNS_FILE)}
     compared = {(line["first"], line["second"]) for line in read_lines(COMPARISONS_FILE)}
@@ -109,7 +109,7 @@ def run_block(table: Table, split: str, seed: int, folder: Path, processes: int)
 def run_stages(
     runs: Iterable[PlannedRun], folder: Path, processes: int, when_done: Callable[[Job], object] = lambda job: None
 ) -> None:
-    """Runs what has not run yet, a stage after the one that it starts from."""
+    """Runs the stages that have not run yet, each after the one that it starts from."""
     wanted = list(runs)
     for depth in range(max((len(run.stages) for run in wanted), default=0)):
         stages = {run.stages[depth].key: run.stages[depth] for run in wanted if len(run.stages) > depth}
@@ -139,7 +139,7 @@ def record(run: PlannedRun, folder: Path) -> dict[str, Any]:
 
 
 def curves_of(log: Path) -> dict[str, dict[str, Any]]:
-    """Losses and metrics of a run's log, by steps."""
+    """The losses and metrics in a run's log: event -> name -> [steps, values]."""
     pattern = "|".join(PANELS[panel] for panel in ("loss", "accuracy", "AUC", "LogLoss"))
     return {
         event: {
@@ -152,13 +152,16 @@ def curves_of(log: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_scores(run: PlannedRun, folder: Path) -> dict[str, np.ndarray]:
-    """Labels and logits, the towers' too, of the test rows that a run has left, float32 (rows,) each."""
+    """Labels and logits of a finished run's test rows, also the logits of each tower, float32 (rows,) each."""
     table = pq.read_table(run.folder(folder) / "test_scores.parquet")
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
 def kept_scores(runs: Sequence[PlannedRun]) -> dict[str, np.ndarray]:
-    """Labels and logits of the test rows of a recorded run, float (rows,) each; of several runs of their mean click."""
+    """Labels and logits of a recorded run's test rows, float (rows,) each.
+
+    The logits of several runs are those of their mean probability.
+    """
     labels = rows_of(runs[0].split, runs[0].seed)["test"].with_format("numpy")[LABEL][:]
     logits = [load_scores(SCORES, run.key).astype(np.float32) for run in runs]
     if len(logits) == 1:
@@ -168,7 +171,7 @@ def kept_scores(runs: Sequence[PlannedRun]) -> dict[str, np.ndarray]:
 
 
 def measure(scores: Mapping[str, np.ndarray], run: PlannedRun) -> dict[str, Any]:
-    """Metrics of test rows, their intervals, calibration, GAUC and slices."""
+    """Metrics of the test rows with intervals, calibration, GAUC and slices."""
     rows = rows_of(run.split, run.seed)
     labels, clicks = scores["labels"], probabilities(scores["logits"])
     found = evidence(scores, rows["test"].with_format("numpy")[USER][:])
@@ -180,7 +183,7 @@ def measure(scores: Mapping[str, np.ndarray], run: PlannedRun) -> dict[str, Any]
 
 
 def slices(rows: DatasetDict, max_train_rows: int | None) -> dict[str, np.ndarray]:
-    """Test rows by how many of the rows that were trained on have their user and item, bool (rows,) each."""
+    """Slices of the test rows by how many training rows have their user and item: name -> bool (rows,)."""
     masks: dict[str, np.ndarray] = {}
     for field, word in ((USER, "user"), (ITEM, "item")):
         known, counts = np.unique(rows["train"].with_format("numpy")[field][:max_train_rows], return_counts=True)
@@ -194,12 +197,12 @@ def slices(rows: DatasetDict, max_train_rows: int | None) -> dict[str, np.ndarra
 
 @cache
 def rows_of(split: str, seed: int) -> DatasetDict:
-    """The rows that every run of the split and seed reads."""
+    """The rows of all runs of a split and seed."""
     return load_splits(DATASET, split, seed)
 
 
 def repeat(number: int, folder: Path, processes: int) -> None:
-    """Runs recorded runs again, those that were not yet, and records both figures."""
+    """Runs recorded runs again, and records both AUCs. Chooses among the runs that were not repeated before."""
     repeated = {line["key"] for line in read_lines(AGAIN_FILE)}
     known = [line for line in read_lines(RUNS_FILE) if "test" in line["result"] and "stages" in line]
     current = [line for line in known if line["key"] not in repeated and is_current(line)]
@@ -217,7 +220,7 @@ def repeat(number: int, folder: Path, processes: int) -> None:
 
 
 def is_current(line: Mapping[str, Any]) -> bool:
-    """Whether models.yaml still holds the model of a recorded run, with the settings that it had."""
+    """Whether models.yaml still has the model of a recorded run with the same settings."""
     try:
         return find_run(line["model"], line["split"], line["seed"]).key == line["key"]
     except ValueError:
@@ -225,7 +228,7 @@ def is_current(line: Mapping[str, Any]) -> bool:
 
 
 def revision() -> str:
-    """The revision of the code when a run is recorded, marked where files differ from it."""
+    """The revision of the code when a run is recorded, with a `+` if files differ from it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(RESULTS.parent), *arguments]

@@ -1,8 +1,8 @@
-"""Whether one model is better than another, or only looks it.
+"""Tests whether one model is better than another.
 
-`delong` and `paired_bootstrap` compare two models on the same rows, taken as independent of one another: they say what
-other rows of the same log would change. `paired_t` compares two ways to train over seeds: it says what other training
-runs, or other splits, would change.
+`delong` and `paired_bootstrap` compare two models on the same rows, and assume that the rows are independent: they
+account for the choice of rows. `paired_t` compares two ways to train over several seeds: it accounts for the training
+runs, or for the splits.
 
 Sources: DeLong, DeLong and Clarke-Pearson, Comparing the Areas under Two or More Correlated Receiver Operating
 Characteristic Curves, Biometrics 44(3), 1988; Sun and Xu, Fast Implementation of DeLong's Algorithm for Comparing the
@@ -26,14 +26,14 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much larger a value is for the first of two models than for the second.
+    """The difference of a metric between two models.
 
     Attributes:
-        difference: the first's value less the second's.
-        standard_error: of the difference.
-        low: lower bound of its confidence interval.
-        high: upper bound of its confidence interval.
-        p: two-sided, the chance of a difference as far from 0 where there is none in truth.
+        difference: the first model's value minus the second's.
+        standard_error: the standard error of the difference.
+        low: the lower bound of its confidence interval.
+        high: the upper bound of its confidence interval.
+        p: the two-sided p-value for the hypothesis that there is no difference.
     """
 
     difference: float
