@@ -5,7 +5,6 @@ import pytest
 import torch
 from example_runs import script
 
-import flip_hf
 from flip_hf import (
     FieldConfig,
     FlipConfig,
@@ -16,6 +15,7 @@ from flip_hf import (
     FlipProcessor,
 )
 from flip_hf.fields import IGNORED_LABEL
+from flip_hf.runs import commands
 from flip_hf.training.checkpoints import Checkpoints
 
 
@@ -38,7 +38,7 @@ def collated(monkeypatch):
         return Noting
 
     for cls in (FlipPretrainingCollator, FlipCTRCollator):
-        monkeypatch.setattr(flip_hf, cls.__name__, noting(cls))
+        monkeypatch.setattr(commands, cls.__name__, noting(cls))
     return found
 
 
