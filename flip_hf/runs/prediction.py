@@ -16,10 +16,10 @@ from flip_hf.data.files import rows_located, shown, stream_tables
 from flip_hf.data.sampling import least_sure
 from flip_hf.fields import printable
 from flip_hf.processing_flip import FlipProcessor
+from flip_hf.progress import progress_bar
 from flip_hf.runs.settings import PredictSettings
 from flip_hf.runs.table_writers import check_values, ending_of, open_writer
 from flip_hf.training.evaluation import click_logits, probabilities
-from flip_hf.training.progress import progress_bar
 
 
 def predict_file(

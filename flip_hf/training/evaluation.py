@@ -17,7 +17,7 @@ from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
 from flip_hf.fields import FieldConfig
 from flip_hf.metrics.functions import bootstrap_intervals, calibration_bins, compute_metrics, gauc
-from flip_hf.training.progress import progress_bar
+from flip_hf.progress import progress_bar
 
 
 @torch.no_grad()
