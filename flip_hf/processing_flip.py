@@ -29,7 +29,7 @@ from flip_hf.data.fallbacks import FallbackReport
 from flip_hf.data.files import is_place, rows_located, shown, stream_tables
 from flip_hf.data.in_threads import in_threads
 from flip_hf.data.kinds import KINDS, FieldValues
-from flip_hf.data.ragged import Ragged
+from flip_hf.data.ragged import Ragged, padding_multiple
 from flip_hf.data.schema import Fallback, InputError, canonical_labels
 from flip_hf.data.tables import Contents, as_arrow, refuse_transform, to_table, typed_columns
 from flip_hf.data.template import NO_FIELD, TextTemplate
@@ -404,20 +404,24 @@ class FlipProcessor(ProcessorMixin):
             logger.warning("%s: fallbacks in %d rows: %s", where, report.num_rows, report.counted())
         report.warn(where)
 
-    def __call__(self, rows: Any, return_tensors: str | None = None, pad_to_multiple_of: int = 8) -> BatchFeature:
+    def __call__(
+        self, rows: Any, return_tensors: str | None = None, pad_to_multiple_of: int | None = None
+    ) -> BatchFeature:
         """What `FlipForCTR` takes.
 
         Args:
             rows: as in `encode`.
             return_tensors: "pt", "np", or None for lists.
-            pad_to_multiple_of: the text is padded to the longest row's length, rounded up to this.
+            pad_to_multiple_of: the text is padded to the longest row's length, rounded up to this; by default to
+                `flip_hf.data.ragged.padding_multiple()`, 8 with an accelerator and 2 without.
 
         Returns:
             `feature_ids` int64 (B, P), `input_ids` and `attention_mask` int64 (B, T).
         """
         encoded = self.encode(rows)
         text = Ragged.of(encoded["input_ids"])
-        padded = text.padded(self.tokenizer.pad_token_id, pad_to_multiple_of)
+        multiple = padding_multiple() if pad_to_multiple_of is None else pad_to_multiple_of
+        padded = text.padded(self.tokenizer.pad_token_id, multiple)
         num_positions = sum(f.num_positions for f in self.fields)
         arrays = {
             "feature_ids": np.array(encoded["feature_ids"].combine_chunks().flatten()).reshape(-1, num_positions),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, BertConfig
 
-from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipProcessor, processing_flip
+from flip_hf import FieldConfig, FlipConfig, FlipCTRCollator, FlipForCTR, FlipProcessor, processing_flip
 from flip_hf.data.fallbacks import count_fallbacks
 from flip_hf.data.schema import Fallback, InputError
 from flip_hf.processing_flip import value_tokens
@@ -220,7 +220,6 @@ def test_calling_it_gives_what_the_model_takes(processor, click_rows):
     inputs = processor(rows, return_tensors="pt")
     assert set(inputs) == set(processor.model_input_names) == {"feature_ids", "input_ids", "attention_mask"}
     assert all(value.dtype == torch.int64 for value in inputs.values())
-    assert inputs["input_ids"].shape[1] % 8 == 0
     encoded = processor.encode(rows)["input_ids"].to_pylist()
     for ids, mask, expected in zip(inputs["input_ids"], inputs["attention_mask"], encoded, strict=True):
         assert ids[mask.bool()].tolist() == expected
@@ -232,6 +231,19 @@ def test_calling_it_gives_what_the_model_takes(processor, click_rows):
     text.vocab_size = len(processor.tokenizer)
     model = FlipForCTR(FlipConfig(text_config=text, fields=processor.fields, embedding_dim=4)).eval()
     assert model(**inputs).logits.shape == (5,)
+
+
+@pytest.mark.parametrize(("available", "multiple"), [(True, 8), (False, 2)])
+def test_calling_it_pads_as_the_collators_do(processor, click_rows, monkeypatch, available, multiple):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)
+    rows = as_dicts(click_rows)[:5]
+    encoded = processor.encode(rows)
+    longest = max(map(len, encoded["input_ids"].to_pylist()))
+    assert longest % multiple, "else nothing is rounded up"
+    inputs = processor(rows, return_tensors="pt")
+    assert inputs["input_ids"].shape == (5, -(-longest // multiple) * multiple)
+    assert torch.equal(inputs["input_ids"], FlipCTRCollator(processor)(encoded)["input_ids"])
+    assert processor(rows, return_tensors="pt", pad_to_multiple_of=64)["input_ids"].shape[1] % 64 == 0
 
 
 def test_the_text_can_be_left_out(processor, click_rows, monkeypatch):
