@@ -23,7 +23,7 @@ from transformers import AutoModel, pipeline
 from flip_hf import FieldConfig, FlipForCTR, FlipProcessor
 from flip_hf.data.schema import InputError
 from flip_hf.hub.card import render_card
-from flip_hf.metrics.functions import auc
+from flip_hf.metrics.auc import auc
 from flip_hf.runs.data import open_click_log_file
 from flip_hf.training.checkpoints import replace_folder
 

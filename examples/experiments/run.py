@@ -29,7 +29,8 @@ from significance import delong, paired_bootstrap
 
 from flip_hf.data.splits import load_splits
 from flip_hf.hub.card import public_record
-from flip_hf.metrics.functions import compute_metrics, logloss
+from flip_hf.metrics import compute_metrics
+from flip_hf.metrics.logloss import logloss
 from flip_hf.runs.curves import PANELS, read_curves
 from flip_hf.runs.script import run_script
 from flip_hf.training.evaluation import evidence, probabilities

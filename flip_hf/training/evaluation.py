@@ -16,7 +16,9 @@ from flip_hf.data.collators import EncodedRows, check_collator
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
 from flip_hf.fields import FieldConfig
-from flip_hf.metrics.functions import bootstrap_intervals, calibration_bins, compute_metrics, gauc
+from flip_hf.metrics import compute_metrics
+from flip_hf.metrics.ece import calibration_bins
+from flip_hf.metrics.intervals import bootstrap_intervals
 from flip_hf.progress import progress_bar
 
 
@@ -85,10 +87,7 @@ def ctr_metrics(scores: Mapping[str, np.ndarray], groups: np.ndarray | None = No
     both = "id_logits" in scores and "text_logits" in scores
     results: dict[str, float] = {}
     for name in ("logits", "id_logits", "text_logits") if both else ("logits",):
-        clicks = probabilities(scores[name])
-        metrics = compute_metrics(labels, clicks)
-        if groups is not None:
-            metrics["gauc"] = gauc(labels, clicks, groups)
+        metrics = compute_metrics(labels, probabilities(scores[name]), groups)
         results.update({name.removesuffix("logits") + metric: value for metric, value in metrics.items()})
     return results
 
