@@ -16,9 +16,10 @@ from flip_hf.runs.data import load_click_log
 from flip_hf.runs.device import make_accelerator
 from flip_hf.runs.script import run_script
 from flip_hf.runs.settings import EvaluateSettings, parse_run
+from flip_hf.scoring import click_logits
 from flip_hf.standard_json import measures_json
 from flip_hf.training.checkpoints import replace_file
-from flip_hf.training.evaluation import click_logits, ctr_metrics, slice_masks, slice_metrics
+from flip_hf.training.evaluation import ctr_metrics, slice_masks, slice_metrics
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

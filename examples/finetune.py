@@ -16,7 +16,8 @@ from flip_hf.runs.data import load_click_log
 from flip_hf.runs.run import Run
 from flip_hf.runs.script import run_script
 from flip_hf.runs.settings import FinetuneSettings, parse_run
-from flip_hf.training.evaluation import click_logits, ctr_metrics, evaluate_ctr, evidence
+from flip_hf.scoring import click_logits
+from flip_hf.training.evaluation import ctr_metrics, evaluate_ctr, evidence
 from flip_hf.training.fusion import fit_fusion
 from flip_hf.training.loop import click_goal, train
 

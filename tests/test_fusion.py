@@ -7,8 +7,8 @@ import torch
 
 from flip_hf import FlipForCTR, FlipProcessor
 from flip_hf.metrics.logloss import logloss
+from flip_hf.scoring import probabilities
 from flip_hf.training import fusion
-from flip_hf.training.evaluation import probabilities
 from flip_hf.training.fusion import fit_fusion
 
 

@@ -18,7 +18,8 @@ from flip_hf.metrics.intervals import bootstrap_intervals
 from flip_hf.metrics.logloss import logloss
 from flip_hf.metrics.relaimpr import relaimpr
 from flip_hf.metrics.uauc import uauc
-from flip_hf.training.evaluation import ctr_metrics, evidence, probabilities
+from flip_hf.scoring import probabilities
+from flip_hf.training.evaluation import ctr_metrics, evidence
 from flip_hf.training.loop import Goal
 
 PLAIN = ("auc", "logloss", "ece")

@@ -33,7 +33,8 @@ from flip_hf.metrics import compute_metrics
 from flip_hf.metrics.logloss import logloss
 from flip_hf.runs.curves import PANELS, read_curves
 from flip_hf.runs.script import run_script
-from flip_hf.training.evaluation import evidence, probabilities
+from flip_hf.scoring import probabilities
+from flip_hf.training.evaluation import evidence
 
 DATASET, USER, ITEM, LABEL = "movielens-100k", "user_id", "movie_id", "label"
 # Users and items with so few training rows are rare.

@@ -44,19 +44,20 @@ class EncodedRows(TorchDataset[pa.Table]):
     """Encoded rows of which a DataLoader hands a batch to the collator as one Arrow table.
 
     Args:
-        rows: what `FlipProcessor.encode_dataset` returned.
+        rows: what `FlipProcessor.encode_dataset` or `FlipProcessor.encode` returned.
         columns: the columns that the collator reads, `collator.columns`; of these the ones that there are.
     """
 
-    def __init__(self, rows: datasets.Dataset, columns: Sequence[str]) -> None:
+    def __init__(self, rows: datasets.Dataset | pa.Table, columns: Sequence[str]) -> None:
         there = [name for name in columns if name in rows.column_names]
-        self.rows = rows.select_columns(there).with_format("arrow")
+        is_table = isinstance(rows, pa.Table)
+        self.rows = rows.select(there) if is_table else rows.select_columns(there).with_format("arrow")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, numbers: list[int]) -> pa.Table:
-        table: pa.Table = self.rows[numbers]
+        table: pa.Table = self.rows.take(numbers) if isinstance(self.rows, pa.Table) else self.rows[numbers]
         return table
 
 

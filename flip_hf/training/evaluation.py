@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -20,49 +19,7 @@ from flip_hf.metrics import compute_metrics
 from flip_hf.metrics.ece import calibration_bins
 from flip_hf.metrics.intervals import bootstrap_intervals
 from flip_hf.progress import progress_bar
-
-
-@torch.no_grad()
-def click_logits(
-    model: Any, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
-) -> dict[str, np.ndarray]:
-    """Logits of every tower that is built, and labels where the rows have them, float32 (rows,) in the rows' order.
-
-    Args:
-        model: a prepared `FlipForCTR`.
-        rows: encoded rows; without their texts where the model reads none.
-        collator: makes a batch of them.
-        batch_size: rows of a batch on each device; rows of like length share one.
-        accelerator: what prepared the model.
-        description: shown beside the progress bar.
-
-    Raises:
-        ValueError: the collator is not for this model.
-    """
-    check_collator(collator, model)
-    model.eval()
-    order = np.arange(len(rows))
-    if "input_ids" in rows.column_names:
-        order = np.argsort(text_lengths(rows), kind="stable")
-    loader = _loader(rows.select(order), collator, batch_size, accelerator)
-    parts: dict[str, list[np.ndarray]] = {}
-    for batch in progress_bar(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
-        labels = batch.pop("labels", None)
-        output = model(**batch)
-        found = {name: output[name] for name in ("logits", "id_logits", "text_logits") if name in output}
-        if labels is not None:
-            found["labels"] = labels
-        for name, values in accelerator.gather_for_metrics(found).items():
-            parts.setdefault(name, []).append(values.float().cpu().numpy())
-    # The position at which each row was scored.
-    places = np.argsort(order)
-    return {name: np.concatenate(values)[places] for name, values in parts.items()}
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Click probabilities of logits, float64 (rows,)."""
-    result: np.ndarray = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    return result
+from flip_hf.scoring import click_logits, probabilities
 
 
 def evaluate_ctr(
@@ -163,17 +120,6 @@ def slice_metrics(scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarr
         if mask.any():
             results[name] |= ctr_metrics({key: values[mask] for key, values in scores.items()})
     return results
-
-
-def _loader(rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator) -> Any:
-    # Not accelerator.prepare, which keeps every loader it is given, and with it the rows, for as long as it lives.
-    return prepare_data_loader(
-        DataLoader(EncodedRows(rows, collator.columns), batch_size=batch_size, collate_fn=collator),
-        accelerator.device,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
-        put_on_device=True,
-    )
 
 
 @torch.no_grad()

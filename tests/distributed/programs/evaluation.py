@@ -7,7 +7,8 @@ from common import build, check_processes, collator_of, load_log, report
 from torch.nn.utils import parameters_to_vector
 
 from flip_hf import FlipForCTR, FlipForPreTraining
-from flip_hf.training.evaluation import click_logits, ctr_metrics, evaluate_pretraining
+from flip_hf.scoring import click_logits
+from flip_hf.training.evaluation import ctr_metrics, evaluate_pretraining
 from flip_hf.training.fusion import fit_fusion
 
 accelerator = Accelerator(cpu=True)
