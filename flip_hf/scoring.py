@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from flip_hf.data.collators import EncodedRows, FlipCTRCollator, check_collator
 from flip_hf.data.fallbacks import FallbackReport
+from flip_hf.data.groups import GROUP_COLUMN
 from flip_hf.data.sampling import text_lengths
 from flip_hf.outputs import FlipForCTROutput
 from flip_hf.progress import progress_bar
@@ -58,7 +59,7 @@ def click_logits(
     accelerator: Accelerator | None = None,
     description: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Logits of every tower that is built, and labels where the rows have them, float32 (rows,) in the rows' order.
+    """Logits of every tower that is built, in the rows' order.
 
     Args:
         model: a `FlipForCTR`; with an accelerator prepared.
@@ -68,6 +69,10 @@ def click_logits(
         accelerator: what prepared the model. Its processes share the rows, and each gets the logits of all of them.
             Without one, this process scores them on the model's device.
         description: shown beside a progress bar; without it there is no bar.
+
+    Returns:
+        `logits`, and of each tower `id_logits` and `text_logits`, float32 (rows,). Where the rows have them also
+        `labels`, float32 (rows,), and `groups`, int64 (rows,), as `FlipProcessor.encode` numbers them.
 
     Raises:
         ValueError: the collator is not for this model.
@@ -80,7 +85,12 @@ def click_logits(
         output: FlipForCTROutput = model(**(batch if accelerator is not None else send_to_device(batch, model.device)))
         return output
 
-    return _scored(forward, rows, collator, batch_size, accelerator, description)
+    scores = _scored(forward, rows, collator, batch_size, accelerator, description)
+    if GROUP_COLUMN in rows.column_names:
+        # Not by the batches: every process holds all rows, and the logits are in their order.
+        table = rows if isinstance(rows, pa.Table) else rows.select_columns([GROUP_COLUMN]).with_format("arrow")[:]
+        scores["groups"] = table[GROUP_COLUMN].to_numpy()
+    return scores
 
 
 class ClickScorer:
@@ -233,7 +243,7 @@ def _scored(
     accelerator: Accelerator | None,
     description: str | None,
 ) -> dict[str, np.ndarray]:
-    """What `click_logits` returns."""
+    """What `click_logits` returns, without groups."""
     order = np.arange(len(rows))
     if "input_ids" in rows.column_names:
         order = np.argsort(text_lengths(rows), kind="stable")

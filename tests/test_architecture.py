@@ -42,7 +42,7 @@ ALLOWED = {
     "training": {"fields", "data", "metrics", "progress", "scoring", "standard_json"},
     "pipeline": {"fields", "outputs", "data", "modeling_flip", "processing_flip", "scoring"},
     "export": {"modeling_flip", "scoring"},
-    "hub": {"checkpoint", "standard_json"},
+    "hub": {"checkpoint", "metrics", "standard_json"},
     "integrations": {"data", "modeling_flip", "pipeline", "processing_flip"},
     "runs": {
         "fields",

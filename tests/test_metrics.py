@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 from sklearn.metrics import log_loss, roc_auc_score
 
+from flip_hf.data.groups import NO_GROUP
 from flip_hf.metrics import METRICS, compute_metrics, load
 from flip_hf.metrics.auc import auc, midranks
 from flip_hf.metrics.ece import calibration_bins, ece
@@ -19,7 +20,7 @@ from flip_hf.metrics.logloss import logloss
 from flip_hf.metrics.relaimpr import relaimpr
 from flip_hf.metrics.uauc import uauc
 from flip_hf.scoring import probabilities
-from flip_hf.training.evaluation import ctr_metrics, evidence
+from flip_hf.training.evaluation import ctr_metrics, evidence, slice_metrics
 from flip_hf.training.loop import Goal
 
 PLAIN = ("auc", "logloss", "ece")
@@ -151,7 +152,7 @@ def made_scores(random, names):
 def test_groups_add_gauc_of_every_tower():
     random = np.random.RandomState(2)
     scores, users = made_scores(random, ("logits", "id_logits", "text_logits")), random.randint(0, 9, 60)
-    plain, found = ctr_metrics(scores), ctr_metrics(scores, users)
+    plain, found = ctr_metrics(scores), ctr_metrics(scores | {"groups": users})
     assert set(plain) == {f"{tower}{name}" for tower in ("", "id_", "text_") for name in PLAIN}
     grouped = {f"{tower}{name}" for tower in ("", "id_", "text_") for name in ("gauc", "uauc")}
     assert set(found) - set(plain) == grouped
@@ -165,14 +166,35 @@ def test_groups_add_gauc_of_every_tower():
     assert len({found[name] for name in grouped}) == 6
 
     alone = {name: scores[name] for name in ("logits", "labels", "id_logits")}
-    assert set(ctr_metrics(alone, users)) == {*PLAIN, "gauc", "uauc"}
+    assert set(ctr_metrics(alone | {"groups": users})) == {*PLAIN, "gauc", "uauc"}
+
+
+def test_rows_whose_group_is_missing_count_in_the_plain_metrics_alone():
+    random = np.random.RandomState(8)
+    scores, users = made_scores(random, ("logits",)), random.randint(NO_GROUP, 5, 60)
+    found, left = ctr_metrics(scores | {"groups": users}), users != NO_GROUP
+    assert 0 < left.sum() < 60
+    assert {name: found[name] for name in PLAIN} == ctr_metrics(scores)
+    labels, clicks = scores["labels"].astype(int)[left], probabilities(scores["logits"])[left]
+    assert found["gauc"] == pytest.approx(gauc_by_group(labels, clicks, users[left]), abs=1e-12)
+    assert found["uauc"] == pytest.approx(uauc_by_group(labels, clicks, users[left]), abs=1e-12)
+
+
+def test_slices_have_metrics_within_their_own_groups():
+    random = np.random.RandomState(9)
+    scores, users = made_scores(random, ("logits",)), random.randint(0, 5, 60)
+    mask = random.rand(60) < 0.6
+    found = slice_metrics(scores | {"groups": users}, {"some": mask})["some"]
+    labels, clicks = scores["labels"].astype(int)[mask], probabilities(scores["logits"])[mask]
+    assert found["gauc"] == pytest.approx(gauc_by_group(labels, clicks, users[mask]), abs=1e-12)
 
 
 def test_evidence_holds_gauc_where_groups_are_given():
     random = np.random.RandomState(4)
     scores, users = made_scores(random, ("logits",)), random.randint(0, 9, 60)
-    plain, found = evidence(scores), evidence(scores, users)
-    assert found["test"] == ctr_metrics(scores, users)
+    grouped = scores | {"groups": users}
+    plain, found = evidence(scores), evidence(grouped)
+    assert found["test"] == ctr_metrics(grouped)
     assert found["test"].keys() - plain["test"].keys() == {"gauc", "uauc"}
     assert {name: found[name] for name in plain if name != "test"} == {
         name: plain[name] for name in plain if name != "test"

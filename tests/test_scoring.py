@@ -7,11 +7,13 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
+from sklearn.metrics import roc_auc_score
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.data.fallbacks import count_fallbacks
 from flip_hf.outputs import FlipForCTROutput
 from flip_hf.scoring import ClickScorer, click_logits, least_sure, probabilities
+from flip_hf.training.evaluation import evaluate_ctr
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,23 @@ def test_logits_are_in_the_rows_order_whatever_the_batches(models, processor, ta
                 assert_close(found, expected)
                 assert not model.training
     assert_close(ClickScorer(model, processor, collator)(table, 7), expected)
+
+
+def test_groups_are_in_the_rows_order(models, processor, click_rows):
+    encoded = processor.encode(click_rows, with_label=True, group_field="user_id")
+    for rows in (encoded, processor.encode_dataset(click_rows, group_field="user_id")):
+        found = click_logits(models["joint"], rows, FlipCTRCollator(processor), 9)
+        assert found["groups"].tolist() == encoded["group"].to_pylist()
+    users, clicks = np.array(click_rows["user_id"]), probabilities(found["logits"])
+    expected = [
+        (np.sum(users == user), roc_auc_score(found["labels"][users == user], clicks[users == user]))
+        for user in set(users.tolist())
+        if len(set(found["labels"][users == user].tolist())) == 2
+    ]
+    metrics = evaluate_ctr(models["joint"], rows, FlipCTRCollator(processor), 9, Accelerator(cpu=True), "")
+    assert metrics["gauc"] == pytest.approx(np.average([a for _, a in expected], weights=[n for n, _ in expected]))
+    assert metrics["uauc"] == pytest.approx(np.mean([a for _, a in expected]))
+    assert {"id_gauc", "text_uauc"} <= set(metrics)
 
 
 def test_a_scorer_with_an_accelerator_reads_the_texts_of_a_share(models, processor, table):

@@ -27,6 +27,7 @@ from experiments import RESULTS, PlannedRun, Table, add_line, find_run, key_of, 
 from jobs import Job, run_jobs
 from significance import delong, paired_bootstrap
 
+from flip_hf.data.groups import group_ids
 from flip_hf.data.splits import load_splits
 from flip_hf.hub.card import public_record
 from flip_hf.metrics import compute_metrics
@@ -170,7 +171,8 @@ def measure(scores: Mapping[str, np.ndarray], run: PlannedRun) -> dict[str, Any]
     """Metrics of test rows, their intervals, calibration, GAUC and slices."""
     rows = rows_of(run.split, run.seed)
     labels, clicks = scores["labels"], probabilities(scores["logits"])
-    found = evidence(scores, rows["test"].with_format("numpy")[USER][:])
+    users = rows["test"].with_format("arrow").select_columns([USER])[:][USER]
+    found = evidence({**scores, "groups": group_ids(users, USER)})
     found["slices"] = {
         name: {"rows": int(mask.sum()), **(compute_metrics(labels[mask], clicks[mask]) if mask.any() else {})}
         for name, mask in slices(rows, run.settings.get("data.max_train_rows")).items()

@@ -361,8 +361,7 @@ class Run:
             scores: what `click_logits` returned for the test rows; one row each, in their order.
         """
         if self.is_main:
-            table = pa.table({name: values.astype(np.float32) for name, values in scores.items()})
-            pq.write_table(table, self.folder / _SCORES)
+            pq.write_table(pa.table(dict(scores)), self.folder / _SCORES)
 
     def finish(self, **results: Any) -> None:
         """Writes the record, with results, wall time and peak memory, and removes the checkpoints; then pushes.

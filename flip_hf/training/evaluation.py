@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from flip_hf.data.collators import EncodedRows, check_collator
+from flip_hf.data.groups import NO_GROUP
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
 from flip_hf.fields import FieldConfig
@@ -25,22 +26,24 @@ from flip_hf.scoring import click_logits, probabilities
 def evaluate_ctr(
     model: Any, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
 ) -> dict[str, float]:
-    """All of `METRICS` of the model's logits, and with both towers of each tower's, as `id_auc` and `text_auc`."""
+    """The metrics of the model's logits, and with both towers of each tower's, as `id_auc` and `text_auc`; those within
+    groups (GAUC, UAUC) where the rows were encoded with `group_field`.
+    """
     return ctr_metrics(click_logits(model, rows, collator, batch_size, accelerator, description))
 
 
-def ctr_metrics(scores: Mapping[str, np.ndarray], groups: np.ndarray | None = None) -> dict[str, float]:
+def ctr_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The metrics of `evaluate_ctr` from what `click_logits` returned.
 
     Args:
-        scores: what `click_logits` returned.
-        groups: with them also `gauc`, and with both towers `id_gauc` and `text_gauc`: AUC among the rows of a group,
-            such as a user's; integers or strings (rows,).
+        scores: what `click_logits` returned. With `groups` the metrics within groups are among the results, `gauc` and
+            `uauc`, and with both towers `id_gauc` and the like; rows without a group count in the others alone.
 
     Raises:
         ValueError: the rows had no label, or the groups are not as many as the rows.
     """
     labels = _labels(scores)
+    groups = np.ma.masked_equal(scores["groups"], NO_GROUP) if "groups" in scores else None
     both = "id_logits" in scores and "text_logits" in scores
     results: dict[str, float] = {}
     for name in ("logits", "id_logits", "text_logits") if both else ("logits",):
@@ -58,23 +61,23 @@ def _labels(scores: Mapping[str, np.ndarray]) -> np.ndarray:
     return scores["labels"].astype(np.int8)
 
 
-def evidence(scores: Mapping[str, np.ndarray], groups: np.ndarray | None = None) -> dict[str, Any]:
+def evidence(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What a run's record holds of the test rows.
 
     Args:
         scores: what `click_logits` returned for them.
-        groups: as `ctr_metrics` takes them; `gauc` has no interval.
 
     Returns:
         `test`, the metrics of `ctr_metrics`; `test_rows`, their number; of the model's own logits `test_intervals`,
-        95% confidence intervals by metric, and `test_calibration`, the bins of a reliability diagram.
+        95% confidence intervals of the metrics that need no groups, and `test_calibration`, the bins of a reliability
+        diagram.
 
     Raises:
         ValueError: the groups are not as many as the rows.
     """
     labels, clicks = _labels(scores), probabilities(scores["logits"])
     return {
-        "test": ctr_metrics(scores, groups),
+        "test": ctr_metrics(scores),
         "test_rows": len(labels),
         "test_intervals": bootstrap_intervals(labels, clicks),
         "test_calibration": [asdict(found) for found in calibration_bins(labels, clicks)],
