@@ -28,7 +28,7 @@ from flip_hf.runs.build import fit_processor, new_model
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.device import make_accelerator
 from flip_hf.runs.settings import DataSettings, ModelSettings
-from flip_hf.training.evaluation import click_logits
+from flip_hf.scoring import click_logits
 from flip_hf.training.optimization import build_optimizer
 from flip_hf.training.settings import TrainingSettings
 

@@ -26,7 +26,7 @@ from backbones import job as our_job
 from shared import Job, machine, markdown, mean_and_deviation, run_jobs
 from transformers import set_seed
 
-from flip_hf.metrics.functions import compute_metrics
+from flip_hf.metrics import compute_metrics
 from flip_hf.runs.build import fit_processor
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.script import run_script

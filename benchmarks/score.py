@@ -25,7 +25,7 @@ from shared import machine, markdown
 from flip_hf import CTRPredictionPipeline, FlipConfig, FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.data.sampling import text_lengths
 from flip_hf.export import OnnxScorer, export_onnx
-from flip_hf.metrics.functions import compute_metrics
+from flip_hf.metrics import compute_metrics
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.settings import DataSettings
 

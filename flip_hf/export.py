@@ -14,6 +14,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from flip_hf.modeling_flip import FlipForCTR
+from flip_hf.scoring import probabilities
 
 _TABULAR, _TEXT = ("feature_ids",), ("input_ids", "attention_mask")
 _LOGITS = "logits"
@@ -179,9 +180,7 @@ class OnnxScorer:
             raise ValueError(f"the batch lacks {', '.join(absent)}, which this model reads")
         arrays = {name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs}
         (logits,) = self._session.run([_LOGITS], arrays)
-        # In double precision nothing overflows.
-        probabilities: np.ndarray = 1 / (1 + np.exp(-logits.astype(np.float64)))
-        return probabilities.astype(np.float32)
+        return probabilities(logits).astype(np.float32)
 
 
 def _import(name: str) -> Any:

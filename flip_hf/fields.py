@@ -346,10 +346,24 @@ def feature_ranges(fields: Sequence[FieldConfig]) -> list[list[tuple[int, int]]]
     """For each field of the tabular view the ranges (first, end) of the ids that it may hold: its own, or those it
     shares.
 
-    The first id of the first range is the OOV feature, the next one the MISSING feature.
+    `oov_id` and `missing_id` find the reserved features among them.
     """
     by_name = dict(zip((f.name for f in fields), owned_ranges(fields), strict=True))
     return [by_name[f.share_embedding or f.name] for f in tabular_fields(fields)]
+
+
+def oov_id(ranges: Sequence[tuple[int, int]]) -> int:
+    """The OOV feature of a field.
+
+    Args:
+        ranges: the ranges of ids that the field may hold, as `feature_ranges` returns them for each field.
+    """
+    return ranges[0][0] + OOV_OFFSET
+
+
+def missing_id(ranges: Sequence[tuple[int, int]]) -> int:
+    """The MISSING feature of a field; the argument is as in `oov_id`."""
+    return ranges[0][0] + MISSING_OFFSET
 
 
 def num_features(fields: Sequence[FieldConfig]) -> int:

@@ -11,13 +11,12 @@ import torch
 from transformers import Pipeline
 
 from flip_hf.data.collators import FlipCTRCollator
-from flip_hf.data.fallbacks import FallbackReport
-from flip_hf.data.sampling import least_sure, text_lengths
 from flip_hf.data.schema import InputError
 from flip_hf.fields import with_nearest
 from flip_hf.modeling_flip import FlipForCTR
 from flip_hf.outputs import FlipForCTROutput
 from flip_hf.processing_flip import FlipProcessor
+from flip_hf.scoring import ClickScorer, check_text_budget, probabilities, probability_names
 
 Result: TypeAlias = dict[str, float | None]
 """What is said of one row."""
@@ -77,12 +76,9 @@ class CTRPredictionPipeline(Pipeline):
         collator = FlipCTRCollator.from_model(processor, model)
         _refuse_workers(kwargs.get("num_workers"))
         super().__init__(model=model, processor=processor, **kwargs)
-        self._report = FallbackReport(processor.vocabulary)
-        self.fallbacks = self._report.counts
-        self._collator = collator
-        # Of a joint model, for rows whose text is not read.
-        self._without_text = model.in_mode("id") if model.config.mode == "joint" else model
-        self._id_collator = FlipCTRCollator(processor, "id")
+        # The pipeline's forward moves a batch to its device before the scorer's model gets it.
+        self._scorer = ClickScorer(model, processor, collator, forward=self.forward)
+        self.fallbacks = self._scorer.report.counts
 
     def __call__(  # type: ignore[override]
         self, rows: Any, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any
@@ -134,79 +130,42 @@ class CTRPredictionPipeline(Pipeline):
             first_row += len(chunk)
 
     def _score(self, rows: Any, first_row: int, batch_size: int, params: Mapping[str, Any]) -> list[Result]:
-        after = {name: value for name, value in params.items() if name != "text_budget"}
-        share = params.get("text_budget")
-        if share is None:
-            return self._results(self.preprocess(rows, first_row), self._collator, batch_size, after)
-        table = self.processor.read(rows, first_row=first_row)
-        encoded = self.preprocess(table, first_row, with_text=False)
-        results = self._results(encoded, self._id_collator, batch_size, after)
-        chosen = least_sure(np.array([result["probability"] for result in results], float) - 0.5, share)
-        # No error is left to find in them, and their fallbacks are counted.
-        encoded = self.processor.encode(table.take(chosen))
-        scored = self._results(encoded, self._collator, batch_size, after)
-        for place, result in zip(chosen, scored, strict=True):
-            results[place] = result
-        return results
-
-    def _results(
-        self, encoded: pa.Table, collator: FlipCTRCollator, batch_size: int, params: Mapping[str, Any]
-    ) -> list[Result]:
-        order = np.arange(len(encoded))
-        if "input_ids" in encoded.column_names:
-            order = np.argsort(text_lengths(encoded), kind="stable")
-        results: list[Result] = [{}] * len(encoded)
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            output = self.forward(collator(encoded.take(places)))
-            for place, result in zip(places, self.postprocess(output, **params), strict=True):
-                results[place] = result
-        return results
+        table = self.preprocess(rows, first_row)
+        if not len(table):
+            return []
+        logits = self._scorer(table, batch_size, text_budget=params.get("text_budget"), first_row=first_row)
+        self._scorer.report.warn(f"the {self._scorer.report.num_rows} rows so far")
+        return self.postprocess(logits, params.get("towers", False))
 
     def _sanitize_parameters(
         self, towers: bool | None = None, text_budget: float | None = None, **unknown: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
             raise TypeError(f"ctr-prediction has no setting {with_nearest(unknown, _SETTINGS)}")
-        for name, value in (("towers", towers), ("text_budget", text_budget)):
-            if value and self.model.config.mode != "joint":
-                raise ValueError(
-                    f"{name}={value} needs a model of both towers; this one is in mode={self.model.config.mode!r}"
-                )
-        if text_budget is not None and not 0 <= text_budget <= 1:
-            raise ValueError(f"text_budget={text_budget} is a share of the rows, from 0 to 1")
+        if towers and self.model.config.mode != "joint":
+            raise ValueError(
+                f"towers={towers} needs a model of both towers; this one is in mode={self.model.config.mode!r}"
+            )
+        check_text_budget(text_budget, self.model.config.mode)
         before = {} if text_budget is None else {"text_budget": text_budget}
         return before, {}, {} if towers is None else {"towers": towers}
 
-    def preprocess(self, rows: Any, first_row: int = 0, with_text: bool = True) -> pa.Table:  # type: ignore[override]
-        """What `FlipProcessor.encode` makes of rows, without a text where the model reads none."""
-        with_text = with_text and self.model.config.mode != "id"
-        table = self.processor.read(rows, first_row=first_row)
-        encoded = self.processor.encode(table, first_row=first_row, with_text=with_text)
-        self._report.add(encoded, table.slice)
-        self._report.warn(f"the {self._report.num_rows} rows so far")
-        return encoded
+    def preprocess(self, rows: Any, first_row: int = 0) -> pa.Table:  # type: ignore[override]
+        """The columns of the rows that are fields."""
+        return self.processor.read(rows, first_row=first_row)
 
     def _forward(self, batch: dict[str, torch.Tensor]) -> FlipForCTROutput:  # type: ignore[override]
-        if self.model.training:
-            # The caller may go on training it between two calls.
-            self.model.eval()
-        model = self.model if "input_ids" in batch else self._without_text
-        output: FlipForCTROutput = model(**batch)
-        return output
+        return self._scorer.call_model(batch)
 
     def postprocess(  # type: ignore[override]
-        self, output: FlipForCTROutput, towers: bool = False
+        self, logits: Mapping[str, np.ndarray], towers: bool = False
     ) -> list[Result]:
-        """The probabilities of a batch, a dict for each row."""
-        logits: dict[str, Any] = {"probability": output["logits"]}
-        if towers:
-            logits |= {f"{tower}_probability": output.get(f"{tower}_logits") for tower in ("id", "text")}
-        columns = [
-            [None] * len(output["logits"]) if values is None else values.double().sigmoid().tolist()
-            for values in logits.values()
-        ]
-        return [dict(zip(logits, row, strict=True)) for row in zip(*columns, strict=True)]
+        """The probabilities of some rows, a dict for each row."""
+        names = probability_names(self.model.config.mode)
+        shown = list(names) if towers else ["probability"]
+        # A masked probability, of a text that was not read, becomes None.
+        columns = [probabilities(logits[names[name]]).tolist() for name in shown]
+        return [dict(zip(shown, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Saves the model and its processor, so that `pipeline("ctr-prediction", model=save_directory)` loads them.

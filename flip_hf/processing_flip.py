@@ -27,9 +27,10 @@ from flip_hf.data.arrow_files import open_files
 from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.fallbacks import FallbackReport
 from flip_hf.data.files import is_place, rows_located, shown, stream_tables
+from flip_hf.data.groups import GROUP_COLUMN, group_ids
 from flip_hf.data.in_threads import in_threads
 from flip_hf.data.kinds import KINDS, FieldValues
-from flip_hf.data.ragged import Ragged
+from flip_hf.data.ragged import Ragged, padding_multiple
 from flip_hf.data.schema import Fallback, InputError, canonical_labels
 from flip_hf.data.tables import Contents, as_arrow, refuse_transform, to_table, typed_columns
 from flip_hf.data.template import NO_FIELD, TextTemplate
@@ -104,9 +105,13 @@ class FlipProcessor(ProcessorMixin):
         """What calling the processor returns."""
         return ["feature_ids", "input_ids", "attention_mask"]
 
-    @property
-    def _columns(self) -> list[str]:
-        return [f.name for f in self.fields]
+    def _columns(self, with_label: bool = False, group_field: str | None = None) -> list[str]:
+        """The columns of raw rows that encoding reads."""
+        label = self._label_name() if with_label else None
+        if group_field is not None and group_field == self.label:
+            raise ValueError(f"group_field={group_field!r} is the label; name a column such as user_id")
+        others = [name for name in (label, group_field) if name is not None]
+        return list(dict.fromkeys([*(f.name for f in self.fields), *others]))
 
     @classmethod
     def fit(
@@ -188,13 +193,21 @@ class FlipProcessor(ProcessorMixin):
                 )
                 yield known, new
 
-    def read(self, rows: Any, *, first_row: int = 0, with_label: bool = False, source: str | None = None) -> pa.Table:
+    def read(
+        self,
+        rows: Any,
+        *,
+        first_row: int = 0,
+        with_label: bool = False,
+        source: str | None = None,
+        group_field: str | None = None,
+    ) -> pa.Table:
         """The fields' columns of rows in any form, as `encode` takes them; arguments and errors are its own."""
-        label = self._label_name() if with_label else None
+        # A label that is there but not asked for is no surprise.
         return to_table(
             rows,
-            [*self._columns, *([label] if label else [])],
-            optional=self._ignorable(label),
+            self._columns(with_label, group_field),
+            optional=[self.label] if self.label and not with_label else [],
             contents=_contents(self.fields),
             first_row=first_row,
             source=source,
@@ -208,6 +221,7 @@ class FlipProcessor(ProcessorMixin):
         with_label: bool = False,
         with_text: bool = True,
         source: str | None = None,
+        group_field: str | None = None,
     ) -> pa.Table:
         """Both views of rows, not yet padded.
 
@@ -218,18 +232,22 @@ class FlipProcessor(ProcessorMixin):
             with_label: whether to read the label column too.
             with_text: whether to make the textual view too, which the ID-based model alone does not read.
             source: where the rows come from, for error messages.
+            group_field: a column whose values group the rows, such as users, for metrics within a group (GAUC, UAUC).
+                It need not be one of the fields. It is read as an id, whatever the kind of the field.
 
         Returns:
             One row each: `row` int64, its number; `feature_ids` int64 [P], one position for each field with features,
             or `max_values`, filled up with padding, for those that hold several; with `with_text`, `input_ids` int32
             [tokens] and `token_field_ids` int16 [tokens], the field's place on tokens of its value and -1 elsewhere;
-            `fallbacks` uint8 [fields], flags of `Fallback`; with `with_label`, `label` float32.
+            `fallbacks` uint8 [fields], flags of `Fallback`; with `with_label`, `label` float32; with `group_field`,
+            `group` int64, a number that rows with the same value share, and -1 where it is missing.
 
         Raises:
             InputError: a column is missing, or a value can't be an id or a label.
+            ValueError: the processor has no label, or `group_field` is the label.
         """
         label = self._label_name() if with_label else None
-        table = self.read(rows, first_row=first_row, with_label=with_label, source=source)
+        table = self.read(rows, first_row=first_row, with_label=with_label, source=source, group_field=group_field)
         num_rows, num_fields = len(table), len(self.fields)
         fallbacks = np.empty((num_rows, num_fields), dtype=np.uint8)
         positions, shown = [], []
@@ -261,6 +279,9 @@ class FlipProcessor(ProcessorMixin):
         encoded["fallbacks"] = pa.FixedSizeListArray.from_arrays(pa.array(fallbacks.ravel()), num_fields)
         if label:
             encoded["label"] = pa.array(canonical_labels(table[label], label, first_row=first_row, source=source))
+        if group_field is not None:
+            groups = group_ids(table[group_field], group_field, first_row=first_row, source=source)
+            encoded[GROUP_COLUMN] = pa.array(groups)
         return pa.table(encoded)
 
     def encode_dataset(
@@ -270,6 +291,7 @@ class FlipProcessor(ProcessorMixin):
         with_label: bool | None = None,
         source: str | None = None,
         csv: CSVFormat | None = None,
+        group_field: str | None = None,
     ) -> Any:
         """Encodes a whole dataset in batches; cached by datasets where the dataset lies on disk.
 
@@ -282,6 +304,7 @@ class FlipProcessor(ProcessorMixin):
             with_label: whether to read the label column; by default where the processor has a label.
             source: where the rows come from, for error messages.
             csv: how CSV files are written.
+            group_field: as in `encode`.
 
         Returns:
             A `datasets.Dataset` of what `encode` returns; of an IterableDataset another, whose rows are numbered in the
@@ -295,25 +318,29 @@ class FlipProcessor(ProcessorMixin):
         if isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
             parts = {
                 name: self.encode_dataset(
-                    part, with_label=with_label, source=name if source is None else f"{source} ({name})"
+                    part,
+                    with_label=with_label,
+                    source=name if source is None else f"{source} ({name})",
+                    group_field=group_field,
                 )
                 for name, part in dataset.items()
             }
             return type(dataset)(parts)
         if isinstance(dataset, datasets.IterableDataset):
-            return self._encode_stream(dataset, with_label, source)
+            return self._encode_stream(dataset, with_label, source, group_field)
         if is_place(dataset):
             source = source or shown(dataset)
-            columns = [*self._columns, *([self._label_name()] if with_label else [])]
+            columns = self._columns(with_label, group_field)
             with rows_located(dataset, columns, csv=csv):
-                return self.encode_dataset(open_files(dataset, columns, csv=csv), with_label=with_label, source=source)
+                rows_of_files = open_files(dataset, columns, csv=csv)
+                return self.encode_dataset(rows_of_files, with_label=with_label, source=source, group_field=group_field)
         if not isinstance(dataset, datasets.Dataset):
-            dataset = self.read(dataset, with_label=with_label, source=source)
+            dataset = self.read(dataset, with_label=with_label, source=source, group_field=group_field)
         if len(dataset) == 0:
             raise InputError("there are no rows to encode; check the file or the filter that made them", source=source)
 
         # What is no field need not be read.
-        columns = [*self._columns, *([self._label_name()] if with_label else [])]
+        columns = self._columns(with_label, group_field)
         is_table = isinstance(dataset, pa.Table)
         raw = dataset if is_table else as_arrow(dataset.select_columns(columns))
 
@@ -321,7 +348,8 @@ class FlipProcessor(ProcessorMixin):
             return raw.slice(start, number) if is_table else raw[start : start + number]
 
         def encode(start: int) -> pa.Table:
-            return self.encode(rows(start, _BATCH_ROWS), first_row=start, with_label=with_label, source=source)
+            batch = rows(start, _BATCH_ROWS)
+            return self.encode(batch, first_row=start, with_label=with_label, source=source, group_field=group_field)
 
         def starts() -> Iterator[int]:
             # Before any thread needs them, and not at all where datasets has the rows encoded.
@@ -331,12 +359,18 @@ class FlipProcessor(ProcessorMixin):
         # The next batches are encoded while datasets writes one.
         batches = in_threads(encode, starts(), _num_threads())
         with contextlib.closing(batches):
-            encoded = datasets.Dataset(pa.concat_tables(batches)) if is_table else self._map(raw, batches, with_label)
+            encoded = (
+                datasets.Dataset(pa.concat_tables(batches))
+                if is_table
+                else self._map(raw, batches, [with_label] if group_field is None else [with_label, group_field])
+            )
         self._report_fallbacks(encoded.with_format("arrow"), rows, source)
         return encoded.with_format("numpy")
 
-    def _map(self, raw: datasets.Dataset, batches: Iterator[pa.Table], with_label: bool) -> datasets.Dataset:
-        """The batches as a dataset that lies where datasets keeps what it makes of `raw`."""
+    def _map(self, raw: datasets.Dataset, batches: Iterator[pa.Table], settings: Sequence[Any]) -> datasets.Dataset:
+        """The batches, which depend on some settings, as a dataset that lies where datasets keeps what it makes of
+        `raw`.
+        """
 
         def next_batch(indices: list[int]) -> pa.Table:
             batch = next(batches)
@@ -344,7 +378,7 @@ class FlipProcessor(ProcessorMixin):
                 raise RuntimeError(f"datasets asks for row {indices[0]} where {batch['row'][0]} comes next")
             return batch
 
-        parts = [_ENCODER, raw._fingerprint, self.content_hash(), with_label]
+        parts = [_ENCODER, raw._fingerprint, self.content_hash(), *settings]
         content = hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
         return raw.map(
             next_batch,
@@ -359,7 +393,7 @@ class FlipProcessor(ProcessorMixin):
         )
 
     def _encode_stream(
-        self, dataset: datasets.IterableDataset, with_label: bool, source: str | None
+        self, dataset: datasets.IterableDataset, with_label: bool, source: str | None, group_field: str | None
     ) -> datasets.IterableDataset:
         report = FallbackReport(self.vocabulary)
         where = source or "the stream"
@@ -368,8 +402,9 @@ class FlipProcessor(ProcessorMixin):
 
         def encode(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
             rows = typed_columns(columns, features)
-            table = self.read(rows, first_row=numbers[0], with_label=with_label, source=source)
-            encoded = self.encode(table, first_row=numbers[0], with_label=with_label, source=source)
+            settings: dict[str, Any] = {"with_label": with_label, "source": source, "group_field": group_field}
+            table = self.read(rows, first_row=numbers[0], **settings)
+            encoded = self.encode(table, first_row=numbers[0], **settings)
             report.add(encoded, table.slice)
             report.warn(where)
             found: dict[str, list[Any]] = encoded.to_pydict()
@@ -377,9 +412,8 @@ class FlipProcessor(ProcessorMixin):
 
         # Where a stream does not say its columns, its first row does.
         names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
-        columns = [*self._columns, *([self._label_name()] if with_label else [])]
-        nothing = pa.table({name: pa.array([], pa.string()) for name in columns})
-        schema = self.encode(nothing, with_label=with_label).schema
+        nothing = pa.table({name: pa.array([], pa.string()) for name in self._columns(with_label, group_field)})
+        schema = self.encode(nothing, with_label=with_label, group_field=group_field).schema
         # As Arrow tables, batches of a stream that was filtered may differ in their types.
         refuse_transform(dataset)
         encoded = dataset.with_format(None).map(
@@ -404,20 +438,24 @@ class FlipProcessor(ProcessorMixin):
             logger.warning("%s: fallbacks in %d rows: %s", where, report.num_rows, report.counted())
         report.warn(where)
 
-    def __call__(self, rows: Any, return_tensors: str | None = None, pad_to_multiple_of: int = 8) -> BatchFeature:
+    def __call__(
+        self, rows: Any, return_tensors: str | None = None, pad_to_multiple_of: int | None = None
+    ) -> BatchFeature:
         """What `FlipForCTR` takes.
 
         Args:
             rows: as in `encode`.
             return_tensors: "pt", "np", or None for lists.
-            pad_to_multiple_of: the text is padded to the longest row's length, rounded up to this.
+            pad_to_multiple_of: the text is padded to the longest row's length, rounded up to this; by default to
+                `flip_hf.data.ragged.padding_multiple()`, 8 with an accelerator and 2 without.
 
         Returns:
             `feature_ids` int64 (B, P), `input_ids` and `attention_mask` int64 (B, T).
         """
         encoded = self.encode(rows)
         text = Ragged.of(encoded["input_ids"])
-        padded = text.padded(self.tokenizer.pad_token_id, pad_to_multiple_of)
+        multiple = padding_multiple() if pad_to_multiple_of is None else pad_to_multiple_of
+        padded = text.padded(self.tokenizer.pad_token_id, multiple)
         num_positions = sum(f.num_positions for f in self.fields)
         arrays = {
             "feature_ids": np.array(encoded["feature_ids"].combine_chunks().flatten()).reshape(-1, num_positions),
@@ -513,10 +551,6 @@ class FlipProcessor(ProcessorMixin):
         if self.label is None:
             raise ValueError("this processor was fitted without a label column: FlipProcessor.fit(..., label='label')")
         return self.label
-
-    def _ignorable(self, label: str | None) -> list[str]:
-        """A label that is there but not asked for is no surprise."""
-        return [self.label] if self.label and not label else []
 
 
 def _tokens(template: TextTemplate, values: pa.Array) -> list[torch.Tensor]:

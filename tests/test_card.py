@@ -85,6 +85,19 @@ def test_a_card_without_test_rows_says_so(record):
     assert "model-index" not in parts(card)[0]
 
 
+def test_a_card_says_what_the_groups_are(record):
+    assert "weighted by rows" not in render_card(record, "org/name", {})
+    grouped = {"gauc": 0.625, "uauc": 0.6, "id_gauc": 0.61, "id_uauc": 0.59, "text_gauc": 0.58, "text_uauc": 0.57}
+    for split in ("validation", "test"):
+        record["result"][split] |= grouped
+    record["settings"]["data"]["group_field"] = "user_id"
+    card = render_card(record, "org/name", {})
+    assert "| GAUC | 0.6250 |  | 0.6250 |\n| UAUC | 0.6000 |  | 0.6000 |\n| GAUC of the ID-based model | 0.61" in card
+    assert "not what another seed would. GAUC and UAUC are AUCs among rows of the same user\\_id: GAUC is" in card
+    (index,) = parts(card)[0]["model-index"]
+    assert {"gauc", "uauc"} <= {metric["type"] for metric in index["results"][0]["metrics"]}
+
+
 def test_a_card_names_the_towers(record):
     assert "RecSys 2024): an ID-based model and a text encoder, whose" in render_card(record, "org/name", {})
     record["model"] |= {"mode": "text", "text_towers": None}
@@ -112,7 +125,8 @@ def test_names_from_strangers_have_no_effect(record, text):
     record["model"]["fields"] = [{"name": text, "kind": "categorical", "features": 5}]
     record["model"]["text_base_model"] = text
     record["data"]["files"] = [text]
-    record["settings"]["data"] = {"fields": [text], text: text}
+    record["settings"]["data"] = {"fields": [text], text: text, "group_field": text}
+    record["result"]["validation"]["gauc"] = 0.5
     card = render_card(record, "org/name", {})
     plain = render_card(record_of("plain", record, text), "org/name", {})
     metadata, tokens = parts(card)

@@ -16,7 +16,8 @@ from datasets import Dataset, DatasetDict
 from records import make_record
 from significance import delong, paired_t
 
-from flip_hf.metrics.functions import auc, gauc
+from flip_hf.metrics.auc import auc
+from flip_hf.metrics.gauc import gauc
 
 FOLDER = Path(__file__).parents[1] / "examples" / "experiments"
 MODELS = {

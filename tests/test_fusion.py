@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from flip_hf import FlipForCTR, FlipProcessor
-from flip_hf.metrics.functions import logloss
+from flip_hf.metrics.logloss import logloss
+from flip_hf.scoring import probabilities
 from flip_hf.training import fusion
-from flip_hf.training.evaluation import probabilities
 from flip_hf.training.fusion import fit_fusion
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from transformers import AutoProcessor, BertConfig
 
-from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipProcessor, processing_flip
+from flip_hf import FieldConfig, FlipConfig, FlipCTRCollator, FlipForCTR, FlipProcessor, processing_flip
 from flip_hf.data.fallbacks import count_fallbacks
+from flip_hf.data.groups import NO_GROUP
 from flip_hf.data.schema import Fallback, InputError
 from flip_hf.processing_flip import value_tokens
 
@@ -220,7 +221,6 @@ def test_calling_it_gives_what_the_model_takes(processor, click_rows):
     inputs = processor(rows, return_tensors="pt")
     assert set(inputs) == set(processor.model_input_names) == {"feature_ids", "input_ids", "attention_mask"}
     assert all(value.dtype == torch.int64 for value in inputs.values())
-    assert inputs["input_ids"].shape[1] % 8 == 0
     encoded = processor.encode(rows)["input_ids"].to_pylist()
     for ids, mask, expected in zip(inputs["input_ids"], inputs["attention_mask"], encoded, strict=True):
         assert ids[mask.bool()].tolist() == expected
@@ -232,6 +232,63 @@ def test_calling_it_gives_what_the_model_takes(processor, click_rows):
     text.vocab_size = len(processor.tokenizer)
     model = FlipForCTR(FlipConfig(text_config=text, fields=processor.fields, embedding_dim=4)).eval()
     assert model(**inputs).logits.shape == (5,)
+
+
+def test_a_column_groups_the_encoded_rows(processor, click_rows, tmp_path):
+    sessions = [None if i % 7 == 3 else f"s{i * i % 11}" for i in range(300)]
+    log = click_rows | {"session": sessions}
+    encoded = processor.encode(log, with_label=True, group_field="session")
+    groups = encoded["group"].to_pylist()
+    assert encoded.drop_columns(["group"]).equals(processor.encode(click_rows, with_label=True))
+    assert encoded["group"].type == pa.int64()
+    assert [group == NO_GROUP for group in groups] == [session is None for session in sessions]
+    assert len(set(zip(groups, sessions, strict=True))) == len(set(groups)) == len(set(sessions)), "one to one"
+    assert min(group for group in groups if group != NO_GROUP) >= 0
+
+    # The same value has the same number in every table, of whatever type and whether it is a field's or not.
+    last = processor.encode(pa.table(log).slice(250), first_row=250, group_field="session")
+    assert last["group"].to_pylist() == groups[250:]
+    users = processor.encode(click_rows, group_field="user_id")["group"].to_pylist()
+    as_strings = click_rows | {"user_id": [str(user) for user in click_rows["user_id"]]}
+    assert processor.encode(as_strings, group_field="user_id")["group"].to_pylist() == users
+    assert len(set(users)) == len(set(click_rows["user_id"]))
+
+    dataset = datasets.Dataset.from_dict(log)
+    pq.write_table(pa.table(log), tmp_path / "log.parquet")
+    for rows in (log, dataset, str(tmp_path / "log.parquet"), datasets.DatasetDict(train=dataset)):
+        found = processor.encode_dataset(rows, group_field="session")
+        found = found["train"] if isinstance(rows, datasets.DatasetDict) else found
+        assert found.with_format("arrow")[:].drop_columns(["label"]).equals(encoded.drop_columns(["label"]))
+    stream = processor.encode_dataset(dataset.to_iterable_dataset(), group_field="session")
+    assert [row["group"] for row in stream] == groups
+    dataset.save_to_disk(tmp_path / "kept")
+    for field, expected in ((None, None), ("session", groups), ("user_id", users)):
+        found = processor.encode_dataset(datasets.load_from_disk(tmp_path / "kept"), group_field=field)
+        assert ("group" in found.column_names) == (field is not None), "each is cached by itself"
+        assert field is None or found["group"][:].tolist() == expected
+
+
+def test_a_column_that_can_not_group_the_rows_is_refused(processor, click_rows, tmp_path):
+    with pytest.raises(InputError, match="field 'session': the column is missing"):
+        processor.encode(click_rows, group_field="session")
+    with pytest.raises(ValueError, match="group_field='label' is the label; name a column such as user_id"):
+        processor.encode_dataset(click_rows, group_field="label")
+    pq.write_table(pa.table(click_rows | {"score": [0.5] * 300}), tmp_path / "log.parquet")
+    with pytest.raises(InputError, match=r"log.parquet, field 'score', row 0, value 0.5: an id must be a whole number"):
+        processor.encode_dataset(str(tmp_path / "log.parquet"), group_field="score")
+
+
+@pytest.mark.parametrize(("available", "multiple"), [(True, 8), (False, 2)])
+def test_calling_it_pads_as_the_collators_do(processor, click_rows, monkeypatch, available, multiple):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)
+    rows = as_dicts(click_rows)[:5]
+    encoded = processor.encode(rows)
+    longest = max(map(len, encoded["input_ids"].to_pylist()))
+    assert longest % multiple, "else nothing is rounded up"
+    inputs = processor(rows, return_tensors="pt")
+    assert inputs["input_ids"].shape == (5, -(-longest // multiple) * multiple)
+    assert torch.equal(inputs["input_ids"], FlipCTRCollator(processor)(encoded)["input_ids"])
+    assert processor(rows, return_tensors="pt", pad_to_multiple_of=64)["input_ids"].shape[1] % 64 == 0
 
 
 def test_the_text_can_be_left_out(processor, click_rows, monkeypatch):

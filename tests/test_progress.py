@@ -6,7 +6,7 @@ import sys
 import datasets
 import tqdm.auto
 
-from flip_hf.training import progress
+from flip_hf import progress
 
 
 class Terminal(io.StringIO):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,14 @@ import pytest
 import torch
 from example_runs import EXAMPLES, lines, script
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, pipeline
 
 from flip_hf import FieldConfig, FlipForCTR, FlipProcessor
 from flip_hf.data.schema import InputError
 from flip_hf.hub.card import render_card
-from flip_hf.metrics.functions import auc
+from flip_hf.metrics.auc import auc
 from flip_hf.runs.data import open_click_log_file
 from flip_hf.training.checkpoints import replace_folder
 
@@ -118,6 +120,68 @@ def test_finetuning_keeps_the_best_model_and_reads_test_once(workplace, finetune
     report = json.loads(output.read_text())
     assert report["metrics"]["auc"] == pytest.approx(record["result"]["test"]["auc"], abs=1e-6)
     assert report["fallbacks"]["kind"]["missing"] > 0
+
+
+def areas_by_group(groups, labels, logits):
+    """Rows and AUC of each group with both labels."""
+    found = []
+    for group in sorted({group for group in groups if group is not None}):
+        of_group = np.array([other == group for other in groups])
+        if len(set(labels[of_group])) == 2:
+            found.append((of_group.sum(), roc_auc_score(labels[of_group], logits[of_group])))
+    return zip(*found, strict=True)
+
+
+def test_a_column_that_is_no_field_groups_the_rows(workplace, finetuned, pretrained, tmp_path):
+    draw = random.Random(3)
+    flags, sessions = ["--data.group_field", "session"], {}
+    for split in ("train", "validation", "test"):
+        table = pq.read_table(workplace / f"{split}.parquet")
+        sessions[split] = [draw.choice(["a", "b", "c", "d", "once", None]) for _ in range(len(table))]
+        pq.write_table(table.append_column("session", pa.array(sessions[split])), tmp_path / f"{split}.parquet")
+        flags += [f"--data.{split}_file", str(tmp_path / f"{split}.parquet")]
+    common = ["--config", str(workplace / "config.yaml"), *flags]
+    folder = tmp_path / "grouped"
+    start = ["--pretrained", str(pretrained / "model"), "--training.num_train_epochs", "3"]
+    script("finetune")([*common, "--output_dir", str(folder), *start])
+
+    record = json.loads((folder / "run.json").read_text())
+    plain = json.loads((finetuned / "run.json").read_text())
+    grouped = {f"{tower}{name}" for tower in ("", "id_", "text_") for name in ("gauc", "uauc")}
+    for split in ("validation", "test"):
+        found, other = record["result"][split], plain["result"][split]
+        assert found.keys() - other.keys() == grouped
+        # The same run otherwise: the column is no field.
+        assert {name: found[name] for name in other} == other
+    assert lines(folder, "test")[0]["text_uauc"] == record["result"]["test"]["text_uauc"]
+    assert all(grouped <= set(line) for line in lines(folder, "validation"))
+    scores = pq.read_table(folder / "test_scores.parquet").to_pydict()
+    labels = np.array(scores["labels"])
+    for tower in ("", "id_", "text_"):
+        rows, areas = areas_by_group(sessions["test"], labels, np.array(scores[f"{tower}logits"]))
+        assert record["result"]["test"][f"{tower}gauc"] == pytest.approx(np.average(areas, weights=rows), abs=1e-6)
+        assert record["result"]["test"][f"{tower}uauc"] == pytest.approx(np.mean(areas), abs=1e-6)
+    assert [group == -1 for group in scores["groups"]] == [session is None for session in sessions["test"]]
+    card = render_card(record, "org/name", {})
+    assert f"| UAUC | {record['result']['test']['uauc']:.4f} |" in card
+    assert "AUCs among rows of the same session: " in card
+
+    config = json.loads((workplace / "config.yaml").read_text())["data"]
+    (tmp_path / "data.yaml").write_text(json.dumps({"data": config}))
+    arguments = ["--config", str(tmp_path / "data.yaml"), "--model", str(folder / "model"), *flags]
+    script("evaluate_model")([*arguments, "--output", str(tmp_path / "metrics.json"), "--slices", "[kind]"])
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    for name in ("gauc", "id_uauc"):
+        assert report["metrics"][name] == pytest.approx(record["result"]["test"][name], abs=1e-6)
+    assert {"gauc", "uauc"} <= set(report["slices"]["seen"])
+
+    # Pretraining has no clicks to group, and reads files without the column.
+    reused = ["--config", str(workplace / "config.yaml"), "--data.group_field", "session"]
+    script("pretrain")([*reused, "--output_dir", str(tmp_path / "pretrained"), "--training.max_steps", "1"])
+    with pytest.raises(InputError, match=r"train.parquet.*field 'session'.*the column is missing.* 'user_id', 'title'"):
+        script("finetune")([*reused, "--output_dir", str(tmp_path / "none")])
+    with pytest.raises(ValueError, match=r"data\.group_field: 'clicked' is the label; name a column such as user_id"):
+        script("finetune")([*common, "--data.group_field", "clicked", "--output_dir", str(tmp_path / "label")])
 
 
 def test_the_fusion_may_be_of_validation_rows(workplace, pretrained, tmp_path):
@@ -234,7 +298,7 @@ def test_predict_with_a_text_budget_is_the_pipelines(workplace, finetuned, tmp_p
     assert sum(score["text_probability"] is not None for score in scores) == 15 + 15 + 6
     for score, result in zip(scores, expected, strict=True):
         assert {name: score[name] for name in result} == pytest.approx(result, abs=1e-6)
-    with pytest.raises(ValueError, match=r"text_budget=0.3 is a share from 0 to 1, for a model of both towers"):
+    with pytest.raises(ValueError, match=r"text_budget=0.3 needs a model of both towers; this one is in mode='id'"):
         script("predict")([*arguments, "--text_budget", "0.3", "--mode", "id"])
 
 

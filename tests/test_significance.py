@@ -11,7 +11,8 @@ from scipy import stats
 from significance import Comparison, delong, paired_bootstrap, paired_t
 from sklearn.metrics import roc_auc_score
 
-from flip_hf.metrics.functions import auc, logloss
+from flip_hf.metrics.auc import auc
+from flip_hf.metrics.logloss import logloss
 
 # A label and two scores, few enough to tie often.
 ROWS = st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 6)), min_size=4, max_size=60)

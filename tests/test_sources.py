@@ -379,6 +379,9 @@ def test_a_named_dataset_may_show_some_of_its_fields(monkeypatch):
     assert list(log.fields) == [FieldConfig("item", max_tokens=5, show_oov=False)]
     with pytest.raises(ValueError, match=r"data\.fields: 'time' is not a field of tiny: user, item"):
         load_click_log(DataSettings(source="tiny", fields=["user", "time"]))
+    assert load_click_log(DataSettings(source="tiny", group_field="timestamp")).group_field == "timestamp"
+    with pytest.raises(ValueError, match=r"data\.group_field: 'time' is not a column of tiny: label, timestamp, user"):
+        load_click_log(DataSettings(source="tiny", group_field="time"))
 
 
 def test_a_field_that_the_processor_does_not_know_is_named(processor, click_rows):

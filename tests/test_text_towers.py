@@ -13,7 +13,7 @@ from transformers import AutoConfig, BertConfig, pipeline
 from flip_hf import FlipConfig, FlipCTRCollator, FlipForCTR, FlipForPreTraining, FlipProcessor
 from flip_hf.export import OnnxScorer, export_onnx, export_program
 from flip_hf.integrations.ray import BatchScorer
-from flip_hf.metrics.functions import compute_metrics
+from flip_hf.metrics import compute_metrics
 
 USER, ITEM = ["user_id", "gender", "age"], ["title", "genre"]
 TOWERS = [USER, ITEM]

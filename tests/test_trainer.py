@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -28,6 +29,7 @@ from flip_hf import (
 )
 from flip_hf.nn.attention import CPU_ATTENTION
 from flip_hf.nn.dropout import ByteDropout
+from flip_hf.scoring import click_logits, probabilities
 from flip_hf.training import loop
 from flip_hf.training.evaluation import evaluate_ctr, evaluate_pretraining
 from flip_hf.training.settings import TrainingSettings
@@ -228,6 +230,55 @@ def test_evaluation_gives_the_metrics(processor, rows, tmp_path, mode):
     logits = logits[0] if isinstance(logits, tuple) else logits
     with torch.no_grad():
         np.testing.assert_allclose(logits, model(**collator(list(without_labels))).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["joint", "id"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"train_sampling_strategy": "group_by_length"}], ids=["in order", "by length"]
+)
+def test_groups_give_metrics_within_them(processor, click_rows, tmp_path, mode, settings):
+    users = [None if i % 9 == 4 else user for i, user in enumerate(click_rows["user_id"])]
+    log = Dataset.from_dict(click_rows | {"user": users}).select(range(NUM_ROWS))
+    rows = processor.encode_dataset(log, group_field="user")
+    model, collator = build(FlipForCTR, processor, mode=mode), FlipCTRCollator(processor, mode)
+    for columns in ({}, {"remove_unused_columns": False}):
+        batches = {"per_device_eval_batch_size": 20, "per_device_train_batch_size": 20, "max_steps": 2}
+        given = arguments(tmp_path, **batches, **settings, **columns)
+        trainer = FlipTrainer(model, given, collator, rows, rows, compute_metrics=click_metrics)
+        trainer.train()
+        found = trainer.evaluate()
+        logits = click_logits(model, rows, collator, 20)
+        labels, known = logits["labels"], np.array([user is not None for user in log["user"]])
+        clicks, of = probabilities(logits["logits"]), np.array(log["user"], dtype=object)
+        by_user = {
+            user: roc_auc_score(labels[of == user], clicks[of == user])
+            for user in set(of[known].tolist())
+            if len(set(labels[of == user].tolist())) == 2
+        }
+        assert len(by_user) > 5
+        sizes = [(of == user).sum() for user in by_user]
+        assert found["eval_gauc"] == pytest.approx(np.average(list(by_user.values()), weights=sizes), abs=1e-6)
+        assert found["eval_uauc"] == pytest.approx(np.mean(list(by_user.values())), abs=1e-6)
+        assert ("eval_text_uauc" in found) == (mode == "joint")
+        assert found["eval_auc"] == pytest.approx(roc_auc_score(labels, clicks), abs=1e-6)
+        predicted = trainer.predict(rows)
+        assert [len(part) for part in predicted.label_ids] == [NUM_ROWS] * 2
+        assert predicted.metrics["test_gauc"] == pytest.approx(found["eval_gauc"], abs=1e-6)
+    assert trainer.data_collator is collator
+    plain = trainer.predict(rows.remove_columns("group"))
+    assert isinstance(plain.label_ids, np.ndarray)
+    assert "test_gauc" not in plain.metrics
+
+
+def test_a_stream_is_evaluated_within_groups(processor, click_rows, rows, tmp_path):
+    stream = Dataset.from_dict(click_rows).select(range(NUM_ROWS)).to_iterable_dataset()
+    model, collator = build(FlipForCTR, processor), FlipCTRCollator(processor)
+    encoded = processor.encode_dataset(stream, group_field="user_id")
+    given = arguments(tmp_path, per_device_eval_batch_size=20)
+    found = FlipTrainer(model, given, collator, compute_metrics=click_metrics).evaluate(encoded)
+    whole = processor.encode_dataset(Dataset.from_dict(click_rows).select(range(NUM_ROWS)), group_field="user_id")
+    expected = evaluate_ctr(model, whole, collator, 20, Accelerator(cpu=True), "")
+    assert {name: found[f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
 def test_pretraining_is_evaluated_and_predicts(processor, rows, tmp_path):

@@ -13,6 +13,7 @@ from flip_hf import FieldConfig
 from flip_hf.data.kinds import FieldValues, categorical
 from flip_hf.data.schema import InputError
 from flip_hf.data.vocabulary import FeatureVocabulary, value_hash
+from flip_hf.fields import feature_ranges, missing_id, oov_id
 
 FIELDS = [FieldConfig("user"), FieldConfig("item")]
 rows = st.lists(st.tuples(st.sampled_from("abcde") | st.none(), st.sampled_from("vwxyz") | st.none()), min_size=1)
@@ -49,6 +50,18 @@ def test_ids_and_counts_follow_the_data(pairs, cut, min_count):
     # Neither the order of the rows nor how they come in batches matters.
     parts = [part for part in (pairs[::-1][:cut], pairs[::-1][cut:]) if part]
     assert FeatureVocabulary.fit([batch(part) for part in parts], fields) == vocabulary
+
+
+def test_the_reserved_features_of_a_field_are_found_from_its_ranges():
+    fields = [FieldConfig("user"), FieldConfig("item"), FieldConfig("other", share_embedding="item")]
+    some = {name: strings(["a", None]) for name in ("user", "item", "other")}
+    vocabulary = FeatureVocabulary.fit([some], fields).extended([{name: strings(["b"]) for name in some}])
+    for i, ranges in enumerate(feature_ranges(vocabulary.fields)):
+        assert len(ranges) == 2, "the field was extended"
+        expected = [oov_id(ranges), missing_id(ranges)]
+        assert vocabulary.lookup(i, strings(["never seen", None])).tolist() == expected
+        owner = vocabulary.fields[vocabulary.owner(i)].name
+        assert [vocabulary.describe(n) for n in expected] == [(owner, "<oov>"), (owner, "<missing>")]
 
 
 @settings(max_examples=100, deadline=None)

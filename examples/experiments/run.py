@@ -29,12 +29,15 @@ from jobs import Job, run_jobs
 from recorded import add_line, add_scores, load_scores, machine_name, read_lines
 from significance import delong, paired_bootstrap
 
+from flip_hf.data.groups import group_ids
 from flip_hf.data.splits import load_splits
 from flip_hf.hub.card import public_record
-from flip_hf.metrics.functions import compute_metrics, logloss
+from flip_hf.metrics import compute_metrics
+from flip_hf.metrics.logloss import logloss
 from flip_hf.runs.curves import PANELS, read_curves
 from flip_hf.runs.script import run_script
-from flip_hf.training.evaluation import evidence, probabilities
+from flip_hf.scoring import probabilities
+from flip_hf.training.evaluation import evidence
 
 DATASET, USER, ITEM, LABEL = "movielens-100k", "user_id", "movie_id", "label"
 # Users and items with so few training rows are rare.
@@ -174,7 +177,8 @@ def measure(scores: Mapping[str, np.ndarray], run: PlannedRun) -> dict[str, Any]
     """Metrics of the test rows with intervals, calibration, GAUC and slices."""
     rows = rows_of(run.split, run.seed)
     labels, clicks = scores["labels"], probabilities(scores["logits"])
-    found = evidence(scores, rows["test"].with_format("numpy")[USER][:])
+    users = rows["test"].with_format("arrow").select_columns([USER])[:][USER]
+    found = evidence({**scores, "groups": group_ids(users, USER)})
     found["slices"] = {
         name: {"rows": int(mask.sum()), **(compute_metrics(labels[mask], clicks[mask]) if mask.any() else {})}
         for name, mask in slices(rows, run.settings.get("data.max_train_rows")).items()

@@ -13,13 +13,13 @@ for the Generalization Error, Machine Learning 52, 2003.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from flip_hf.metrics.functions import Metric, midranks
+from flip_hf.metrics.auc import midranks
 
 _LEVEL = 0.95
 
@@ -81,7 +81,7 @@ def paired_bootstrap(
     labels: np.ndarray,
     first: np.ndarray,
     second: np.ndarray,
-    metric: Metric,
+    metric: Callable[[np.ndarray, np.ndarray], float],
     *,
     resamples: int = 1000,
     seed: int = 0,
@@ -98,7 +98,7 @@ def paired_bootstrap(
         labels: 0 or 1 (rows,).
         first: click probabilities of a model (rows,).
         second: another's (rows,).
-        metric: of labels and probabilities, such as those of `METRICS`.
+        metric: of labels and probabilities, such as `flip_hf.metrics.logloss.logloss`.
         resamples: how many; no p is below 2 / (resamples + 1).
         seed: of the resamples.
         level: of the percentile interval.

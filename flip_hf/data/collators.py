@@ -19,20 +19,20 @@ from flip_hf.data.encoded_rows import (
 )
 from flip_hf.data.kinds import KINDS
 from flip_hf.data.masking import masked_fields, uniform
-from flip_hf.data.ragged import Ragged
+from flip_hf.data.ragged import Ragged, padding_multiple
 from flip_hf.data.schema import canonical_labels
 from flip_hf.data.template import NO_FIELD
 from flip_hf.fields import (
     IGNORED_LABEL,
     MASK_ID,
-    MISSING_OFFSET,
     MODES,
-    OOV_OFFSET,
     PADDING_ID,
     FieldConfig,
     check_fields,
     check_text_towers,
     feature_ranges,
+    missing_id,
+    oov_id,
     tabular_fields,
 )
 
@@ -51,8 +51,8 @@ class FlipCTRCollator:
             seed, the epoch and the row's number alone. The text says "missing" in the place of a field of which no
             feature is left, as it does of OOV ones, if the field's `show_oov` is off.
         seed: the run's seed; only read with `oov_dropout`.
-        pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this; by default to 8, which suits
-            an accelerator's matrix units, or to 2 where there is none.
+        pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this; by default to
+            `flip_hf.data.ragged.padding_multiple()`, 8 with an accelerator and 2 without.
         text_towers: the model's, `model.config.text_towers`; with them texts are cut into the towers' parts. A constant
             piece such as ` . genre is` goes with the value that it names, and what ends the text with the last one.
 
@@ -104,9 +104,7 @@ class FlipCTRCollator:
         self.pad_token_id: int = processor.tokenizer.pad_token_id
         self.mode = mode
         self.seed = seed
-        if pad_to_multiple_of is None:
-            pad_to_multiple_of = 8 if torch.accelerator.is_available() else 2
-        self.pad_to_multiple_of = pad_to_multiple_of
+        self.pad_to_multiple_of = padding_multiple() if pad_to_multiple_of is None else pad_to_multiple_of
         self.text_towers = text_towers
         self.epoch = 0
         self.num_positions = np.array([f.num_positions for f, _ in fields])
@@ -117,7 +115,8 @@ class FlipCTRCollator:
         bounds = np.array([ranges + [(0, 0)] * (num_ranges - len(ranges)) for _, ranges in fields], dtype=np.int64)
         self._first_ids, self._end_ids = np.repeat(bounds, self.num_positions, axis=0).transpose(2, 1, 0)
         # For each position its field's OOV feature, and how often to drop to it.
-        self._oov_ids = np.repeat([r[0][0] + OOV_OFFSET for _, r in fields], self.num_positions)
+        self._oov_ids = np.repeat([oov_id(ranges) for _, ranges in fields], self.num_positions)
+        self._missing_ids = np.repeat([missing_id(ranges) for _, ranges in fields], self.num_positions)
         self._oov_dropout = np.repeat([shares.get(f.name, 0.0) for f, _ in fields], self.num_positions)
         # The fields that the text hides where they are dropped: their places in the table, and in the text.
         self._hidden = [i for i, (f, _) in enumerate(fields) if not f.show_oov and shares.get(f.name, 0.0)]
@@ -236,7 +235,7 @@ class FlipCTRCollator:
         """The features that are replaced, bool (rows, positions)."""
         draws = uniform(self.seed, self.epoch, numbers, _OOV_STREAM, feature_ids.shape[1])
         # A value that is missing is not one that was never seen.
-        droppable = (feature_ids != PADDING_ID) & (feature_ids != self._oov_ids - OOV_OFFSET + MISSING_OFFSET)
+        droppable = (feature_ids != PADDING_ID) & (feature_ids != self._missing_ids)
         result: np.ndarray = droppable & (draws < self._oov_dropout)
         return result
 
@@ -287,8 +286,8 @@ class FlipPretrainingCollator:
         tabular_mask_ratio: share of the fields masked in the table; at least one field is.
         text_mask_unit: "field", or "token": then the ratio is that of all value tokens, of which at least one is
             masked, whatever their fields.
-        pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this; by default to 8, which suits
-            an accelerator's matrix units, or to 2 where there is none.
+        pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this; by default to
+            `flip_hf.data.ragged.padding_multiple()`, 8 with an accelerator and 2 without.
 
     Returns (when called with encoded rows, a list or an Arrow table of them):
         feature_ids, masked_feature_ids int64 (B, P); mtm_labels int64 (B, F), F the fields with features; input_ids,

@@ -11,7 +11,7 @@ import pyarrow as pa
 from flip_hf.data.kinds import KINDS
 from flip_hf.data.schema import Fallback
 from flip_hf.data.vocabulary import FeatureVocabulary
-from flip_hf.fields import MISSING_OFFSET, OOV_OFFSET, PADDING_ID, FieldConfig, feature_ranges, printable
+from flip_hf.fields import PADDING_ID, FieldConfig, feature_ranges, missing_id, oov_id, printable
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +40,16 @@ class FallbackReport:
         self._places = [i for i, f in enumerate(vocabulary.fields) if f.traits.has_features]
         fields = [vocabulary.fields[i] for i in self._places]
         ranges = feature_ranges(vocabulary.fields)
-        self._first_ids = np.array([own[0][0] for own in ranges])
+        # By unseen and missing, then by field.
+        reserved_ids = np.array([[reserved(own) for own in ranges] for reserved in _RESERVED])
         positions = np.array([f.num_positions for f in fields], dtype=np.int64)
         self._first_positions = positions.cumsum() - positions
-        self._position_ids = np.repeat(self._first_ids, positions)
+        self._position_ids = np.repeat(reserved_ids, positions, axis=1)
         fitted = vocabulary.counts
         totals = np.array([sum(fitted[first:end].sum() for first, end in own) for own in ranges])
-        # By field, for unseen and for missing values.
-        self._fitted_shares = np.stack([fitted[self._first_ids + o] for o in _OFFSETS]) / np.maximum(totals, 1)
+        self._fitted_shares = fitted[reserved_ids] / np.maximum(totals, 1)
         self._num_values = np.zeros(len(fields), dtype=np.int64)
-        self._numbers = np.zeros((len(_OFFSETS), len(fields)), dtype=np.int64)
+        self._numbers = np.zeros((len(_RESERVED), len(fields)), dtype=np.int64)
         self._examples: dict[int, str] = {}
         self._warned: set[tuple[int, int]] = set()
 
@@ -69,9 +69,8 @@ class FallbackReport:
         ids = np.concatenate([chunk.flatten().to_numpy() for chunk in encoded["feature_ids"].chunks])
         ids = ids.reshape(len(encoded), -1)
         self._num_values += self._by_field(ids != PADDING_ID)
-        for kind, offset in enumerate(_OFFSETS):
-            self._numbers[kind] += self._by_field(ids == self._position_ids + offset)
-        unseen = ids == self._position_ids + OOV_OFFSET
+        unseen, missing = (ids == of_kind for of_kind in self._position_ids)
+        self._numbers += [self._by_field(unseen), self._by_field(missing)]
         for i in np.flatnonzero(np.add.reduceat(unseen, self._first_positions, axis=1).any(axis=0)).tolist():
             if i not in self._examples:
                 end = self._first_positions[i] + self._vocabulary.fields[self._places[i]].num_positions
@@ -118,7 +117,7 @@ class FallbackReport:
             field = self._vocabulary.fields[self._places[i]]
             what = "values" if field.traits.is_bag else "rows"
             then, now = self._fitted_shares[kind, i], shares[kind, i]
-            if _OFFSETS[kind] == OOV_OFFSET:
+            if _RESERVED[kind] is oov_id:
                 values = self._vocabulary.valued(self._vocabulary.owner(self._places[i]))[1]
                 seen = f"seen in training: {values[0].as_py()!r}" if len(values) else "no value was kept in training"
                 message = f"unseen ({then:.0%} in training); {seen}; here: {self._examples[i]!r}"
@@ -128,7 +127,7 @@ class FallbackReport:
         return found
 
 
-_OFFSETS = (OOV_OFFSET, MISSING_OFFSET)
+_RESERVED = (oov_id, missing_id)
 
 
 def count_fallbacks(encoded: datasets.Dataset | pa.Table, fields: Sequence[FieldConfig]) -> dict[str, dict[str, int]]:

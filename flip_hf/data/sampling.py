@@ -1,6 +1,5 @@
 """The order in which rows are read."""
 
-import math
 from collections.abc import Iterator
 
 import datasets
@@ -22,18 +21,6 @@ def text_lengths(encoded: datasets.Dataset | pa.Table) -> np.ndarray:
         encoded = encoded.with_format("arrow").select_columns(["input_ids"])[:]
     chunks = encoded["input_ids"].chunks
     return np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks]).astype(np.int64)
-
-
-def least_sure(distances: np.ndarray, share: float) -> np.ndarray:
-    """The rows whose text is read where only a share of the texts may be: int64 (chosen,), in the rows' order.
-
-    Args:
-        distances: how far the ID-based model's prediction for each row is from no preference, of either sign (rows,).
-        share: of the rows, rounded up.
-    """
-    order = np.argsort(np.abs(distances), kind="stable")
-    chosen: np.ndarray = np.sort(order[: math.ceil(share * len(order))])
-    return chosen
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):

@@ -19,7 +19,9 @@ from flip_hf.fields import (
     NUM_SHARED_FEATURES,
     OOV_OFFSET,
     FieldConfig,
+    missing_id,
     num_features,
+    oov_id,
     owned_ranges,
 )
 
@@ -193,7 +195,7 @@ class FeatureVocabulary:
         owner = self._owners[field]
         if not KINDS[self.fields[owner].kind].remembers(self.fields[owner]):
             return None
-        return np.where(ids == self.ranges[owner][0][0] + OOV_OFFSET, -1, ids)
+        return np.where(ids == oov_id(self.ranges[owner]), -1, ids)
 
     def positions(self, field: int, values: FieldValues, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The columns of `feature_ids` that the field at that place takes.
@@ -207,10 +209,10 @@ class FeatureVocabulary:
             int64 (rows, num_positions); bool (rows,), which rows hold an OOV value; and bool (rows,), which had more
             values than positions.
         """
-        first = self.ranges[self._owners[field]][0][0]
-        kind = KINDS[self.fields[field].kind]
-        placed, cut = kind.arrange(ids, values, self.fields[field], first + OOV_OFFSET, first + MISSING_OFFSET)
-        return placed, (placed == first + OOV_OFFSET).any(axis=1), cut
+        ranges = self.ranges[self._owners[field]]
+        kind, unseen = KINDS[self.fields[field].kind], oov_id(ranges)
+        placed, cut = kind.arrange(ids, values, self.fields[field], unseen, missing_id(ranges))
+        return placed, (placed == unseen).any(axis=1), cut
 
     def valued(self, field: int) -> tuple[np.ndarray, pa.Array]:
         """The features of the field at that place that stand for a value: their ids, int64, and the values."""

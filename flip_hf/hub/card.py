@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from flip_hf.metrics import METRICS
 from flip_hf.standard_json import measures_json
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -30,7 +31,6 @@ _TOWERS = {
     "aligned text": "the text encoder of an aligned pair (FLIP_PLM)",
     "text_towers": "a text encoder, which reads the fields in groups, each by itself, with late fusion",
 }
-_NAMES = {"auc": "AUC", "logloss": "LogLoss", "ece": "ECE", "gauc": "GAUC"}
 # The task under which the Hub's search has it; there is none for click-through rates.
 _HUB_TASK = "tabular-classification"
 _MARK = "flip_hf wrote this card; the next push replaces it unless it was edited: sha256"
@@ -100,6 +100,7 @@ def render_card(record: Mapping[str, Any], repo_id: str, pictures: Mapping[str, 
         what=_TOWERS[_towers(record)],
         metrics=metrics,
         has_test="test" in result,
+        group_field=record["settings"]["data"].get("group_field") if "gauc" in result["validation"] else None,
         pictures=pictures,
         example=_example(record["model"]["fields"]),
         data=record["data"],
@@ -187,9 +188,9 @@ def _is_known(interval: Sequence[float | None] | None) -> bool:
 
 def _metric_name(name: str) -> str:
     tower, _, metric = name.rpartition("_")
-    shown = _NAMES.get(metric, metric)
-    if metric not in _NAMES:
+    if metric not in METRICS:
         return name.replace("_", " ")
+    shown = METRICS[metric].title
     return f"{shown} of the {'ID-based model' if tower == 'id' else 'text encoder'}" if tower else shown
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flip_hf.fields import MASK_ID, OOV_OFFSET, PADDING_ID
+from flip_hf.fields import MASK_ID, PADDING_ID, oov_id
 
 Ranges = Sequence[tuple[int, int]]
 """Ranges (first, end) of feature ids; the first one begins with the field's OOV feature."""
@@ -83,7 +83,7 @@ class FeatureEmbedding(nn.Module):
 
     def is_oov(self, feature_ids: torch.Tensor) -> torch.Tensor:
         """Which positions hold their field's OOV feature: int64 (B, P) -> bool (B, P)."""
-        oov = torch.tensor([ranges[0][0] + OOV_OFFSET for ranges in self.position_ranges], device=feature_ids.device)
+        oov = torch.tensor([oov_id(ranges) for ranges in self.position_ranges], device=feature_ids.device)
         return feature_ids == oov
 
     def _check(self, feature_ids: torch.Tensor) -> None:

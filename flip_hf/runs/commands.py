@@ -18,10 +18,10 @@ from flip_hf.runs.folder import RunFiles
 from flip_hf.runs.prediction import predict_file
 from flip_hf.runs.run import Run
 from flip_hf.runs.settings import CardSettings, EvaluateSettings, FinetuneSettings, PredictSettings, PretrainSettings
+from flip_hf.scoring import click_logits
 from flip_hf.standard_json import measures_json
 from flip_hf.training.checkpoints import replace_file
 from flip_hf.training.evaluation import (
-    click_logits,
     ctr_metrics,
     evaluate_ctr,
     evaluate_pretraining,

@@ -11,6 +11,7 @@ PANELS = {
     "loss": r"(.+_)?loss",
     "accuracy": r".+_accuracy",
     "AUC": r"(.+_)?auc",
+    "AUC within groups": r"(.+_)?[gu]auc",
     "LogLoss": r"(.+_)?logloss",
     "gradient norm": r"gradient_norm",
     "learning rate": r"(.+_)?learning_rate",

@@ -28,6 +28,7 @@ class ClickLog:
         description: what a run's record says of the data.
         places: the files of each split; empty for a named dataset.
         csv: how CSV files among them are written.
+        group_field: the column whose values group the rows; None without metrics within groups.
     """
 
     splits: DatasetDict
@@ -37,6 +38,7 @@ class ClickLog:
     description: dict[str, Any]
     places: Mapping[str, Place] = field(default_factory=dict)
     csv: CSVFormat | None = None
+    group_field: str | None = None
 
     def encode(self, processor: FlipProcessor, split: str, *, with_label: bool = True) -> Dataset:
         """A split's rows as `FlipProcessor.encode_dataset` gives them.
@@ -54,8 +56,14 @@ class ClickLog:
             raise ValueError(
                 f"the processor was fitted on {lacking[0]!r} too, and the log's fields are {', '.join(map(repr, own))}"
             )
-        with rows_located(self.places.get(split), own, optional=[self.label] if self.label else [], csv=self.csv):
-            return processor.encode_dataset(self.splits[split], with_label=with_label, source=self.sources[split])
+        columns = own if self.group_field is None else list(dict.fromkeys([*own, self.group_field]))
+        with rows_located(self.places.get(split), columns, optional=[self.label] if self.label else [], csv=self.csv):
+            return processor.encode_dataset(
+                self.splits[split],
+                with_label=with_label,
+                source=self.sources[split],
+                group_field=self.group_field,
+            )
 
 
 def load_click_log(
@@ -69,15 +77,17 @@ def load_click_log(
             the settings name none.
         split: "train", "validation" or "test" reads this split alone; by default training and validation rows must be
             there.
-        needs_label: whether every file must have the label column.
+        needs_label: whether every file must have the label column. Without labels rows are not grouped either.
 
     Raises:
-        ValueError: neither a named dataset nor files, or both; or a split that is needed is not there.
+        ValueError: neither a named dataset nor files, or both; or a split that is needed is not there; or
+            `data.group_field` is no column of the named dataset.
         InputError: a file can't be read or lacks a column.
         flip_hf.fetch.FetchError: the named dataset can't be had.
     """
     files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
     given = {name: path for name, path in files.items() if path is not None}
+    group_field = config.group_field if needs_label else None
     if (config.source is None) == (not given):
         raise ValueError("set either data.source or data.train_file and data.validation_file")
     if config.source is not None:
@@ -93,6 +103,10 @@ def load_click_log(
             fields = _chosen(config.fields, fields, config.source)
             if lost := set(config.histories) - {f.name for f in fields}:
                 raise ValueError(f"data.fields leaves out {min(lost)!r}, which data.histories asks for")
+        columns = splits["train"].column_names
+        if group_field is not None and group_field not in columns:
+            there = ", ".join(columns)
+            raise ValueError(f"data.group_field: {group_field!r} is not a column of {config.source}: {there}")
         places, sources = {}, {name: f"{config.source} ({name})" for name in splits}
         description: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
         description["histories"] = config.histories
@@ -112,10 +126,12 @@ def load_click_log(
         given = {split: given[split]} if split else given
         fields = as_fields(config.fields) if config.fields or processor is None else processor.fields
         label = config.label or (processor.label if processor else None) or LABEL
-        check_label(label, [f.name for f in fields])
+        check_label(label, [f.name for f in fields], group_field)
         splits = DatasetDict(
             {
-                name: open_click_log_file(place, fields, label, config.csv, needs_label=needs_label)
+                name: open_click_log_file(
+                    place, fields, label, config.csv, needs_label=needs_label, group_field=group_field
+                )
                 for name, place in given.items()
             }
         )
@@ -129,7 +145,7 @@ def load_click_log(
             splits[name] = splits[name].select(range(min(most, len(splits[name]))))
     description["rows"] = {name: len(rows) for name, rows in splits.items()}
     description["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
-    return ClickLog(splits, fields, label, sources, description, places, config.csv)
+    return ClickLog(splits, fields, label, sources, description, places, config.csv, group_field)
 
 
 def _chosen(
@@ -144,7 +160,13 @@ def _chosen(
 
 
 def open_click_log_file(
-    place: Place, fields: Sequence[FieldConfig], label: str, csv: CSVFormat | None = None, *, needs_label: bool = True
+    place: Place,
+    fields: Sequence[FieldConfig],
+    label: str,
+    csv: CSVFormat | None = None,
+    *,
+    needs_label: bool = True,
+    group_field: str | None = None,
 ) -> Dataset:
     """The columns of a click log's files as a Dataset on disk (`flip_hf.data.arrow_files.open_files`).
 
@@ -154,10 +176,13 @@ def open_click_log_file(
         label: the label column.
         csv: how CSV files are written.
         needs_label: whether it must be there; otherwise it is read if it is there.
+        group_field: another column that is wanted, which may be a field's.
 
     Raises:
         InputError: a file can't be read, lacks a column, or there are no rows.
     """
     names = [f.name for f in fields]
+    if group_field is not None and group_field not in names:
+        names.append(group_field)
     columns, optional = ([*names, label], []) if needs_label else (names, [label])
     return open_files(place, columns, optional=optional, csv=csv)

@@ -82,8 +82,8 @@ class RunFiles:
             file.write(measures_json(line) + "\n")
 
     def save_scores(self, scores: Mapping[str, np.ndarray]) -> None:
-        """Writes labels and logits, float32, a row for each test row in their order."""
-        pq.write_table(pa.table({name: values.astype(np.float32) for name, values in scores.items()}), self.scores)
+        """Writes labels and logits, and the groups where there are some, a row for each test row in their order."""
+        pq.write_table(pa.table(dict(scores)), self.scores)
 
     def draw(self, result: Mapping[str, Any]) -> bool:
         """Draws the log and, of a result with test rows, their calibration; False where matplotlib is not there."""

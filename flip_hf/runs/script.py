@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from flip_hf.data.schema import InputError
 from flip_hf.fields import printable
-from flip_hf.training.progress import use_lines_without_terminal
+from flip_hf.progress import use_lines_without_terminal
 from flip_hf.training.signals import SAME_SIGNAL_SECONDS, set_handlers
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -60,6 +60,9 @@ class DataSettings:
             saved settings are used.
         label: name of the label column in the files. The default is the label of the model to start from, or else
             "label". Files for pretraining may lack this column.
+        group_field: column whose values group the rows, such as `user_id`. It adds GAUC and UAUC, which are AUCs within
+            groups, to the metrics of clicks. The column need not be one of the fields; rows without a value do not
+            count in these two. Pretraining does not read it.
         max_train_rows: use only the first rows of the training split.
         max_validation_rows: use only the first rows of the validation split.
     """
@@ -75,6 +78,7 @@ class DataSettings:
     csv: CSVFormat = field(default_factory=CSVFormat, metadata=CHANGES_NO_WEIGHT)
     fields: list[str | dict[str, Any]] = field(default_factory=list)
     label: str | None = None
+    group_field: str | None = None
     max_train_rows: int | None = None
     max_validation_rows: int | None = None
 
@@ -84,7 +88,8 @@ class DataSettings:
                 FieldConfig.check_names(value)
         check_ranges(self, "data")
         if self.source is None:
-            check_label(self.label or LABEL, [f if isinstance(f, str) else f.get("name") for f in self.fields])
+            names = [f if isinstance(f, str) else f.get("name") for f in self.fields]
+            check_label(self.label or LABEL, names, self.group_field)
 
 
 @dataclass
@@ -335,8 +340,10 @@ def _errors_of_options(setting: str) -> Iterator[None]:
         raise ValueError(f"{setting}: {cause}") from error
 
 
-def check_label(label: str, fields: Sequence[str | None]) -> None:
-    """Raises a ValueError where the label column is one of the fields."""
+def check_label(label: str, fields: Sequence[str | None], group_field: str | None) -> None:
+    """Raises a ValueError where the label column is one of the fields or groups the rows."""
+    if label == group_field:
+        raise ValueError(f"data.group_field: {label!r} is the label; name a column such as user_id")
     if label in fields:
         raise ValueError(
             f"data.fields names {label!r}, which is the label: the model would read the answer. Leave it out of the "

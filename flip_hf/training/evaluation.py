@@ -7,90 +7,49 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from flip_hf.data.collator_checks import check_collator
 from flip_hf.data.encoded_rows import EncodedRows
+from flip_hf.data.groups import NO_GROUP
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
 from flip_hf.fields import FieldConfig
-from flip_hf.metrics.functions import bootstrap_intervals, calibration_bins, compute_metrics, gauc
-from flip_hf.training.progress import progress_bar
+from flip_hf.metrics import compute_metrics
+from flip_hf.metrics.ece import calibration_bins
+from flip_hf.metrics.intervals import bootstrap_intervals
+from flip_hf.progress import progress_bar
+from flip_hf.scoring import click_logits, probabilities
 from flip_hf.training.protocols import PreparedModel, PretrainingModel
-
-
-@torch.no_grad()
-def click_logits(
-    model: PreparedModel, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
-) -> dict[str, np.ndarray]:
-    """Logits of every tower that is built, and labels where the rows have them, float32 (rows,) in the rows' order.
-
-    Args:
-        model: a prepared `FlipForCTR`.
-        rows: encoded rows; without their texts where the model reads none.
-        collator: makes a batch of them.
-        batch_size: rows of a batch on each device; rows of like length share one.
-        accelerator: what prepared the model.
-        description: shown beside the progress bar.
-
-    Raises:
-        ValueError: the collator is not for this model.
-    """
-    check_collator(collator, model)
-    model.eval()
-    order = np.arange(len(rows))
-    if "input_ids" in rows.column_names:
-        order = np.argsort(text_lengths(rows), kind="stable")
-    loader = _loader(rows.select(order), collator, batch_size, accelerator)
-    parts: dict[str, list[np.ndarray]] = {}
-    for batch in progress_bar(loader, desc=description, disable=not accelerator.is_main_process, leave=False):
-        labels = batch.pop("labels", None)
-        output = model(**batch)
-        found = {name: output[name] for name in ("logits", "id_logits", "text_logits") if name in output}
-        if labels is not None:
-            found["labels"] = labels
-        for name, values in accelerator.gather_for_metrics(found).items():
-            parts.setdefault(name, []).append(values.float().cpu().numpy())
-    # The position at which each row was scored.
-    places = np.argsort(order)
-    return {name: np.concatenate(values)[places] for name, values in parts.items()}
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Click probabilities of logits, float64 (rows,)."""
-    result: np.ndarray = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    return result
 
 
 def evaluate_ctr(
     model: PreparedModel, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
 ) -> dict[str, float]:
-    """All of `METRICS` of the model's logits, and with both towers of each tower's, as `id_auc` and `text_auc`."""
+    """The metrics of the model's logits, and with both towers of each tower's, as `id_auc` and `text_auc`; those within
+    groups (GAUC, UAUC) where the rows were encoded with `group_field`.
+    """
     return ctr_metrics(click_logits(model, rows, collator, batch_size, accelerator, description))
 
 
-def ctr_metrics(scores: Mapping[str, np.ndarray], groups: np.ndarray | None = None) -> dict[str, float]:
+def ctr_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The metrics of `evaluate_ctr` from what `click_logits` returned.
 
     Args:
-        scores: what `click_logits` returned.
-        groups: with them also `gauc`, and with both towers `id_gauc` and `text_gauc`: AUC among the rows of a group,
-            such as a user's; integers or strings (rows,).
+        scores: what `click_logits` returned. With `groups` the metrics within groups are among the results, `gauc` and
+            `uauc`, and with both towers `id_gauc` and the like; rows without a group count in the others alone.
 
     Raises:
         ValueError: the rows had no label, or the groups are not as many as the rows.
     """
     labels = _labels(scores)
+    groups = np.ma.masked_equal(scores["groups"], NO_GROUP) if "groups" in scores else None
     both = "id_logits" in scores and "text_logits" in scores
     results: dict[str, float] = {}
     for name in ("logits", "id_logits", "text_logits") if both else ("logits",):
-        clicks = probabilities(scores[name])
-        metrics = compute_metrics(labels, clicks)
-        if groups is not None:
-            metrics["gauc"] = gauc(labels, clicks, groups)
+        metrics = compute_metrics(labels, probabilities(scores[name]), groups)
         results.update({name.removesuffix("logits") + metric: value for metric, value in metrics.items()})
     return results
 
@@ -104,23 +63,23 @@ def _labels(scores: Mapping[str, np.ndarray]) -> np.ndarray:
     return scores["labels"].astype(np.int8)
 
 
-def evidence(scores: Mapping[str, np.ndarray], groups: np.ndarray | None = None) -> dict[str, Any]:
+def evidence(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What a run's record holds of the test rows.
 
     Args:
         scores: what `click_logits` returned for them.
-        groups: as `ctr_metrics` takes them; `gauc` has no interval.
 
     Returns:
         `test`, the metrics of `ctr_metrics`; `test_rows`, their number; of the model's own logits `test_intervals`,
-        95% confidence intervals by metric, and `test_calibration`, the bins of a reliability diagram.
+        95% confidence intervals of the metrics that need no groups, and `test_calibration`, the bins of a reliability
+        diagram.
 
     Raises:
         ValueError: the groups are not as many as the rows.
     """
     labels, clicks = _labels(scores), probabilities(scores["logits"])
     return {
-        "test": ctr_metrics(scores, groups),
+        "test": ctr_metrics(scores),
         "test_rows": len(labels),
         "test_intervals": bootstrap_intervals(labels, clicks),
         "test_calibration": [asdict(found) for found in calibration_bins(labels, clicks)],
@@ -166,17 +125,6 @@ def slice_metrics(scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarr
         if mask.any():
             results[name] |= ctr_metrics({key: values[mask] for key, values in scores.items()})
     return results
-
-
-def _loader(rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator) -> Any:
-    # Not accelerator.prepare, which keeps every loader it is given, and with it the rows, for as long as it lives.
-    return prepare_data_loader(
-        DataLoader(EncodedRows(rows, collator.columns), batch_size=batch_size, collate_fn=collator),
-        accelerator.device,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
-        put_on_device=True,
-    )
 
 
 @torch.no_grad()

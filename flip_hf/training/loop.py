@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader
 from flip_hf.data.collator_checks import check_collator, check_training_rows
 from flip_hf.data.encoded_rows import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
+from flip_hf.progress import progress_bar
 from flip_hf.training.compiling import compile_text_encoder
 from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.meter import Progress, memory_in_use
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
-from flip_hf.training.progress import progress_bar
 from flip_hf.training.protocols import PreparedModel, RunFolder, TrainableModel
 from flip_hf.training.settings import TrainingSettings
 from flip_hf.training.signals import Stopped, StopSignals, delayed_signals, leave_signals_to_parent

@@ -1,14 +1,18 @@
 """What `transformers.Trainer` is told about FLIP; docs/trainer.md shows it at work."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import torch
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback
 
 from flip_hf.data.collator_checks import check_collator, check_training_rows
 from flip_hf.data.encoded_rows import check_stream
+from flip_hf.data.groups import GROUP_COLUMN
 from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.evaluation import ctr_metrics
 from flip_hf.training.loop import count_items
@@ -47,10 +51,14 @@ class CollatorEpochs(TrainerCallback):
 
 
 class FlipTrainer(Trainer):
-    """A Trainer whose pretraining losses are means over all that an optimiser step masks, and that is fast on a CPU.
+    """A Trainer whose pretraining losses are means over all that an optimiser step masks, which measures clicks within
+    groups, and which is fast on a CPU.
 
     A plain Trainer counts `labels` only, of which pretraining has none: it averages the means of the accumulated
     batches and processes, so an item weighs more in a batch that masks fewer. Finetuning is exact in both.
+
+    Where evaluation rows were encoded with `group_field`, `label_ids` is a tuple of the labels and the groups, int64
+    (rows,), in `predict` and for `compute_metrics`: then `click_metrics` gives GAUC and UAUC too.
 
     Raises:
         ValueError: the collator is not for the model, the training rows have no label or share row numbers that masks
@@ -82,6 +90,55 @@ class FlipTrainer(Trainer):
             totals = {name: total / self.accelerator.num_processes for name, total in totals.items()}
         return batches, totals
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """As Trainer's; batches hold the `groups` of rows that were encoded with `group_field`."""
+        with self._batches_with_groups():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """As Trainer's; batches hold the `groups` of rows that were encoded with `group_field`."""
+        with self._batches_with_groups():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _batches_with_groups(self) -> Iterator[None]:
+        collator = self.data_collator
+        self.data_collator = _WithGroups(collator)
+        try:
+            yield
+        finally:
+            self.data_collator = collator
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        # Else Trainer drops the column, which the model does not take.
+        columns: Any = self._signature_columns
+        if GROUP_COLUMN not in columns:
+            columns.append(GROUP_COLUMN)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """As Trainer's; with groups the labels are a tuple of labels and groups, which Trainer gathers alike."""
+        groups = inputs.pop("groups", None)
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        return loss, logits, labels if labels is None or groups is None else (labels, groups)
+
+
+class _WithGroups:
+    """A collator whose batches come with the groups of rows that have one."""
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: Any) -> dict[str, torch.Tensor]:
+        batch: dict[str, torch.Tensor] = self.collator(rows)
+        is_table = isinstance(rows, pa.Table)
+        if GROUP_COLUMN in (rows.column_names if is_table else rows[0]):
+            groups = rows[GROUP_COLUMN].to_pylist() if is_table else [int(row[GROUP_COLUMN]) for row in rows]
+            batch["groups"] = torch.tensor(groups)
+        return batch
+
 
 def _check(model: Any, args: Any, collator: Any, rows: Any, has_all_columns: bool = True) -> None:
     """Raises ValueError, before training, for what Trainer itself would not notice or not explain."""
@@ -98,14 +155,18 @@ def _check(model: Any, args: Any, collator: Any, rows: Any, has_all_columns: boo
 
 
 def click_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`compute_metrics` for `FlipForCTR`: all of `METRICS` of its logits, in joint mode also of each tower's
-    (`id_auc`, `text_auc`).
+    """`compute_metrics` for `FlipForCTR`: the metrics of its logits, in joint mode also of each tower's (`id_auc`,
+    `text_auc`).
 
     Args:
-        prediction: logits float (rows,) or a tuple of the model's logits and its towers'; labels (rows,).
+        prediction: logits float (rows,) or a tuple of the model's logits and its towers'; labels (rows,), or from
+            `FlipTrainer` a tuple of labels and groups, which adds GAUC and UAUC.
     """
     found: Any = prediction.predictions
     # One tower alone repeats the model's logits, under a name that nothing reads.
     names = ("logits", "id_logits", "text_logits")
     scores = dict(zip(names, found if isinstance(found, tuple) else (found,), strict=False))
-    return ctr_metrics(scores | {"labels": prediction.label_ids})
+    labels: Any = prediction.label_ids
+    if isinstance(labels, tuple):
+        labels, scores["groups"] = labels
+    return ctr_metrics(scores | {"labels": labels})

@@ -83,11 +83,13 @@ def test_every_parameter_is_used_in_every_mode(torchrun, click_log):
 
 
 @pytest.mark.parametrize("processes", [2, FOUR])
-def test_evaluation_counts_every_row_once(torchrun, click_log, processes):
-    found = torchrun("evaluation", processes, click_log=str(click_log))
+def test_evaluation_counts_every_row_once(torchrun, click_log, tmp_path, processes):
+    found = torchrun("evaluation", processes, click_log=str(click_log), folder=str(tmp_path / "trainer"))
     assert found["logits"] < 1e-6
     assert max(found["fusion"]) < 1e-5, "of every process"
     shared, alone = found["metrics"]
+    assert shared == pytest.approx(alone, abs=1e-7)
+    shared, alone = found["groups"]
     assert shared == pytest.approx(alone, abs=1e-7)
     for value, expected in found["pretraining"]:
         assert value == pytest.approx(expected, rel=1e-6)

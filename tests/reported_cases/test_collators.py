@@ -179,7 +179,7 @@ def test_a_processor_of_another_vocabulary_is_refused(processor, click_rows, fie
 
 
 def test_the_loop_refuses_what_does_not_belong_together(processor, click_rows, field_names, wordpiece, encoded):
-    from flip_hf.training.evaluation import click_logits
+    from flip_hf.scoring import click_logits
     from flip_hf.training.loop import train
 
     class NoRun:

@@ -3,12 +3,17 @@
 import numpy as np
 import torch
 from accelerate import Accelerator
-from common import build, check_processes, collator_of, load_log, report
+from common import ARGUMENTS, build, check_processes, collator_of, load_log, report
 from torch.nn.utils import parameters_to_vector
+from transformers import TrainingArguments
 
 from flip_hf import FlipForCTR, FlipForPreTraining
-from flip_hf.training.evaluation import click_logits, ctr_metrics, evaluate_pretraining
+from flip_hf.scoring import click_logits
+from flip_hf.training.evaluation import ctr_metrics, evaluate_pretraining
 from flip_hf.training.fusion import fit_fusion
+from flip_hf.training.trainer import FlipTrainer, click_metrics
+
+GROUPS = np.random.RandomState(0).randint(-1, 6, 37)
 
 accelerator = Accelerator(cpu=True)
 check_processes()
@@ -23,8 +28,20 @@ with torch.no_grad():
     output = model(**batch)
 expected = {name: output[name].numpy() for name in ("logits", "id_logits", "text_logits")}
 expected["labels"] = batch["labels"].numpy()
-found = click_logits(accelerator.prepare(model), rows, collator, 5, accelerator, "")
+grouped = rows.add_column("group", GROUPS)
+found = click_logits(accelerator.prepare(model), grouped, collator, 5, accelerator, "")
 assert {len(values) for values in found.values()} == {37}
+assert np.array_equal(found.pop("groups"), GROUPS)
+settings = TrainingArguments(
+    ARGUMENTS["folder"], per_device_eval_batch_size=5, use_cpu=True, disable_tqdm=True, report_to="none"
+)
+trainer = FlipTrainer(model, settings, collator, compute_metrics=click_metrics)
+of_trainer = trainer.predict(grouped)
+assert np.array_equal(of_trainer.label_ids[1], GROUPS)
+groups = [
+    [of_trainer.metrics[f"test_{name}"] for name in ("gauc", "id_uauc")],
+    [ctr_metrics(expected | {"groups": GROUPS})[name] for name in ("gauc", "id_uauc")],
+]
 assert np.array_equal(found["labels"], expected["labels"])
 logits = max(np.abs(found[name] - expected[name]).max() for name in expected)
 weights = []
@@ -46,4 +63,4 @@ expected = {**parts, "loss": output.loss, **output.metrics}
 losses = evaluate_pretraining(accelerator.prepare(model), rows, collator, 5, accelerator, "")
 assert set(losses) == set(expected)
 pretraining = [[losses[name], value.item()] for name, value in expected.items()]
-report({"logits": float(logits), "fusion": fusion, "metrics": metrics, "pretraining": pretraining})
+report({"logits": float(logits), "fusion": fusion, "metrics": metrics, "groups": groups, "pretraining": pretraining})

@@ -1,0 +1,288 @@
+"""Rows to click logits and probabilities, in one place.
+
+Evaluation calls `click_logits` with encoded rows and the Accelerator that prepared the model. The pipeline (and with it
+Ray) and the prediction of files call a `ClickScorer` with tables of raw rows, chunk by chunk: it also encodes them,
+counts their fallbacks and keeps to a budget of texts.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import send_to_device
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from flip_hf.data.collator_checks import check_collator
+from flip_hf.data.collators import FlipCTRCollator
+from flip_hf.data.encoded_rows import EncodedRows
+from flip_hf.data.fallbacks import FallbackReport
+from flip_hf.data.groups import GROUP_COLUMN
+from flip_hf.data.sampling import text_lengths
+from flip_hf.outputs import FlipForCTROutput
+from flip_hf.progress import progress_bar
+
+Forward: TypeAlias = Callable[[dict[str, torch.Tensor]], FlipForCTROutput]
+"""Calls a model on a batch without its labels."""
+
+_LOGITS = {"probability": "logits", "id_probability": "id_logits", "text_probability": "text_logits"}
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Click probabilities of logits, float64 (rows,); where logits are masked, so are the probabilities."""
+    # A masked array would mask what is NaN, too.
+    values = np.asarray(logits, np.float64)
+    with np.errstate(over="ignore"):
+        result: np.ndarray = 1 / (1 + np.exp(-values))
+    return np.ma.array(result, mask=logits.mask) if isinstance(logits, np.ma.MaskedArray) else result
+
+
+def probability_names(mode: str) -> dict[str, str]:
+    """What users read a model's probabilities as, with the logits that each is made of.
+
+    Args:
+        mode: the model's. One tower alone repeats the model's logits, so only a joint model has probabilities of its
+            towers.
+    """
+    return dict(_LOGITS if mode == "joint" else {"probability": "logits"})
+
+
+def click_logits(
+    model: Any,
+    rows: Dataset | pa.Table,
+    collator: Any,
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+    description: str | None = None,
+) -> dict[str, np.ndarray]:
+    """Logits of every tower that is built, in the rows' order.
+
+    Args:
+        model: a `FlipForCTR`; with an accelerator prepared.
+        rows: encoded rows; without their texts where the model reads none.
+        collator: makes a batch of them.
+        batch_size: rows of a batch on each device; rows of like length share one.
+        accelerator: what prepared the model. Its processes share the rows, and each gets the logits of all of them.
+            Without one, this process scores them on the model's device.
+        description: shown beside a progress bar; without it there is no bar.
+
+    Returns:
+        `logits`, and of each tower `id_logits` and `text_logits`, float32 (rows,). Where the rows have them also
+        `labels`, float32 (rows,), and `groups`, int64 (rows,), as `FlipProcessor.encode` numbers them.
+
+    Raises:
+        ValueError: the collator is not for this model.
+    """
+    check_collator(collator, model)
+    model.eval()
+
+    def forward(batch: dict[str, torch.Tensor]) -> FlipForCTROutput:
+        # An accelerator's loader has put it on the device already.
+        output: FlipForCTROutput = model(**(batch if accelerator is not None else send_to_device(batch, model.device)))
+        return output
+
+    scores = _scored(forward, rows, collator, batch_size, accelerator, description)
+    if GROUP_COLUMN in rows.column_names:
+        # Not by the batches: every process holds all rows, and the logits are in their order.
+        table = rows if isinstance(rows, pa.Table) else rows.select_columns([GROUP_COLUMN]).with_format("arrow")[:]
+        scores["groups"] = table[GROUP_COLUMN].to_numpy()
+    return scores
+
+
+class ClickScorer:
+    """Scores tables of rows as users hold them.
+
+    With a text budget it is a cascade: the ID-based tower of a joint model scores all rows, and both towers those that
+    it is least sure of. The texts of the others are not even made.
+
+    Args:
+        model: a `FlipForCTR`; with an accelerator prepared.
+        processor: the processor that was saved with the model.
+        collator: makes batches for the model.
+        accelerator: as in `click_logits`.
+        forward: calls the model on a batch in place of `call_model`, such as to put the batch on a device first.
+
+    Attributes:
+        report: the fallbacks of all rows that were scored; texts that were cut are not counted with a text budget.
+
+    Raises:
+        ValueError: the collator is not for this model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        collator: Any,
+        accelerator: Accelerator | None = None,
+        forward: Forward | None = None,
+    ) -> None:
+        check_collator(collator, model)
+        self.report = FallbackReport(processor.vocabulary)
+        self._model = model
+        self._processor = processor
+        self._collator = collator
+        self._accelerator = accelerator
+        self._forward = forward or self.call_model
+        self._plain = model if accelerator is None else accelerator.unwrap_model(model)
+        self._mode: str = self._plain.config.mode
+
+    def __call__(
+        self,
+        table: pa.Table,
+        batch_size: int,
+        *,
+        text_budget: float | None = None,
+        first_row: int = 0,
+        source: str | None = None,
+        description: str | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Scores some rows.
+
+        Args:
+            table: at least one row, as `FlipProcessor.read` returns them.
+            batch_size: rows of a batch on each device; rows of like length share one.
+            text_budget: the share of the rows whose text is read, from 0 to 1; all rows' by default.
+            first_row: number of the first row, for errors.
+            source: where the rows come from, for errors.
+            description: as in `click_logits`.
+
+        Returns:
+            Logits of every tower that is built, by name, float32 (rows,) in the rows' order. With a text budget
+            `text_logits` is masked where the text was not read, and `logits` is the ID-based tower's there.
+
+        Raises:
+            InputError: a value can't be an id.
+            ValueError: `text_budget` is no share, or the model has not both towers.
+        """
+        check_text_budget(text_budget, self._mode)
+        reads_text = self._mode != "id" and text_budget is None
+        encoded = self._processor.encode(table, first_row=first_row, with_text=reads_text, source=source)
+        self.report.add(encoded, table.slice)
+        if text_budget is None:
+            return self._scored(encoded, self._collator, batch_size, description)
+        logits = self._scored(encoded, self._id_collator, batch_size, description)
+        logits["text_logits"] = np.ma.masked_all(len(table), np.float32)
+        chosen = least_sure(logits["logits"], text_budget)
+        if len(chosen):
+            # No error is left to find in these rows, and their fallbacks are counted.
+            encoded = self._processor.encode(table.take(chosen))
+            with_text = None if description is None else f"{description}, with their texts"
+            for name, values in self._scored(encoded, self._collator, batch_size, with_text).items():
+                logits[name][chosen] = values
+        return logits
+
+    def call_model(self, batch: dict[str, torch.Tensor]) -> FlipForCTROutput:
+        """The model's output; that of a joint model's ID-based tower for a batch without texts."""
+        model = self._model if "input_ids" in batch else self._without_text
+        if model.training:
+            # The caller may go on training it between two calls.
+            model.eval()
+        output: FlipForCTROutput = model(**batch)
+        return output
+
+    def _scored(
+        self, encoded: pa.Table, collator: Any, batch_size: int, description: str | None
+    ) -> dict[str, np.ndarray]:
+        return _scored(self._forward, encoded, collator, batch_size, self._accelerator, description)
+
+    @cached_property
+    def _id_collator(self) -> FlipCTRCollator:
+        return FlipCTRCollator(self._processor, "id")
+
+    @cached_property
+    def _without_text(self) -> Any:
+        if self._mode != "joint":
+            return self._model
+        tower = self._plain.in_mode("id")
+        if self._accelerator is None:
+            return tower
+        return self._accelerator.prepare_model(tower, device_placement=True, evaluation_mode=True)
+
+
+def check_text_budget(text_budget: float | None, mode: str) -> None:
+    """Raises a ValueError unless a model can keep to a text budget.
+
+    Args:
+        text_budget: the share of the rows whose text is read; None is no budget.
+        mode: the model's.
+    """
+    if text_budget is None:
+        return
+    if mode != "joint":
+        raise ValueError(f"text_budget={text_budget} needs a model of both towers; this one is in mode={mode!r}")
+    if not 0 <= text_budget <= 1:
+        raise ValueError(f"text_budget={text_budget} is a share of the rows, from 0 to 1")
+
+
+def least_sure(logits: np.ndarray, share: float) -> np.ndarray:
+    """The rows that a model is least sure of: int64 (chosen,), in the rows' order.
+
+    They are those whose logits are nearest to 0. Probabilities would not do: of rows that the model is fairly sure of
+    they are all 0 or 1.
+
+    Args:
+        logits: the ID-based tower's (rows,).
+        share: of the rows, rounded up.
+    """
+    order = np.argsort(np.abs(logits), kind="stable")
+    chosen: np.ndarray = np.sort(order[: math.ceil(share * len(order))])
+    return chosen
+
+
+@torch.no_grad()
+def _scored(
+    forward: Forward,
+    rows: Dataset | pa.Table,
+    collator: Any,
+    batch_size: int,
+    accelerator: Accelerator | None,
+    description: str | None,
+) -> dict[str, np.ndarray]:
+    """What `click_logits` returns, without groups."""
+    order = np.arange(len(rows))
+    if "input_ids" in rows.column_names:
+        order = np.argsort(text_lengths(rows), kind="stable")
+    batches = _batches(EncodedRows(rows, collator.columns), order, collator, batch_size, accelerator)
+    if description is not None:
+        is_main = accelerator is None or accelerator.is_main_process
+        batches = progress_bar(batches, desc=description, disable=not is_main, leave=False)
+    parts: dict[str, list[np.ndarray]] = {}
+    for batch in batches:
+        labels = batch.pop("labels", None)
+        output = forward(batch)
+        found = {name: output[name] for name in _LOGITS.values() if name in output}
+        if labels is not None:
+            found["labels"] = labels
+        if accelerator is not None:
+            found = accelerator.gather_for_metrics(found)
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values.float().cpu().numpy())
+    # The position at which each row was scored.
+    places = np.argsort(order)
+    return {name: np.concatenate(values)[places] for name, values in parts.items()}
+
+
+def _batches(
+    rows: EncodedRows, order: np.ndarray, collator: Any, batch_size: int, accelerator: Accelerator | None
+) -> Iterable[dict[str, torch.Tensor]]:
+    if accelerator is None:
+        # A loader would take longer to start than a single row takes to score.
+        parts = (order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size))
+        return (collator(rows.__getitems__(part)) for part in parts)
+    loader: Any = DataLoader(rows, batch_size, sampler=order.tolist(), collate_fn=collator)
+    # Not accelerator.prepare, which keeps every loader it is given, and with it the rows, for as long as it lives.
+    prepared: Iterable[dict[str, torch.Tensor]] = prepare_data_loader(
+        loader,
+        accelerator.device,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        put_on_device=True,
+    )
+    return prepared
