@@ -102,7 +102,8 @@ class FlipProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """What calling the processor returns."""
-        return ["feature_ids", "input_ids", "attention_mask"]
+        # Trainer groups rows by the length of the first one.
+        return ["input_ids", "attention_mask", "feature_ids"]
 
     @property
     def _columns(self) -> list[str]:

@@ -53,7 +53,16 @@ ALLOWED = {
         "hub",
         "standard_json",
     },
-    "__init__": {"fields", "configuration_flip", "modeling_flip", "processing_flip", "data", "pipeline"},
+    "__init__": {
+        "fields",
+        "configuration_flip",
+        "modeling_flip",
+        "processing_flip",
+        "data",
+        "pipeline",
+        "training",
+        "hub",
+    },
 }
 
 

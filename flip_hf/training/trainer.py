@@ -1,15 +1,29 @@
 """What `transformers.Trainer` is told about FLIP; docs/trainer.md shows it at work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import torch
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from torch.utils.data import Dataset as TorchDataset
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
-from flip_hf.data.collators import check_collator, check_stream, check_training_rows
+from flip_hf.data.collators import (
+    FlipCTRCollator,
+    FlipPretrainingCollator,
+    check_collator,
+    check_stream,
+    check_training_rows,
+    find_flip_model,
+)
+from flip_hf.data.files import is_place, stream_tables
+from flip_hf.data.tables import column_names
 from flip_hf.training.evaluation import ctr_metrics
 from flip_hf.training.loop import count_items
+
+# By these, rows that are encoded are known.
+_VIEWS = {"feature_ids", "input_ids"}
 
 
 class CollatorEpochs(TrainerCallback):
@@ -28,8 +42,10 @@ class CollatorEpochs(TrainerCallback):
 
     def __init__(self, collator: Any) -> None:
         self.collator = collator
+        self._num_passes = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._num_passes = 0
         if args.dataloader_persistent_workers:
             raise ValueError(
                 "workers that outlive an epoch keep the masks of the first one; set dataloader_persistent_workers=False"
@@ -40,26 +56,137 @@ class CollatorEpochs(TrainerCallback):
         _check(kwargs["model"], args, self.collator, getattr(loader, "dataset", None))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # A fraction where training resumes within an epoch.
-        self.collator.set_epoch(int(state.epoch))
+        # A fraction where training resumes within an epoch, and where a stream begins again.
+        self.collator.set_epoch(max(int(state.epoch), self._num_passes))
+        self._num_passes += 1
 
 
 class FlipTrainer(Trainer):
-    """A Trainer whose pretraining losses are means over all that an optimiser step masks.
+    """A Trainer that takes rows as users have them, and whose pretraining losses are means over all that a step masks.
+
+    With `processing_class=processor`, every data set may be rows in any form that `FlipProcessor.encode_dataset` takes:
+    a DataFrame, a `datasets.Dataset`, an Arrow table, a list of dicts, files. FlipTrainer encodes them, makes the
+    model's collator where `data_collator` is not given, and saves the processor beside each model that it saves. Rows
+    that are encoded already are taken as they are.
+
+    FlipTrainer never changes `args`. `remove_unused_columns` removes only what the collator does not read. If batches
+    depend on the epoch, as masks do, a `CollatorEpochs` is added. If `compute_metrics` is not given, a `FlipForCTR` is
+    evaluated by `click_metrics`.
 
     A plain Trainer counts `labels` only, of which pretraining has none: it averages the means of the accumulated
     batches and processes, so an item weighs more in a batch that masks fewer. Finetuning is exact in both.
 
+    Args:
+        model: `FlipForPreTraining` or `FlipForCTR`, or a wrapper around one, such as PEFT's.
+        args: as in Trainer.
+        data_collator: by default `FlipPretrainingCollator(processor)` or `FlipCTRCollator(processor)` in the model's
+            mode; its seed is `args.data_seed`, or else `args.seed`.
+        train_dataset: training rows; `FlipForCTR` needs the processor's label column.
+        eval_dataset: the same, or a dict of such rows by name. A dict that has all of the processor's fields as keys is
+            one set of rows, a dict of columns.
+        processing_class: the model's processor. Only encoded rows with a `data_collator` can do without it.
+        more: as in Trainer.
+        kwargs: as in Trainer.
+
     Raises:
-        ValueError: the collator is not for the model, the training rows have no label or share row numbers that masks
-            are a function of, several workers read a stream and batches depend on row numbers, or
-            `label_smoothing_factor` is set.
+        InputError: rows can't be encoded; says which row, field and value.
+        ValueError: rows are not encoded and there is no processor; the collator is not for the model, the training rows
+            have no label or share row numbers that masks are a function of, several workers read a stream and batches
+            depend on row numbers, or `label_smoothing_factor` is set.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        has_all_columns = not self.args.remove_unused_columns
-        _check(self.model, self.args, self.data_collator, self.train_dataset, has_all_columns)
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *more: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, *more, **kwargs)
+        _, self._kind = find_flip_model(self.model) or (None, "")
+        if data_collator is None:
+            self.data_collator = self._default_collator()
+        self.train_dataset = self._encoded(train_dataset, "train_dataset")
+        self.eval_dataset = self._encoded_parts(eval_dataset, "eval_dataset")
+        _check(self.model, self.args, self.data_collator, self.train_dataset)
+        if getattr(self.data_collator, "reads_numbers", False) and not any(
+            isinstance(callback, CollatorEpochs) for callback in self.callback_handler.callbacks
+        ):
+            self.add_callback(CollatorEpochs(self.data_collator))
+        # The metrics need all rows at once.
+        if self._kind == "FlipForCTR" and self.compute_metrics is None and not self.args.batch_eval_metrics:
+            self.compute_metrics = click_metrics
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in Trainer; `eval_dataset` may be rows in any form that the constructor takes, or files."""
+        parts: Any = self.eval_dataset
+        # Trainer passes the names of a dict's parts.
+        if not (isinstance(parts, dict) and isinstance(eval_dataset, str) and eval_dataset in parts):
+            eval_dataset = self._encoded_parts(eval_dataset, "eval_dataset")
+        found: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        return found
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer; `test_dataset` may be rows in any form that the constructor takes, with or without labels."""
+        return super().predict(self._encoded(test_dataset, "test_dataset", needs_label=False), *args, **kwargs)
+
+    def _default_collator(self) -> Any:
+        processor: Any = self.processing_class
+        if not hasattr(processor, "encode_dataset") or not self._kind:
+            raise ValueError(
+                "FlipTrainer makes the collator of a FlipForPreTraining or a FlipForCTR from processing_class="
+                "processor, a FlipProcessor; give both, or encoded rows and data_collator"
+            )
+        if self._kind == "FlipForPreTraining":
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return FlipPretrainingCollator(processor, seed)
+        model: Any = self.model
+        config = model.config
+        return FlipCTRCollator(processor, config.mode, text_towers=config.text_towers)
+
+    def _encoded_parts(self, rows: Any, name: str) -> Any:
+        """One set of rows, or a dict of several, encoded."""
+        fields = [f.name for f in getattr(self.processing_class, "fields", [])]
+        if not isinstance(rows, Mapping) or (fields and set(fields) <= set(rows)):
+            return self._encoded(rows, name)
+        return {key: self._encoded(part, f"{name}[{key!r}]") for key, part in rows.items()}
+
+    def _encoded(self, rows: Any, name: str, *, needs_label: bool = True) -> Any:
+        """Rows that a DataLoader can read: encoded here, unless they are already."""
+        processor: Any = self.processing_class
+        fields = [f.name for f in getattr(processor, "fields", [])]
+        columns = [] if is_place(rows) else column_names(rows)
+        if rows is None or _VIEWS & (set(columns) - set(fields)):
+            return datasets.Dataset(rows) if isinstance(rows, pa.Table) else rows
+        if isinstance(rows, TorchDataset) and not isinstance(rows, datasets.IterableDataset):
+            return rows
+        if not hasattr(processor, "encode_dataset"):
+            if not isinstance(self.data_collator, FlipCTRCollator | FlipPretrainingCollator):
+                return rows
+            raise ValueError(
+                f"{name} is not encoded: give processing_class=processor, which FlipTrainer encodes it with, or "
+                "processor.encode_dataset(rows)"
+            )
+        with_label = self._kind == "FlipForCTR"
+        if with_label and not needs_label:
+            label = [processor.label] if processor.label else []
+            if is_place(rows):
+                columns = next(stream_tables(rows, fields, optional=label, batch_rows=1)).column_names
+            with_label = bool(set(label) & set(columns))
+        # Where rows lie on disk, the other processes find them encoded.
+        with self.args.main_process_first(desc=f"encoding {name}"):
+            return processor.encode_dataset(rows, with_label=with_label, source=None if is_place(rows) else name)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # Trainer removes the columns that `forward` does not take; collators read more.
+        super()._set_signature_columns_if_needed()
+        collator: Any = self.data_collator
+        if isinstance(collator, FlipCTRCollator | FlipPretrainingCollator):
+            self._signature_columns: Any = collator.columns
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -73,7 +200,7 @@ class FlipTrainer(Trainer):
         return batches, totals
 
 
-def _check(model: Any, args: Any, collator: Any, rows: Any, has_all_columns: bool = True) -> None:
+def _check(model: Any, args: Any, collator: Any, rows: Any) -> None:
     """Raises ValueError, before training, for what Trainer itself would not notice or not explain."""
     if args.label_smoothing_factor:
         raise ValueError(
@@ -82,8 +209,7 @@ def _check(model: Any, args: Any, collator: Any, rows: Any, has_all_columns: boo
         )
     check_collator(collator, model)
     check_stream(rows, args.dataloader_num_workers, collator)
-    # Trainer may drop columns of the rows later.
-    if isinstance(rows, datasets.Dataset) and has_all_columns:
+    if isinstance(rows, datasets.Dataset):
         check_training_rows(rows, collator)
 
 
