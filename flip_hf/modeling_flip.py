@@ -24,7 +24,7 @@ from flip_hf.backbones import Backbone, backbone_class, build_backbone
 from flip_hf.checkpoint.sharded_table import add_table, read_rows
 from flip_hf.checkpoint.weights_check import expecting, find_weights, limited_building, some_of, without_load_report
 from flip_hf.configuration_flip import FlipConfig, check_settings
-from flip_hf.fetch import resolve_pretrained
+from flip_hf.fetch import public_name, resolve_pretrained
 from flip_hf.fields import MODES, NUM_RESERVED_FEATURES, FieldConfig, num_features, owned_ranges, with_nearest
 from flip_hf.growth import FeatureGrowth
 from flip_hf.nn.attention import use_cpu_attention
@@ -275,7 +275,8 @@ class FlipPreTrainedModel(PreTrainedModel):
         """A new model whose text encoder starts from a plain transformers checkpoint; all else starts afresh.
 
         Args:
-            name_or_path: the text encoder: a local folder, a repository, or a model that an installed package carries.
+            name_or_path: the text encoder: a local folder, or a repository's name, which is looked up in the local Hub
+                cache and then on the Hub.
             config: `config.text_config` must describe that text encoder.
             kwargs: passed on to the loading of the text encoder, such as `revision`. Code that it brings runs with
                 `trust_remote_code=True` only.
@@ -284,7 +285,7 @@ class FlipPreTrainedModel(PreTrainedModel):
             ValueError: the checkpoint is not what `config.text_config` describes.
             flip_hf.fetch.FetchError: the name could not be found anywhere.
         """
-        path = resolve_pretrained(name_or_path)
+        path = resolve_pretrained(name_or_path, revision=kwargs.get("revision"), token=kwargs.get("token"))
         # Left out, transformers would ask whoever sits at the terminal.
         kwargs.setdefault("trust_remote_code", False)
         # The revision is the caller's.
@@ -305,8 +306,8 @@ class FlipPreTrainedModel(PreTrainedModel):
             raise ValueError(f"the text encoder {name_or_path} lacks weights: {some_of(missing)}")
         if unexpected := [name for name in info["unexpected_keys"] if not _is_left_out(name, text_model)]:
             logger.warning("%s holds weights that its configuration does not have: %s", path, some_of(unexpected))
-        # Of a folder its own name: where it lies is nobody else's business.
-        config.text_base_model = Path(name_or_path).name if Path(name_or_path).exists() else name_or_path
+        # Where a folder lies is nobody else's business.
+        config.text_base_model = public_name(name_or_path)
         return cls(config, text_model=text_model)
 
     @torch.no_grad()

@@ -137,7 +137,7 @@ class FlipProcessor(ProcessorMixin):
         """
         if isinstance(tokenizer, str | Path):
             # Who wants a revision hands in a tokenizer.
-            path = resolve_pretrained(str(tokenizer))
+            path = resolve_pretrained(str(tokenizer), "tokenizer")
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)  # nosec B615
         unfitted = as_fields(fields)
         if is_place(dataset):

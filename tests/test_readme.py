@@ -3,13 +3,14 @@
 import re
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from finetuned import finetuned
 from transformers import AutoConfig, AutoTokenizer
 
 from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
-from flip_hf.fetch import MINILM, resolve_pretrained
+from flip_hf.fetch import minilm
 from flip_hf.runs.settings import FinetuneSettings, PretrainSettings, parse_run
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +23,13 @@ def blocks(language):
 
 @pytest.fixture(scope="module")
 def encoder():
-    return resolve_pretrained(MINILM)
+    return minilm()
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    """Names are found in the Hub cache, and nobody waits for a Hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 def test_loading_and_scoring(encoder, tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -28,6 +29,7 @@ from flip_hf import (
     FlipProcessor,
 )
 from flip_hf.data.schema import InputError
+from flip_hf.fetch import minilm
 from flip_hf.training import loop
 from flip_hf.training.evaluation import evaluate_ctr, evaluate_pretraining
 from flip_hf.training.settings import TrainingSettings
@@ -349,6 +351,8 @@ def test_two_processes_step_as_one(processor, click_rows, tmp_path):
 
 
 def test_the_documentation_runs(tmp_path, monkeypatch):
+    minilm()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     ten_lines, both_stages = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
     torch.manual_seed(0)

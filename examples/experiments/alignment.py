@@ -12,6 +12,7 @@ from experiments import ALIGNED, CONFIGS, RESULTS, add_line, find_run, read_line
 from field_alignment import field_alignment
 
 from flip_hf import FlipForPreTraining, FlipProcessor
+from flip_hf.fetch import minilm
 from flip_hf.runs.build import new_model
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.script import run_script
@@ -37,6 +38,7 @@ def main() -> None:
     log = load_click_log(DataSettings(source=settings["data"]["source"], split=run.split, split_seed=run.seed))
     processor = FlipProcessor.from_pretrained(folder)
     seed_everything(run.seed, torch.device("cpu"))
+    minilm()
     before = new_model(FlipForPreTraining, ModelSettings(**settings["model"]), processor)
     after = FlipForPreTraining.from_pretrained(folder)
     encoded = processor.encode(log.splits["test"].select(range(ROWS)))

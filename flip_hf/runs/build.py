@@ -66,8 +66,8 @@ def new_model(cls: type[Model], settings: ModelSettings, processor: FlipProcesso
         processor: fitted; gives the fields.
         mode: which towers.
     """
-    encoder = resolve_pretrained(settings.text_encoder)
-    # Whatever `resolve_pretrained` found: the settings name no revision.
+    encoder = resolve_pretrained(settings.text_encoder, "config")
+    # The settings name no revision.
     text_config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)  # nosec B615
     config = FlipConfig(
         text_config=text_config,
