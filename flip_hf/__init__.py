@@ -41,7 +41,7 @@ __all__ = [
     "push_to_hub",
 ]
 
-# Imported when they are asked for: scoring needs neither transformers' Trainer nor what writes model cards.
+# Imported when they are asked for: who loads and scores a model does not wait for transformers' Trainer.
 _LAZY = {
     "FlipTrainer": "flip_hf.training.trainer",
     "add_history": "flip_hf.data.history",

@@ -27,6 +27,7 @@ from flip_hf.configuration_flip import FlipConfig, check_settings
 from flip_hf.fetch import public_name, resolve_pretrained
 from flip_hf.fields import MODES, NUM_RESERVED_FEATURES, FieldConfig, num_features, owned_ranges, with_nearest
 from flip_hf.growth import FeatureGrowth
+from flip_hf.hub import push_to_hub
 from flip_hf.nn.attention import use_cpu_attention
 from flip_hf.nn.bags import FieldPooling
 from flip_hf.nn.dropout import ByteDropout, use_byte_dropout
@@ -269,6 +270,23 @@ class FlipPreTrainedModel(PreTrainedModel):
         name = next(iter(own)).removesuffix("rows") + "weight"
         shape = table.num_features, table.rows.shape[1]
         add_table(Path(save_directory), name, shape, table.rows.dtype, table.all_rows())
+
+    def push_to_hub(self, repo_id: str, *, processor: Any = None, **kwargs: Any) -> str:  # type: ignore[override]
+        """Pushes the model, its processor, its card and the code that loads them, in one commit.
+
+        Args:
+            repo_id: as in `org/name`.
+            processor: the model's. Without it the model is pushed alone, with a warning.
+            kwargs: as in `flip_hf.hub.push_to_hub`: `record`, `card`, `private`, `revision`, `token`, `commit_message`
+                and more.
+
+        Returns:
+            The commit's hash.
+
+        Raises:
+            ValueError, OSError: as in `flip_hf.hub.push_to_hub`.
+        """
+        return push_to_hub(repo_id, model=self, processor=processor, **kwargs)
 
     @classmethod
     def from_text_pretrained(cls, name_or_path: str, config: FlipConfig, **kwargs: Any) -> Self:

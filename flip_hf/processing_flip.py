@@ -37,6 +37,7 @@ from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.fields import FieldConfig, as_fields, tabular_fields
 from flip_hf.growth import FeatureGrowth, FeatureTexts
+from flip_hf.hub import push_to_hub
 from flip_hf.standard_json import settings_json
 
 logger = logging.getLogger(__name__)
@@ -472,6 +473,23 @@ class FlipProcessor(ProcessorMixin):
             files.append(str(write_loading_file(folder)))
         (folder / PROCESSOR_NAME).write_text(settings_json(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
         return [*files, str(folder / VOCABULARY_NAME), str(folder / PROCESSOR_NAME)]
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Pushes the processor's files and the code that loads them, in one commit; the model's files there stay.
+
+        `model.push_to_hub(repo_id, processor=processor)` pushes both in one commit.
+
+        Args:
+            repo_id: as in `org/name`.
+            kwargs: as in `flip_hf.hub.push_to_hub`: `private`, `revision`, `token`, `commit_message` and more.
+
+        Returns:
+            The commit's hash.
+
+        Raises:
+            ValueError, OSError: as in `flip_hf.hub.push_to_hub`.
+        """
+        return push_to_hub(repo_id, processor=self, **{"commit_message": "Push a FLIP processor"} | kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]

@@ -1,13 +1,15 @@
 """What `transformers.Trainer` is told about FLIP; docs/trainer.md shows it at work."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import torch
+from huggingface_hub import ModelCard
 from torch.utils.data import Dataset as TorchDataset
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from flip_hf.data.collators import (
     FlipCTRCollator,
@@ -19,6 +21,7 @@ from flip_hf.data.collators import (
 )
 from flip_hf.data.files import is_place, stream_tables
 from flip_hf.data.tables import column_names
+from flip_hf.hub import push_to_hub
 from flip_hf.training.evaluation import ctr_metrics
 from flip_hf.training.loop import count_items
 
@@ -133,6 +136,75 @@ class FlipTrainer(Trainer):
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer; `test_dataset` may be rows in any form that the constructor takes, with or without labels."""
         return super().predict(self._encoded(test_dataset, "test_dataset", needs_label=False), *args, **kwargs)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        record: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Pushes the model, its processor, a card and the code that loads them, in one commit.
+
+        The repository is `args.hub_model_id`, or named after `args.output_dir`. Trainer's checkpoints and arguments,
+        which are pickles, are not pushed. In a distributed run every process must call this.
+
+        Args:
+            commit_message: of the commit.
+            blocking: must be True.
+            token: by default `args.hub_token`, or else the one of the login.
+            revision: branch, made where there is none; by default `args.hub_revision`, or else "main".
+            private: make the repository private; by default `args.hub_private_repo`.
+            record: the record of a run of the package's own loop, `run.json`: the card is written from it. By default
+                the card is Trainer's draft.
+            kwargs: as in Trainer: what its draft of a card says, such as `dataset` and `language`.
+
+        Returns:
+            The commit's hash in the main process, None in others.
+
+        Raises:
+            ValueError: `blocking` is False, the model is PEFT's, or as in `flip_hf.hub.push_to_hub`.
+            OSError: as in `flip_hf.hub.push_to_hub`.
+        """
+        if not blocking:
+            raise ValueError("blocking=False is not supported: the push is one commit, and is made again if it fails")
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if not isinstance(model, PreTrainedModel):
+            raise ValueError("only a whole model can be pushed; merge the adapters first, model.merge_and_unload()")
+        # Of a model that is spread over processes, each of them holds a part.
+        weights = self.accelerator.get_state_dict(self.model)
+        if not self.is_world_process_zero():
+            return None
+        private = self.args.hub_private_repo if private is None else private
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        card = None
+        if record is None:
+            self.create_model_card(**{"model_name": str(self.hub_model_id).rpartition("/")[-1]} | kwargs)
+            draft = ModelCard.load(Path(str(self.args.output_dir)) / "README.md")
+            draft.data.library_name = "flip_hf"
+            card = str(draft)
+
+        class Prepared:
+            """The model, with its weights from all processes."""
+
+            def save_pretrained(self, folder: Path, **settings: Any) -> None:
+                model.save_pretrained(folder, state_dict=weights, **settings)
+
+        return push_to_hub(
+            str(self.hub_model_id),
+            model=Prepared(),
+            processor=self.processing_class,
+            record=record,
+            card=card,
+            private=private,
+            revision=revision or self.args.hub_revision,
+            token=token or self.args.hub_token,
+            commit_message=commit_message or "End of training",
+        )
 
     def _default_collator(self) -> Any:
         processor: Any = self.processing_class
