@@ -1,9 +1,9 @@
 """Named weights and data, found or fetched, with no network as a normal state.
 
-`resolve_pretrained` finds a text encoder by its name, as transformers does, and installs and downloads nothing. What is
-fetched here is fetched when it is asked for by its name, such as `minilm()`: local places come first, every file is
-checked against a hash that was written down beforehand, and it appears in the cache by an atomic rename, so that an
-interrupted fetch leaves nothing behind. Importing this module touches neither disk nor network.
+`resolve_pretrained` finds a text encoder by its name, as transformers does, and installs and downloads nothing. An
+explicit call, such as `minilm()`, fetches. It looks into local places first, checks every file against a hash that was
+written down beforehand, and puts it into the cache by an atomic rename, so that an interrupted fetch leaves nothing
+behind. Importing this module touches neither disk nor network.
 """
 
 import hashlib

@@ -109,7 +109,7 @@ def test_where_flip_hf_is_not_installed_one_line_says_how_to_install_it(results,
 
 def test_what_came_with_loading_code_is_saved_with_it_and_nothing_else_is(results, place):
     assert set(results) >= {"parts saved", "pipeline saved"}
-    code = (Path(flip_hf.__file__).parent / CODE).read_text()
+    code = (Path(flip_hf.__file__).parent / "checkpoint" / CODE).read_text()
     for name in ("parts", "pipeline"):
         folder = place / "again" / name
         assert [path.read_text() for path in folder.glob("*.py")] == [code]
