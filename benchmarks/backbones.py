@@ -24,6 +24,7 @@ from shared import example, flags, machine, markdown, mean_and_deviation, run_jo
 from flip_hf import FlipCTRCollator, FlipForCTR
 from flip_hf.backbones import BACKBONES
 from flip_hf.data.encoded_rows import EncodedRows
+from flip_hf.fetch import minilm
 from flip_hf.runs.build import fit_processor, new_model
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.device import make_accelerator
@@ -112,6 +113,7 @@ def best_settings(variants: list[str], folder: Path) -> dict[str, dict[str, Any]
 def measure(variants: list[str]) -> dict[str, tuple[int, float, float]]:
     """Parameters, and rows per second in training and in scoring, of each variant."""
     log = load_click_log(DataSettings(source="movielens-100k"))
+    minilm()
     processor = fit_processor(log, ModelSettings())
     test = log.encode(processor, "test")
     collator = FlipCTRCollator(processor, "id")

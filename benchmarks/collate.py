@@ -16,6 +16,7 @@ from shared import machine, markdown
 from transformers import DataCollatorForLanguageModeling
 
 from flip_hf import FlipPretrainingCollator
+from flip_hf.fetch import minilm
 from flip_hf.runs.build import fit_processor
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.settings import DataSettings, ModelSettings
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--batch_sizes", type=int, nargs="*", default=[128, 1024])
     arguments = parser.parse_args()
     log = load_click_log(DataSettings(source="movielens-100k", max_train_rows=16384))
+    minilm()
     processor = fit_processor(log, ModelSettings())
     encoded = log.encode(processor, "train", with_label=False).with_format("arrow")
     ours, theirs = FlipPretrainingCollator(processor), DataCollatorForLanguageModeling(processor.tokenizer)

@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging as transformers_logging
 
-from flip_hf.fetch import MINILM, resolve_pretrained
+from flip_hf.fetch import minilm
 from flip_hf.runs.run import MEASURED
 from flip_hf.standard_json import settings_json
 from flip_hf.training import loop
@@ -317,8 +317,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch, encoder = Path(folder), Path(folder) / "encoder"
         # Of a package that is checked by hash; any tokenizer would do.
-        minilm = resolve_pretrained(MINILM)
-        tokenizer = AutoTokenizer.from_pretrained(minilm)  # nosec B615
+        tokenizer = AutoTokenizer.from_pretrained(minilm())  # nosec B615
         size: dict[str, Any] = {
             "hidden_size": 32,
             "num_hidden_layers": 1,

@@ -18,6 +18,7 @@ from torch import nn
 
 from flip_hf import FlipCTRCollator, FlipForCTR
 from flip_hf.data.sampling import text_lengths
+from flip_hf.fetch import minilm
 from flip_hf.nn.dropout import ByteDropout
 from flip_hf.runs.build import fit_processor, new_model
 from flip_hf.runs.data import load_click_log
@@ -66,6 +67,7 @@ def main() -> None:
         ModelSettings(text_layers=arguments.layers),
         TrainingSettings(per_device_train_batch_size=arguments.batch_size),
     )
+    minilm()
     processor = fit_processor(log, settings)
     rows = log.encode(processor, "train").with_format("arrow")
     model = new_model(FlipForCTR, settings, processor)

@@ -26,6 +26,7 @@ from backbones import job as our_job
 from shared import Job, machine, markdown, mean_and_deviation, run_jobs
 from transformers import set_seed
 
+from flip_hf.fetch import minilm
 from flip_hf.metrics import compute_metrics
 from flip_hf.runs.build import fit_processor
 from flip_hf.runs.data import load_click_log
@@ -102,6 +103,7 @@ def train(name: str, seed: int, result: str, learning_rate: float, l2_reg_embedd
         from deepctr_torch.inputs import SparseFeat
 
     log = load_click_log(DataSettings(source="movielens-100k"))
+    minilm()
     processor = fit_processor(log, ModelSettings())
     ranges = [owned[0] for owned in processor.vocabulary.ranges]
     columns = [

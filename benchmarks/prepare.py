@@ -26,7 +26,7 @@ from ceilings import CPU, measure_ceilings
 from shared import machine, markdown
 
 from flip_hf import FieldConfig, FlipProcessor
-from flip_hf.fetch import MINILM
+from flip_hf.fetch import minilm
 from flip_hf.runs.data import open_click_log_file
 from flip_hf.standard_json import measures_json
 
@@ -123,8 +123,9 @@ def measure(path: Path) -> dict[str, float]:
     """Prepares a log; how long it took, and the most memory that it had."""
     peak = Peak()
     fields = [FieldConfig(name) for name in FIELDS]
+    encoder = minilm()
     started = time.perf_counter()
-    processor = FlipProcessor.fit(path, fields, MINILM, label="label")
+    processor = FlipProcessor.fit(path, fields, encoder, label="label")
     fitted = time.perf_counter()
     rows = open_click_log_file(path, fields, "label")
     opened = time.perf_counter()

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flip_hf import FlipForPreTraining, FlipPretrainingCollator
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
+from flip_hf.fetch import minilm
 from flip_hf.fields import IGNORED_LABEL
 from flip_hf.processing_flip import value_tokens
 from flip_hf.runs.build import fit_processor, new_model
@@ -197,6 +198,7 @@ def main() -> None:
     log = load_click_log(DataSettings(source="movielens-100k", max_train_rows=16384))
     settings = ModelSettings(text_layers=arguments.layers)
     training = TrainingSettings(per_device_train_batch_size=arguments.batch_size)
+    minilm()
     processor = fit_processor(log, settings)
     sides: dict[str, Any] = {"ours": pretraining_step(log, processor, settings, training)}
     if arguments.compile:

@@ -20,6 +20,10 @@ def example(script: str, folder: Path, *flags: str) -> Job:
 
     What has ended is known by its folder: other settings need another one.
     """
+    from flip_hf.fetch import minilm
+
+    # The configuration's text encoder.
+    minilm()
     examples = REPOSITORY / "examples"
     config = examples / "configs" / "ml-100k" / f"{script}.yaml"
     always = ["--config", str(config), "--output_dir", str(folder), "--resume", "true"]

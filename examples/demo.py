@@ -11,6 +11,7 @@ from pathlib import Path
 
 import signals_first  # noqa: F401
 
+from flip_hf.fetch import minilm
 from flip_hf.runs.script import run_program, run_script
 
 EXAMPLES = Path(__file__).parent
@@ -33,6 +34,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="four steps a run, to see it work")
     arguments = parser.parse_args()
 
+    # The configurations' text encoder, which needs no Hub then.
+    minilm()
     folder: Path = arguments.output_dir
     pretrained = str(folder / "pretrained" / "model")
     stages = [

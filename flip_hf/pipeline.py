@@ -179,6 +179,12 @@ class CTRPredictionPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Pushes the model and its processor in one commit; arguments and errors are `model.push_to_hub`'s."""
+        model: Any = self.model
+        commit: str = model.push_to_hub(repo_id, processor=self.processor, **kwargs)
+        return commit
+
 
 def _refuse_workers(number: int | None) -> None:
     if number:

@@ -17,11 +17,13 @@ from flip_hf.checkpoint.load_report import check_load_report, without_load_repor
 from flip_hf.checkpoint.sharded_table import add_table, read_rows
 from flip_hf.checkpoint.weights_check import expecting, find_weights, limited_building
 from flip_hf.configuration_flip import FlipConfig, check_settings
+from flip_hf.fetch import public_name
 from flip_hf.fields import FieldConfig, check_fields, with_nearest
 from flip_hf.growth import FeatureGrowth, resize_feature_table
+from flip_hf.hub import push_to_hub
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding
-from flip_hf.text_encoder import LOADING_ARGUMENTS, load_text_config, load_text_encoder, shown_name
+from flip_hf.text_encoder import LOADING_ARGUMENTS, load_text_config, load_text_encoder
 
 _TABLE = "feature_embeddings.weight"
 """The feature table in every checkpoint, behind the prefix of the model."""
@@ -218,6 +220,23 @@ class FlipPreTrainedModel(PreTrainedModel):
         shape = table.num_features, table.rows.shape[1]
         add_table(Path(save_directory), name, shape, table.rows.dtype, table.all_rows())
 
+    def push_to_hub(self, repo_id: str, *, processor: Any = None, **kwargs: Any) -> str:  # type: ignore[override]
+        """Pushes the model, its processor, its card and the code that loads them, in one commit.
+
+        Args:
+            repo_id: as in `org/name`.
+            processor: the model's. Without it the model is pushed alone, with a warning.
+            kwargs: as in `flip_hf.hub.push_to_hub`: `record`, `card`, `private`, `revision`, `token`, `commit_message`
+                and more.
+
+        Returns:
+            The commit's hash.
+
+        Raises:
+            ValueError, OSError: as in `flip_hf.hub.push_to_hub`.
+        """
+        return push_to_hub(repo_id, model=self, processor=processor, **kwargs)
+
     @classmethod
     def from_text_pretrained(
         cls,
@@ -232,7 +251,8 @@ class FlipPreTrainedModel(PreTrainedModel):
         `FlipForPreTraining.from_text_pretrained(encoder, processor=processor, text_layers=1, backbone="dcnv2")`
 
         Args:
-            name_or_path: the text encoder: a local folder, a repository, or a model that an installed package carries.
+            name_or_path: the text encoder: a local folder, or a repository's name, which is looked up in the local Hub
+                cache and then on the Hub.
             config: the whole configuration; `config.text_config` must describe that text encoder. By default it is
                 made of the text encoder's configuration, the processor's fields and the settings.
             processor: the fitted `FlipProcessor`; needed without `config`. A model for pretraining also learns from it
@@ -267,7 +287,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         text_model = None
         if text_weights and config.mode != "id":
             text_model = load_text_encoder(name_or_path, config.text_config, **loading)
-            config.text_base_model = shown_name(name_or_path)
+            config.text_base_model = public_name(name_or_path)
         return cls(config, text_model=text_model)
 
     def resize_feature_embeddings(self, growth: FeatureGrowth, init: str = "mean") -> FeatureEmbedding:

@@ -38,6 +38,7 @@ from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.fields import FieldConfig, as_fields, tabular_fields
 from flip_hf.growth import FeatureGrowth, FeatureTexts
+from flip_hf.hub import push_to_hub
 from flip_hf.standard_json import settings_json
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,8 @@ class FlipProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """What calling the processor returns."""
-        return ["feature_ids", "input_ids", "attention_mask"]
+        # Trainer groups rows by the length of the first one.
+        return ["input_ids", "attention_mask", "feature_ids"]
 
     def _columns(self, with_label: bool = False, group_field: str | None = None) -> list[str]:
         """The columns of raw rows that encoding reads."""
@@ -141,7 +143,7 @@ class FlipProcessor(ProcessorMixin):
         """
         if isinstance(tokenizer, str | Path):
             # Who wants a revision hands in a tokenizer.
-            path = resolve_pretrained(str(tokenizer))
+            path = resolve_pretrained(str(tokenizer), "tokenizer")
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)  # nosec B615
         unfitted = as_fields(fields)
         if is_place(dataset):
@@ -509,6 +511,23 @@ class FlipProcessor(ProcessorMixin):
             files.append(str(write_loading_file(folder)))
         (folder / PROCESSOR_NAME).write_text(settings_json(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
         return [*files, str(folder / VOCABULARY_NAME), str(folder / PROCESSOR_NAME)]
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Pushes the processor's files and the code that loads them, in one commit; the model's files there stay.
+
+        `model.push_to_hub(repo_id, processor=processor)` pushes both in one commit.
+
+        Args:
+            repo_id: as in `org/name`.
+            kwargs: as in `flip_hf.hub.push_to_hub`: `private`, `revision`, `token`, `commit_message` and more.
+
+        Returns:
+            The commit's hash.
+
+        Raises:
+            ValueError, OSError: as in `flip_hf.hub.push_to_hub`.
+        """
+        return push_to_hub(repo_id, processor=self, **{"commit_message": "Push a FLIP processor"} | kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]

@@ -1,7 +1,6 @@
 """Text encoders of transformers, taken over by a FLIP model."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -59,7 +58,8 @@ def load_text_config(name_or_path: str, **kwargs: Any) -> PreTrainedConfig:
     read = {name: value for name, value in kwargs.items() if name in (*_WHERE, "attn_implementation")}
     # The revision is the caller's. Left out, transformers would ask about code whoever sits at the terminal.
     config: PreTrainedConfig = AutoConfig.from_pretrained(  # nosec B615
-        resolve_pretrained(name_or_path), **{"trust_remote_code": False, **read}
+        resolve_pretrained(name_or_path, "config", revision=kwargs.get("revision"), token=kwargs.get("token")),
+        **{"trust_remote_code": False, **read},
     )
     return config
 
@@ -68,7 +68,7 @@ def load_text_encoder(name_or_path: str, text_config: Any, **kwargs: Any) -> Pre
     """The text encoder of a plain transformers checkpoint, from safetensors only.
 
     Args:
-        name_or_path: a local folder, a repository, or a model that an installed package carries.
+        name_or_path: a local folder, or a repository's name, as in `flip_hf.fetch.resolve_pretrained`.
         text_config: what is built; it may have fewer layers than the checkpoint.
         kwargs: `LOADING_ARGUMENTS`. Code that the checkpoint brings runs with `trust_remote_code=True`
             only.
@@ -77,7 +77,7 @@ def load_text_encoder(name_or_path: str, text_config: Any, **kwargs: Any) -> Pre
         ValueError: the checkpoint is not what `text_config` describes.
         flip_hf.fetch.FetchError: the name could not be found anywhere.
     """
-    path = resolve_pretrained(name_or_path)
+    path = resolve_pretrained(name_or_path, revision=kwargs.get("revision"), token=kwargs.get("token"))
     saved = load_text_config(path, **kwargs)
     for setting in ("model_type", "hidden_size", "vocab_size"):
         if getattr(text_config, setting) != getattr(saved, setting):
@@ -100,12 +100,6 @@ def load_text_encoder(name_or_path: str, text_config: Any, **kwargs: Any) -> Pre
         logger.warning("%s holds weights that its configuration does not have: %s", path, some_of(unexpected))
     loaded: PreTrainedModel = text_model
     return loaded
-
-
-def shown_name(name_or_path: str) -> str:
-    """What a model card says of where a text encoder came from: a repository, or a folder's own name."""
-    # Where a folder lies is nobody else's business.
-    return Path(name_or_path).name if Path(name_or_path).exists() else name_or_path
 
 
 def _is_left_out(name: str, text_model: Any) -> bool:

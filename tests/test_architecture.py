@@ -29,7 +29,7 @@ ALLOWED = {
     "inputs": set(),
     "text_encoder": {"fetch", "checkpoint"},
     "click_training": {"nn"},
-    "pretrained_model": {"fields", "configuration_flip", "growth", "checkpoint", "nn", "text_encoder"},
+    "pretrained_model": {"fields", "configuration_flip", "fetch", "growth", "checkpoint", "hub", "nn", "text_encoder"},
     "towers": {"configuration_flip", "inputs", "outputs", "nn", "backbones", "pretrained_model"},
     "modeling_flip": {
         "fields",
@@ -43,9 +43,18 @@ ALLOWED = {
         "pretrained_model",
         "towers",
     },
-    "processing_flip": {"fields", "configuration_flip", "fetch", "growth", "data", "checkpoint", "standard_json"},
+    "processing_flip": {
+        "fields",
+        "configuration_flip",
+        "fetch",
+        "growth",
+        "data",
+        "checkpoint",
+        "hub",
+        "standard_json",
+    },
     "scoring": {"data", "outputs", "progress"},
-    "training": {"fields", "data", "metrics", "nn", "progress", "scoring", "standard_json"},
+    "training": {"fields", "data", "metrics", "nn", "progress", "scoring", "hub", "standard_json"},
     "pipeline": {"fields", "outputs", "data", "modeling_flip", "processing_flip", "scoring"},
     "export": {"modeling_flip", "scoring"},
     "hub": {"checkpoint", "metrics", "standard_json"},
@@ -66,7 +75,16 @@ ALLOWED = {
         "standard_json",
     },
     "cli": {"fields", "runs"},
-    "__init__": {"fields", "configuration_flip", "modeling_flip", "processing_flip", "data", "pipeline"},
+    "__init__": {
+        "fields",
+        "configuration_flip",
+        "modeling_flip",
+        "processing_flip",
+        "data",
+        "pipeline",
+        "training",
+        "hub",
+    },
 }
 
 

@@ -80,3 +80,31 @@ def test_auto_classes_find_flip_in_a_new_process(ctr_folder, expected):
     ]
     assert probability == pytest.approx(torch.tensor(expected).sigmoid().item(), abs=1e-6)
     assert pipeline("ctr-prediction", model=ctr_folder)(ROW)["probability"] == pytest.approx(probability, abs=1e-6)
+
+
+LAZY = """
+import json, sys
+import flip_hf
+
+heavy = ["transformers.trainer", "flip_hf.training.trainer"]
+before = [name for name in heavy if name in sys.modules]
+from flip_hf import FlipTrainer, add_history, push_to_hub
+
+names = [f"{x.__module__}.{x.__name__}" for x in (FlipTrainer, add_history, push_to_hub)]
+listed = sorted({"FlipTrainer", "add_history", "push_to_hub", "FlipForCTR"} - set(dir(flip_hf)))
+print(json.dumps([before, names, [name for name in heavy if name in sys.modules], listed]))
+"""
+
+
+def test_importing_the_package_leaves_trainer_and_hub_for_later(ctr_folder):
+    before, names, after, unlisted = run(LAZY, ctr_folder)
+    assert before == []
+    assert names == [
+        "flip_hf.training.trainer.FlipTrainer",
+        "flip_hf.data.history.add_history",
+        "flip_hf.hub.push.push_to_hub",
+    ]
+    assert after == ["transformers.trainer", "flip_hf.training.trainer"]
+    assert unlisted == []
+    with pytest.raises(AttributeError, match="module 'flip_hf' has no attribute 'FlipTrainers'"):
+        _ = flip_hf.FlipTrainers

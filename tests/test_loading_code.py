@@ -147,9 +147,18 @@ def test_adding_it_changes_nothing_but_the_map(place, tmp_path):
     shutil.copytree(folder, tmp_path / "twice")
     add_loading_code(tmp_path / "twice")
     assert {path.name: path.read_bytes() for path in (tmp_path / "twice").iterdir()} == before
-    (tmp_path / "twice" / "processor_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"processor_config\.json is missing: save the model and its processor"):
-        add_loading_code(tmp_path / "twice")
+
+
+def test_either_part_gets_loading_code_alone(place, tmp_path):
+    for name in ("config.json", "processor_config.json"):
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        with pytest.raises(FileNotFoundError, match="save the model and its processor there first"):
+            add_loading_code(folder)
+        shutil.copyfile(place / "plain" / name, folder / name)
+        add_loading_code(folder)
+        assert sorted(path.name for path in folder.iterdir()) == sorted([name, CODE])
+        assert (folder / name).read_bytes() == (place / "model" / name).read_bytes()
 
 
 def test_the_code_asks_for_no_package_before_it_can_say_what_is_missing(place):

@@ -3,13 +3,15 @@
 import re
 from pathlib import Path
 
+import huggingface_hub
+import pandas as pd
 import pytest
 import torch
 from finetuned import finetuned
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, pipeline
 
 from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
-from flip_hf.fetch import MINILM, resolve_pretrained
+from flip_hf.fetch import MINILM, minilm
 from flip_hf.runs.parsing import parse_run
 from flip_hf.runs.settings import FinetuneSettings, PretrainSettings
 
@@ -23,11 +25,17 @@ def blocks(language):
 
 @pytest.fixture(scope="module")
 def encoder():
-    return resolve_pretrained(MINILM)
+    return minilm()
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    """Names are found in the Hub cache, and nobody waits for a Hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 def test_loading_and_scoring(encoder, tmp_path, monkeypatch, capsys):
-    example, _, serving = blocks("python")
+    example, *_, serving = blocks("python")
     rows = re.search(r"rows = (\[.*?\])\n", example, flags=re.DOTALL)
     assert rows is not None
     columns = {name: [value] for name, value in eval(rows[1])[0].items()}
@@ -48,10 +56,27 @@ def test_loading_and_scoring(encoder, tmp_path, monkeypatch, capsys):
     assert float(served[1]) == pytest.approx(float(scored[1]), abs=1e-4)
 
 
+def test_from_a_frame_to_a_saved_model(encoder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    users, titles = (
+        [i % 12 for i in range(240)],
+        [["Kolya", "Fargo", "Heat", "Alien", "Jaws"][i % 5] for i in range(240)],
+    )
+    clicks = pd.DataFrame({"user_id": users, "title": titles, "clicked": [int(user > 5) for user in users]})
+    torch.manual_seed(0)
+    exec(compile(blocks("python")[1], "README.md", "exec"), {"clicks": clicks})
+    assert float(capsys.readouterr().out.splitlines()[-1]) > 0.9
+    model = FlipForCTR.from_pretrained(tmp_path / "runs" / "clicks")
+    assert model.config.text_base_model == MINILM
+    score = pipeline("ctr-prediction", model=str(tmp_path / "runs" / "clicks"))
+    liked, not_liked = score([{"user_id": user, "title": "Heat"} for user in (7, 2)])
+    assert liked["probability"] > 0.5 > not_liked["probability"]
+
+
 def test_pretraining_in_python(encoder, capsys):
     torch.manual_seed(0)
     namespace = {}
-    exec(compile(blocks("python")[1], "README.md", "exec"), namespace)
+    exec(compile(blocks("python")[2], "README.md", "exec"), namespace)
     # The text encoder is the pretrained one: what it says of a sentence is what the package's own weights say.
     taken = namespace["model"].flip.text_model.embeddings.word_embeddings.weight
     assert taken.shape == (30522, 384)

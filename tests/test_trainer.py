@@ -8,7 +8,10 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
@@ -18,7 +21,7 @@ from peft import LoraConfig, get_peft_model
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments, pipeline
 
 from flip_hf import (
     FlipConfig,
@@ -26,7 +29,10 @@ from flip_hf import (
     FlipForCTR,
     FlipForPreTraining,
     FlipPretrainingCollator,
+    FlipProcessor,
 )
+from flip_hf.data.schema import InputError
+from flip_hf.fetch import minilm
 from flip_hf.nn.attention import CPU_ATTENTION
 from flip_hf.nn.dropout import ByteDropout
 from flip_hf.scoring import click_logits, probabilities
@@ -421,14 +427,19 @@ def test_two_processes_step_as_one(processor, click_rows, tmp_path):
 
 
 def test_the_documentation_runs(tmp_path, monkeypatch):
+    minilm()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
+    ten_lines, both_stages = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
     torch.manual_seed(0)
     namespace = {}
-    exec(compile(example, "docs/trainer.md", "exec"), namespace)
-    # Over 8 seeds it is 1.
-    assert namespace["metrics"]["eval_auc"] > 0.9
+    for example in (ten_lines, both_stages):
+        exec(compile(example, "docs/trainer.md", "exec"), namespace)
+        # Over 8 seeds it is 1.
+        assert namespace["metrics"]["eval_auc"] > 0.9
     assert FlipForCTR.from_pretrained(tmp_path / "runs" / "flip" / "model").config.mode == "joint"
+    row = {"user_id": 7, "title": "Heat"}
+    assert pipeline("ctr-prediction", model=str(tmp_path / "runs" / "clicks"))(row)["probability"] > 0.5
 
 
 def test_a_stream_for_pretraining_has_one_worker(processor, click_rows, tmp_path):
@@ -454,3 +465,148 @@ def test_rows_without_a_label_are_refused(processor, click_rows, tmp_path, remov
         loop.train(model, unlabelled, collator, TrainingSettings(), SimpleNamespace(accelerator=None), None, None, None)
     with pytest.raises(ValueError, match=r"encode_dataset\(dataset, with_label=True\)"):
         evaluate_ctr(model, unlabelled, collator, 64, Accelerator(cpu=True), "")
+
+
+FORMS = {
+    "frame": pd.DataFrame,
+    "dataset": Dataset.from_dict,
+    "table": pa.table,
+    "columns": dict,
+    "dicts": lambda columns: [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+    "stream": lambda columns: Dataset.from_dict(columns).to_iterable_dataset(),
+}
+
+
+@pytest.mark.parametrize("form", [*FORMS, "file"])
+@pytest.mark.parametrize("cls", [FlipForCTR, FlipForPreTraining])
+def test_rows_of_any_form_train_as_encoded_ones_do(processor, click_rows, rows, tmp_path, cls, form):
+    columns = {name: values[:NUM_ROWS] for name, values in click_rows.items()}
+    if form == "file":
+        raw = str(tmp_path / "log.parquet")
+        pd.DataFrame(columns).astype({"age": "Int64"}).to_parquet(raw)
+    else:
+        raw = FORMS[form](columns)
+    collator = FlipCTRCollator(processor) if cls is FlipForCTR else FlipPretrainingCollator(processor)
+    # As Trainer gives them: removing unused columns.
+    settings = {"per_device_train_batch_size": 19, "num_train_epochs": 2, "max_steps": 8, "learning_rate": 0.01}
+
+    def run(name, **data):
+        model = build(cls, processor)
+        start = weights(model)
+        trainer = in_order(FlipTrainer)(model, arguments(tmp_path / name, seed=0, **settings), **data)
+        trainer.train()
+        assert trainer.args.remove_unused_columns
+        return moved(model, start), trainer.evaluate()["eval_loss"]
+
+    expected, loss = run("encoded", data_collator=collator, train_dataset=rows, eval_dataset=rows)
+    found, raw_loss = run("raw", train_dataset=raw, eval_dataset=raw, processing_class=processor)
+    assert max(value.abs().max() for value in expected.values()) > 1e-2
+    assert distance(found, expected) < 1e-6
+    assert raw_loss == pytest.approx(loss, abs=1e-6)
+
+
+def test_rows_in_memory_are_evaluated_and_predicted(processor, click_rows, rows, tmp_path):
+    frame = pd.DataFrame(click_rows).iloc[:NUM_ROWS]
+    trainer = FlipTrainer(build(FlipForCTR, processor), arguments(tmp_path), processing_class=processor)
+    expected = evaluate_ctr(trainer.model, rows, trainer.data_collator, 8, trainer.accelerator, "")
+    found = trainer.evaluate(frame)
+    assert found["eval_auc"] == pytest.approx(expected["auc"], abs=1e-6)
+    assert found["eval_text_logloss"] == pytest.approx(expected["text_logloss"], abs=1e-6)
+    both = trainer.evaluate({"early": frame.iloc[:40], "late": frame.iloc[40:]})
+    assert {"eval_early_auc", "eval_late_auc"} <= set(both)
+
+    labelled, unlabelled = (trainer.predict(part) for part in (frame, frame.drop(columns="label")))
+    assert labelled.metrics["test_auc"] == pytest.approx(expected["auc"], abs=1e-6)
+    assert unlabelled.label_ids is None
+    np.testing.assert_array_equal(labelled.predictions[0], unlabelled.predictions[0])
+    path = tmp_path / "log.csv"
+    frame.astype({"age": "Int64"}).drop(columns="label").to_csv(path, index=False)
+    np.testing.assert_allclose(trainer.predict(path).predictions[0], unlabelled.predictions[0], atol=1e-6)
+
+    with pytest.raises(InputError, match="eval_dataset, field 'label': the column is missing"):
+        trainer.evaluate(frame.drop(columns="label"))
+    with pytest.raises(InputError, match=r"eval_dataset\['late'\].*field 'title'"):
+        trainer.evaluate({"early": frame, "late": frame.drop(columns="title")})
+
+
+def test_parts_of_eval_dataset_are_evaluated_in_training(processor, click_rows, tmp_path):
+    frame = pd.DataFrame(click_rows)
+    trainer = FlipTrainer(
+        build(FlipForCTR, processor),
+        arguments(tmp_path, eval_strategy="epoch", save_strategy="no", per_device_train_batch_size=32),
+        train_dataset=frame.iloc[:64],
+        eval_dataset={"seen": frame.iloc[:64], "unseen": Dataset.from_pandas(frame.iloc[64:])},
+        processing_class=processor,
+    )
+    trainer.train()
+    logged = set().union(*trainer.state.log_history)
+    assert {"eval_seen_auc", "eval_unseen_auc", "eval_unseen_id_logloss"} <= logged
+
+
+def test_the_collator_is_the_models(processor, click_rows, tmp_path):
+    groups = [["user_id", "gender", "age"], ["title", "genre"]]
+    for options in ({"mode": "id"}, {"mode": "text"}, {"mode": "text", "text_towers": groups}):
+        model = build(FlipForCTR, processor, **options)
+        settings = arguments(tmp_path, max_steps=1, save_strategy="no")
+        FlipTrainer(model, settings, train_dataset=click_rows, processing_class=processor).train()
+    collator = FlipTrainer(
+        build(FlipForPreTraining, processor), arguments(tmp_path, seed=3, data_seed=5), processing_class=processor
+    ).data_collator
+    assert collator.seed == 5
+
+    made = FlipTrainer(
+        args=arguments(tmp_path), model_init=lambda: build(FlipForCTR, processor, mode="id"), processing_class=processor
+    )
+    assert made.data_collator.mode == "id"
+
+
+def test_masks_follow_the_epoch_without_a_callback(processor, click_rows, tmp_path):
+    collator = Recorder(processor)
+    collator.epochs = []
+    settings = arguments(tmp_path, per_device_train_batch_size=150, num_train_epochs=3, save_strategy="no")
+    FlipTrainer(
+        build(FlipForPreTraining, processor), settings, collator, click_rows, processing_class=processor
+    ).train()
+    assert collator.epochs == [0, 0, 1, 1, 2, 2]
+
+
+def test_what_the_trainer_saves_is_loaded_by_name(processor, click_rows, tmp_path):
+    frame = pd.DataFrame(click_rows)
+    settings = arguments(tmp_path, learning_rate=0.01, save_strategy="epoch")
+    trainer = FlipTrainer(build(FlipForCTR, processor), settings, train_dataset=frame, processing_class=processor)
+    trainer.train()
+    trainer.save_model()
+    assert FlipProcessor.from_pretrained(tmp_path).content_hash() == processor.content_hash()
+    logits = trainer.predict(frame).predictions[0]
+    for folder in (tmp_path, *tmp_path.glob("checkpoint-*")):
+        clicks = pipeline("ctr-prediction", model=str(folder))(frame)
+        np.testing.assert_allclose([found["probability"] for found in clicks], 1 / (1 + np.exp(-logits)), atol=1e-5)
+
+
+def test_what_the_trainer_can_not_encode_or_collate_is_said_at_once(processor, click_rows, rows, tmp_path):
+    model, settings = build(FlipForCTR, processor), arguments(tmp_path)
+    with pytest.raises(ValueError, match="give both, or encoded rows and data_collator"):
+        FlipTrainer(model, settings, train_dataset=rows)
+    with pytest.raises(ValueError, match="train_dataset is not encoded: give processing_class=processor"):
+        FlipTrainer(model, settings, FlipCTRCollator(processor), pd.DataFrame(click_rows))
+    frame = pd.DataFrame(click_rows).assign(label=[1, 7] * 150)
+    with pytest.raises(InputError, match="train_dataset, field 'label', row 1, value 7"):
+        FlipTrainer(model, settings, train_dataset=frame, processing_class=processor)
+
+
+def test_batches_grouped_by_length_hold_texts_of_like_length(processor, click_rows, tmp_path):
+    lengths = []
+
+    class Lengths(FlipCTRCollator):
+        def __call__(self, rows):
+            lengths.append([len(row["input_ids"]) for row in rows])
+            return super().__call__(rows)
+
+    settings = arguments(
+        tmp_path, train_sampling_strategy="group_by_length", per_device_train_batch_size=30, save_strategy="no"
+    )
+    FlipTrainer(
+        build(FlipForCTR, processor), settings, Lengths(processor), click_rows, processing_class=processor
+    ).train()
+    spread = np.mean([np.std(batch) for batch in lengths])
+    assert spread < 0.7 * np.std(np.concatenate(lengths))

@@ -18,6 +18,7 @@ from flip_hf import FlipForPreTraining, FlipProcessor
 from flip_hf.data.collators import FlipCTRCollator
 from flip_hf.data.ragged import Ragged
 from flip_hf.data.template import NO_FIELD
+from flip_hf.fetch import minilm
 from flip_hf.runs.build import new_model
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.script import run_script
@@ -44,6 +45,7 @@ def main() -> None:
     log = load_click_log(DataSettings(source=settings["data"]["source"], split=run.split, split_seed=run.seed))
     processor = FlipProcessor.from_pretrained(folder)
     seed_everything(run.seed, torch.device("cpu"))
+    minilm()
     before = new_model(FlipForPreTraining, ModelSettings(**settings["model"]), processor)
     after = FlipForPreTraining.from_pretrained(folder)
     encoded = processor.encode(log.splits["test"].select(range(ROWS)))

@@ -31,6 +31,7 @@ from significance import delong, paired_bootstrap
 
 from flip_hf.data.groups import group_ids
 from flip_hf.data.splits import load_splits
+from flip_hf.fetch import minilm
 from flip_hf.hub.card import public_record
 from flip_hf.metrics import compute_metrics
 from flip_hf.metrics.logloss import logloss
@@ -55,6 +56,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="runs at a time")
     parser.add_argument("--again", type=int, metavar="N", help="run N recorded runs again, drawn at random")
     arguments = parser.parse_args()
+    # The configurations' text encoder, which needs no Hub then.
+    minilm()
     if arguments.again:
         repeat(arguments.again, arguments.runs / "again", arguments.processes)
         return

@@ -10,7 +10,7 @@ from flip_hf.standard_json import settings_json
 
 
 def add_loading_code(folder: Path) -> None:
-    """Adds what transformers needs to load a saved model and its processor with `trust_remote_code=True`.
+    """Adds what transformers needs to load a saved model, its processor, or both with `trust_remote_code=True`.
 
     Where flip_hf is installed, the Auto classes and `pipeline("ctr-prediction")` then need no `import flip_hf`; where
     it is not, the error says how to install it. The folder loads as before too. Adding it twice changes nothing.
@@ -19,16 +19,19 @@ def add_loading_code(folder: Path) -> None:
     without `trust_remote_code=True`, also where flip_hf is imported. Loading the configuration registers it.
 
     Args:
-        folder: holds what `model.save_pretrained` and `processor.save_pretrained` wrote.
+        folder: holds what `model.save_pretrained` or `processor.save_pretrained` wrote, or both.
 
     Raises:
-        FileNotFoundError: it does not.
+        FileNotFoundError: it holds neither.
     """
     files = {folder / CONFIG_NAME: CONFIG_AUTO_MAP, folder / PROCESSOR_NAME: PROCESSOR_AUTO_MAP}
-    for path in files:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: save the model and its processor there first")
+    if not any(path.is_file() for path in files):
+        raise FileNotFoundError(
+            f"{folder} holds neither {CONFIG_NAME} nor {PROCESSOR_NAME}: save the model and its processor there first"
+        )
     for path, auto_map in files.items():
+        if not path.is_file():
+            continue
         settings = json.loads(path.read_text(encoding="utf-8"))
         settings["auto_map"] = auto_map
         path.write_text(settings_json(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -53,6 +53,19 @@ def check_training_rows(rows: datasets.Dataset, collator: Any) -> None:
     refuse_shared_numbers(numbers, contents)
 
 
+_COLLATORS: dict[str, Any] = {cls.model_class: cls for cls in (FlipCTRCollator, FlipPretrainingCollator)}
+
+
+def find_flip_model(model: Any) -> tuple[Any, str] | None:
+    """The FLIP model that a model is or wraps, as PEFT does, and which it is.
+
+    Returns:
+        The model, and "FlipForCTR" or "FlipForPreTraining", also for their subclasses; None if there is none.
+    """
+    found = ((m, cls.__name__) for m in model.modules() for cls in type(m).__mro__ if cls.__name__ in _COLLATORS)
+    return next(found, None)
+
+
 def check_collator(collator: Any, model: Any) -> None:
     """Raises ValueError unless a collator makes what a model reads. Collators of another package are not checked.
 
@@ -60,17 +73,15 @@ def check_collator(collator: Any, model: Any) -> None:
         collator: `FlipCTRCollator` or `FlipPretrainingCollator`.
         model: `FlipForCTR` or `FlipForPreTraining`, or a wrapper around one, such as PEFT's.
     """
-    kinds: dict[str, Any] = {cls.model_class: cls for cls in (FlipCTRCollator, FlipPretrainingCollator)}
-    flip, name = next(
-        ((m, cls.__name__) for m in model.modules() for cls in type(m).__mro__ if cls.__name__ in kinds), (None, "")
-    )
-    if flip is None or not isinstance(collator, FlipCTRCollator | FlipPretrainingCollator):
+    found = find_flip_model(model)
+    if found is None or not isinstance(collator, FlipCTRCollator | FlipPretrainingCollator):
         return
+    flip, name = found
     config: Any = flip.config
     if collator.model_class != name:
         raise ValueError(
             f"{type(collator).__name__} makes batches for {collator.model_class}, and this is a {name}: use "
-            f"{kinds[name].__name__}(processor)"
+            f"{_COLLATORS[name].__name__}(processor)"
         )
     towers = [list(tower) for tower in collator.text_towers] if collator.text_towers is not None else None
     if collator.mode not in ("joint", config.mode) or towers != config.text_towers:

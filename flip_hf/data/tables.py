@@ -91,6 +91,19 @@ def to_table(
     return _from_dicts(list(rows), columns, optional, contents, first_row, source)
 
 
+def column_names(rows: Any) -> list[str]:
+    """The names of the columns of rows in any form that `to_table` takes, or of a stream; none if they can't be known.
+
+    Of a list of dicts the first row tells, and of a `datasets.IterableDataset` that does not know its columns, too.
+    """
+    if isinstance(rows, datasets.IterableDataset) and rows.column_names is None:
+        rows = list(rows.take(1))
+    if isinstance(rows, list | tuple):
+        rows = rows[0] if rows and isinstance(rows[0], Mapping) else {}
+    names = rows if isinstance(rows, Mapping) else getattr(rows, "column_names", getattr(rows, "columns", ()))
+    return [str(name) for name in names]
+
+
 def as_arrow(dataset: Any) -> Any:
     """A `datasets.Dataset` that gives Arrow tables; errors as in `refuse_transform`."""
     refuse_transform(dataset)

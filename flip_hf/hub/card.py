@@ -109,13 +109,17 @@ def render_card(record: Mapping[str, Any], repo_id: str, pictures: Mapping[str, 
         versions=[f"{name} {version}" for name, version in record["versions"].items()],
         paper=_PAPER,
     )
-    card = f"---\n{_metadata(record, repo_id).to_yaml()}\n---\n{body}"
+    return marked(f"---\n{_metadata(record, repo_id).to_yaml()}\n---\n{body}")
+
+
+def marked(card: str) -> str:
+    """A card with a mark by which the next push knows that nobody has edited it since."""
     digest = hashlib.sha256(card.encode()).hexdigest()
     return f"{card}\n<!-- {_MARK} {digest} -->\n"
 
 
 def is_untouched(card: str) -> bool:
-    """Whether a card is as `render_card` wrote it, and not edited since."""
+    """Whether a card is as `marked` returned it, and not edited since."""
     found = _MARKER.search(card)
     return found is not None and hashlib.sha256(card[: found.start()].encode()).hexdigest() == found[1]
 

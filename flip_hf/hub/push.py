@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError
 
 from flip_hf.checkpoint.loading_code import add_loading_code
-from flip_hf.hub.card import is_untouched, public_record, render_card
+from flip_hf.hub.card import is_untouched, marked, public_record, render_card
 from flip_hf.standard_json import measures_json
 
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -80,15 +80,16 @@ class HubRepo:
                 lambda: api.create_branch(self.repo_id, branch=self.revision, exist_ok=True),
             )
 
-    def push(self, folder: Path, message: str) -> str:
+    def push(self, folder: Path, message: str, description: str | None = None) -> str:
         """Makes the branch hold what a folder holds, in one commit, or in none where it does already.
 
-        Weights that lie there and are not in the folder are deleted, as a model of fewer or more shards would be read
-        wrongly with them. A card that somebody has edited stays, and so does all else.
+        If the folder holds weights, those that lie there and are not in the folder are deleted, as a model of fewer or
+        more shards would be read wrongly with them. A card that somebody has edited stays, and so does all else.
 
         Args:
             folder: what to push; checked before anything is sent.
             message: of the commit.
+            description: of the commit, below the message.
 
         Returns:
             The commit that the branch is at.
@@ -109,15 +110,17 @@ class HubRepo:
                 for name, path in files.items()
                 if name != _CARD or _CARD not in there or self._may_replace_card(head)
             ]
-            operations += [
-                CommitOperationDelete(name) for name in sorted(there - set(files)) if _WEIGHTS.fullmatch(name)
-            ]
+            if any(map(_WEIGHTS.fullmatch, files)):
+                operations += [
+                    CommitOperationDelete(name) for name in sorted(there - set(files)) if _WEIGHTS.fullmatch(name)
+                ]
             # A lost answer is no double commit: the next attempt finds all files there, and the client leaves out what
             # has not changed. Of two that push at once, the parent lets only one through.
             done = api.create_commit(
                 self.repo_id,
                 operations,
                 commit_message=message,
+                commit_description=description,
                 revision=self.revision,
                 parent_commit=head,
             )
@@ -142,47 +145,81 @@ class HubRepo:
 def push_to_hub(
     repo_id: str,
     *,
-    model: Any,
-    processor: Any,
+    model: Any = None,
+    processor: Any = None,
     record: Mapping[str, Any] | None = None,
+    card: str | None = None,
     pictures: Mapping[Path, str] | None = None,
-    private: bool = False,
-    revision: str = "main",
-    token: str | None = None,
-    message: str = "Push a FLIP model",
-    max_shard_size: str = MAX_SHARD_SIZE,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Push a FLIP model",
+    commit_description: str | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    create_pr: bool = False,
+    tags: Sequence[str] | None = None,
 ) -> str:
     """Pushes a model, its processor, its card and the code that loads them, in one commit.
+
+    Without `processor`, the model's files are pushed alone, with a warning: nothing reads a row for it until its
+    processor is in the repository too. Without `model`, the processor's files are pushed alone. All other files there
+    stay as they are.
 
     Args:
         repo_id: as in `org/name`.
         model: any FLIP model.
         processor: the model's.
-        record: what a run wrote as `run.json`: the card is written from it; without one none is written.
-        pictures: PNG files for the card, with their captions.
+        record: what a run wrote as `run.json`: the card is written from it.
+        card: a card of your own, in Markdown, in place of the record's. Without this and `record` none is written.
+        pictures: PNG files for the record's card, with their captions.
         private: make the repository private.
-        revision: branch, made where there is none.
-        token: by default the one the Hub's client is logged in with.
-        message: of the commit.
+        revision: branch, made where there is none; by default "main".
+        token: by default, and if True, the one the Hub's client is logged in with.
+        commit_message: of the commit.
+        commit_description: of the commit, below its message.
         max_shard_size: weights are cut into files of this size at most; a single table is not cut.
+        create_pr: must be False: a push that is made again would open another pull request.
+        tags: must be None: cards have the tags that flip_hf gives them.
 
     Returns:
         The commit's hash.
 
     Raises:
-        ValueError: as `HubRepo.prepare` and `HubRepo.push`.
+        ValueError: as `HubRepo.prepare` and `HubRepo.push`; there is neither a model nor a processor; or `create_pr`,
+            `tags` or `token=False` is given.
         OSError: the Hub refuses or can't be reached after several attempts.
     """
-    repo = HubRepo(repo_id, private, revision, token)
+    if model is None and processor is None:
+        raise ValueError("nothing to push: give model, processor or both")
+    if create_pr:
+        raise ValueError(
+            "create_pr is not supported, as a push that is made again would open another pull request; push to a "
+            "branch, revision='...', and open one from there"
+        )
+    if tags:
+        raise ValueError("tags is not supported: the card has its own; give card, or edit the card on the Hub")
+    if token is False:
+        raise ValueError("token=False: a push needs a token that may write; leave it out to use the one of the login")
+    repo = HubRepo(repo_id, bool(private), revision or "main", None if token is True else token)
 
     def save(folder: Path) -> None:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-        processor.save_pretrained(folder)
+        for part in (model, processor):
+            if part is not None:
+                part.save_pretrained(folder, max_shard_size=max_shard_size)
 
     repo.prepare()
     with tempfile.TemporaryDirectory() as name:
         stage(Path(name), save, repo_id, record, pictures or {})
-        return repo.push(Path(name), message)
+        if card is not None:
+            (Path(name) / _CARD).write_text(marked(card), encoding="utf-8")
+        commit = repo.push(Path(name), commit_message, commit_description)
+    if processor is None:
+        logger.warning(
+            "%s got the model without its processor; push that too, processor.push_to_hub(%r), or both at once next "
+            "time: model.push_to_hub(%r, processor=processor)",
+            *[repo_id] * 3,
+        )
+    return commit
 
 
 def stage(
@@ -196,7 +233,7 @@ def stage(
 
     Args:
         folder: an empty one.
-        save: writes the model and its processor into the folder.
+        save: writes the model, its processor or both into the folder.
         repo_id: where the folder will be found.
         record: as in `push_to_hub`.
         pictures: as in `push_to_hub`; those that do not exist are left out.

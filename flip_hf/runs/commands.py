@@ -7,6 +7,7 @@ import numpy as np
 
 from flip_hf.data.collators import FlipCTRCollator, FlipPretrainingCollator
 from flip_hf.data.fallbacks import count_fallbacks
+from flip_hf.fields import with_nearest
 from flip_hf.hub.push import write_card
 from flip_hf.modeling_flip import FlipForCTR, FlipForPreTraining
 from flip_hf.nn.sharded_embeddings import sharded_features
@@ -14,6 +15,7 @@ from flip_hf.processing_flip import FlipProcessor, value_tokens
 from flip_hf.runs.build import check_towers, fit_processor, load_finetuned, new_model
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.device import make_accelerator
+from flip_hf.runs.fetchable import FETCHABLE
 from flip_hf.runs.folder import RunFiles
 from flip_hf.runs.prediction import predict_file
 from flip_hf.runs.run import Run
@@ -161,3 +163,10 @@ def card(settings: CardSettings) -> None:
     record = json.loads(files.record.read_text(encoding="utf-8"))
     settings.output.mkdir(parents=True, exist_ok=True)
     write_card(settings.output, settings.repo, record, files.pictures)
+
+
+def fetch(name: str) -> None:
+    """Fetches the default text encoder, minilm, or a named dataset, and prints where it lies."""
+    if name not in FETCHABLE:
+        raise ValueError(f"nothing to fetch is called {with_nearest([name], FETCHABLE)}")
+    print(FETCHABLE[name]())

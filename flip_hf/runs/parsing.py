@@ -6,10 +6,21 @@ from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from flip_hf.runs.settings import CardSettings, EvaluateSettings, FinetuneSettings, PredictSettings, PretrainSettings
+from flip_hf.runs.settings import (
+    CardSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    PredictSettings,
+    PretrainSettings,
+)
 
 AnySettings = TypeVar(
-    "AnySettings", PretrainSettings, FinetuneSettings, EvaluateSettings, PredictSettings, CardSettings
+    "AnySettings",
+    PretrainSettings,
+    FinetuneSettings,
+    EvaluateSettings,
+    PredictSettings,
+    CardSettings,
 )
 
 

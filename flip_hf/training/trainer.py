@@ -1,21 +1,31 @@
 """What `transformers.Trainer` is told about FLIP; docs/trainer.md shows it at work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import torch
+from huggingface_hub import ModelCard
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from torch.utils.data import Dataset as TorchDataset
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from flip_hf.data.collator_checks import check_collator, check_training_rows
+from flip_hf.data.collator_checks import check_collator, check_training_rows, find_flip_model
+from flip_hf.data.collators import FlipCTRCollator, FlipPretrainingCollator
 from flip_hf.data.encoded_rows import check_stream
+from flip_hf.data.files import is_place, stream_tables
 from flip_hf.data.groups import GROUP_COLUMN
+from flip_hf.data.tables import column_names
+from flip_hf.hub import push_to_hub
 from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.evaluation import ctr_metrics
 from flip_hf.training.loop import count_items
+
+# By these, rows that are encoded are known.
+_VIEWS = {"feature_ids", "input_ids"}
 
 
 class CollatorEpochs(TrainerCallback):
@@ -34,8 +44,10 @@ class CollatorEpochs(TrainerCallback):
 
     def __init__(self, collator: Any) -> None:
         self.collator = collator
+        self._num_passes = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._num_passes = 0
         if args.dataloader_persistent_workers:
             raise ValueError(
                 "workers that outlive an epoch keep the masks of the first one; set dataloader_persistent_workers=False"
@@ -46,30 +58,214 @@ class CollatorEpochs(TrainerCallback):
         _check(kwargs["model"], args, self.collator, getattr(loader, "dataset", None))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # A fraction where training resumes within an epoch.
-        self.collator.set_epoch(int(state.epoch))
+        # A fraction where training resumes within an epoch, and where a stream begins again.
+        self.collator.set_epoch(max(int(state.epoch), self._num_passes))
+        self._num_passes += 1
 
 
 class FlipTrainer(Trainer):
-    """A Trainer whose pretraining losses are means over all that an optimiser step masks, which measures clicks within
-    groups, and which is fast on a CPU.
+    """A Trainer that takes rows as users have them, and whose pretraining losses are means over all that a step masks.
+
+    With `processing_class=processor`, every data set may be rows in any form that `FlipProcessor.encode_dataset` takes:
+    a DataFrame, a `datasets.Dataset`, an Arrow table, a list of dicts, files. FlipTrainer encodes them, makes the
+    model's collator where `data_collator` is not given, and saves the processor beside each model that it saves. Rows
+    that are encoded already are taken as they are.
+
+    FlipTrainer never changes `args`. `remove_unused_columns` removes only what the collator does not read. If batches
+    depend on the epoch, as masks do, a `CollatorEpochs` is added. If `compute_metrics` is not given, a `FlipForCTR` is
+    evaluated by `click_metrics`. On a CPU the text encoder trains as in the package's own loop (`training.cpu`).
 
     A plain Trainer counts `labels` only, of which pretraining has none: it averages the means of the accumulated
     batches and processes, so an item weighs more in a batch that masks fewer. Finetuning is exact in both.
 
-    Where evaluation rows were encoded with `group_field`, `label_ids` is a tuple of the labels and the groups, int64
-    (rows,), in `predict` and for `compute_metrics`: then `click_metrics` gives GAUC and UAUC too.
+    With `group_field`, and where evaluation rows were encoded with one, `label_ids` is a tuple of the labels and the
+    groups, int64 (rows,), in `predict` and for `compute_metrics`: then `click_metrics` gives GAUC and UAUC too.
+
+    Args:
+        model: `FlipForPreTraining` or `FlipForCTR`, or a wrapper around one, such as PEFT's.
+        args: as in Trainer.
+        data_collator: by default `FlipPretrainingCollator(processor)` or `FlipCTRCollator(processor)` in the model's
+            mode; its seed is `args.data_seed`, or else `args.seed`.
+        train_dataset: training rows; `FlipForCTR` needs the processor's label column.
+        eval_dataset: the same, or a dict of such rows by name. A dict that has all of the processor's fields as keys is
+            one set of rows, a dict of columns.
+        processing_class: the model's processor. Only encoded rows with a `data_collator` can do without it.
+        more: as in Trainer.
+        group_field: column of the evaluation rows whose values group them, such as `user_id`.
+        kwargs: as in Trainer.
 
     Raises:
-        ValueError: the collator is not for the model, the training rows have no label or share row numbers that masks
-            are a function of, several workers read a stream and batches depend on row numbers, or
-            `label_smoothing_factor` is set.
+        InputError: rows can't be encoded; says which row, field and value.
+        ValueError: rows are not encoded and there is no processor; the collator is not for the model, the training rows
+            have no label or share row numbers that masks are a function of, several workers read a stream and batches
+            depend on row numbers, or `label_smoothing_factor` is set.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        has_all_columns = not self.args.remove_unused_columns
-        _check(self.model, self.args, self.data_collator, self.train_dataset, has_all_columns)
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *more: Any,
+        group_field: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, *more, **kwargs)
+        _, self._kind = find_flip_model(self.model) or (None, "")
+        if data_collator is None:
+            self.data_collator = self._default_collator()
+        self._group_field = group_field
+        self.train_dataset = self._encoded(train_dataset, "train_dataset")
+        self.eval_dataset = self._encoded_parts(eval_dataset, "eval_dataset")
+        _check(self.model, self.args, self.data_collator, self.train_dataset)
+        if getattr(self.data_collator, "reads_numbers", False) and not any(
+            isinstance(callback, CollatorEpochs) for callback in self.callback_handler.callbacks
+        ):
+            self.add_callback(CollatorEpochs(self.data_collator))
+        # The metrics need all rows at once.
+        if self._kind == "FlipForCTR" and self.compute_metrics is None and not self.args.batch_eval_metrics:
+            self.compute_metrics = click_metrics
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in Trainer; `eval_dataset` may be rows in any form that the constructor takes, or files."""
+        parts: Any = self.eval_dataset
+        # Trainer passes the names of a dict's parts.
+        if not (isinstance(parts, dict) and isinstance(eval_dataset, str) and eval_dataset in parts):
+            eval_dataset = self._encoded_parts(eval_dataset, "eval_dataset")
+        found: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        return found
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer; `test_dataset` may be rows in any form that the constructor takes, with or without labels."""
+        return super().predict(
+            self._encoded(test_dataset, "test_dataset", self._group_field, needs_label=False), *args, **kwargs
+        )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        record: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Pushes the model, its processor, a card and the code that loads them, in one commit.
+
+        The repository is `args.hub_model_id`, or named after `args.output_dir`. Trainer's checkpoints and arguments,
+        which are pickles, are not pushed. In a distributed run every process must call this.
+
+        Args:
+            commit_message: of the commit.
+            blocking: must be True.
+            token: by default `args.hub_token`, or else the one of the login.
+            revision: branch, made where there is none; by default `args.hub_revision`, or else "main".
+            private: make the repository private; by default `args.hub_private_repo`.
+            record: the record of a run of the package's own loop, `run.json`: the card is written from it. By default
+                the card is Trainer's draft.
+            kwargs: as in Trainer: what its draft of a card says, such as `dataset` and `language`.
+
+        Returns:
+            The commit's hash in the main process, None in others.
+
+        Raises:
+            ValueError: `blocking` is False, the model is PEFT's, or as in `flip_hf.hub.push_to_hub`.
+            OSError: as in `flip_hf.hub.push_to_hub`.
+        """
+        if not blocking:
+            raise ValueError("blocking=False is not supported: the push is one commit, and is made again if it fails")
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if not isinstance(model, PreTrainedModel):
+            raise ValueError("only a whole model can be pushed; merge the adapters first, model.merge_and_unload()")
+        # Of a model that is spread over processes, each of them holds a part.
+        weights = self.accelerator.get_state_dict(self.model)
+        if not self.is_world_process_zero():
+            return None
+        private = self.args.hub_private_repo if private is None else private
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        card = None
+        if record is None:
+            self.create_model_card(**{"model_name": str(self.hub_model_id).rpartition("/")[-1]} | kwargs)
+            draft = ModelCard.load(Path(str(self.args.output_dir)) / "README.md")
+            draft.data.library_name = "flip_hf"
+            card = str(draft)
+
+        class Prepared:
+            """The model, with its weights from all processes."""
+
+            def save_pretrained(self, folder: Path, **settings: Any) -> None:
+                model.save_pretrained(folder, state_dict=weights, **settings)
+
+        return push_to_hub(
+            str(self.hub_model_id),
+            model=Prepared(),
+            processor=self.processing_class,
+            record=record,
+            card=card,
+            private=private,
+            revision=revision or self.args.hub_revision,
+            token=token or self.args.hub_token,
+            commit_message=commit_message or "End of training",
+        )
+
+    def _default_collator(self) -> Any:
+        processor: Any = self.processing_class
+        if not hasattr(processor, "encode_dataset") or not self._kind:
+            raise ValueError(
+                "FlipTrainer makes the collator of a FlipForPreTraining or a FlipForCTR from processing_class="
+                "processor, a FlipProcessor; give both, or encoded rows and data_collator"
+            )
+        if self._kind == "FlipForPreTraining":
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return FlipPretrainingCollator(processor, seed)
+        return FlipCTRCollator.from_model(processor, self.model)
+
+    def _encoded_parts(self, rows: Any, name: str) -> Any:
+        """One set of rows, or a dict of several, encoded."""
+        fields = [f.name for f in getattr(self.processing_class, "fields", [])]
+        if not isinstance(rows, Mapping) or (fields and set(fields) <= set(rows)):
+            return self._encoded(rows, name, self._group_field)
+        return {key: self._encoded(part, f"{name}[{key!r}]", self._group_field) for key, part in rows.items()}
+
+    def _encoded(self, rows: Any, name: str, group_field: str | None = None, *, needs_label: bool = True) -> Any:
+        """Rows that a DataLoader can read: encoded here, unless they are already."""
+        processor: Any = self.processing_class
+        fields = [f.name for f in getattr(processor, "fields", [])]
+        columns = [] if is_place(rows) else column_names(rows)
+        if rows is None or _VIEWS & (set(columns) - set(fields)):
+            return datasets.Dataset(rows) if isinstance(rows, pa.Table) else rows
+        if isinstance(rows, TorchDataset) and not isinstance(rows, datasets.IterableDataset):
+            return rows
+        if not hasattr(processor, "encode_dataset"):
+            if not isinstance(self.data_collator, FlipCTRCollator | FlipPretrainingCollator):
+                return rows
+            raise ValueError(
+                f"{name} is not encoded: give processing_class=processor, which FlipTrainer encodes it with, or "
+                "processor.encode_dataset(rows)"
+            )
+        with_label = self._kind == "FlipForCTR"
+        if with_label and not needs_label:
+            label = [processor.label] if processor.label else []
+            if is_place(rows):
+                columns = next(stream_tables(rows, fields, optional=label, batch_rows=1)).column_names
+            with_label = bool(set(label) & set(columns))
+        # Where rows lie on disk, the other processes find them encoded.
+        with self.args.main_process_first(desc=f"encoding {name}"):
+            source = None if is_place(rows) else name
+            return processor.encode_dataset(rows, with_label=with_label, source=source, group_field=group_field)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        collator: Any = self.data_collator
+        collator = collator.collator if isinstance(collator, _WithGroups) else collator
+        # Trainer removes the columns that `forward` does not take; collators read more.
+        if isinstance(collator, FlipCTRCollator | FlipPretrainingCollator):
+            self._signature_columns: Any = [*collator.columns, GROUP_COLUMN]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer; on a CPU the text encoder trains as in the package's own loop (`training.cpu`)."""
@@ -109,13 +305,6 @@ class FlipTrainer(Trainer):
         finally:
             self.data_collator = collator
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        # Else Trainer drops the column, which the model does not take.
-        columns: Any = self._signature_columns
-        if GROUP_COLUMN not in columns:
-            columns.append(GROUP_COLUMN)
-
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
@@ -140,7 +329,7 @@ class _WithGroups:
         return batch
 
 
-def _check(model: Any, args: Any, collator: Any, rows: Any, has_all_columns: bool = True) -> None:
+def _check(model: Any, args: Any, collator: Any, rows: Any) -> None:
     """Raises ValueError, before training, for what Trainer itself would not notice or not explain."""
     if args.label_smoothing_factor:
         raise ValueError(
@@ -149,8 +338,7 @@ def _check(model: Any, args: Any, collator: Any, rows: Any, has_all_columns: boo
         )
     check_collator(collator, model)
     check_stream(rows, args.dataloader_num_workers, collator)
-    # Trainer may drop columns of the rows later.
-    if isinstance(rows, datasets.Dataset) and has_all_columns:
+    if isinstance(rows, datasets.Dataset):
         check_training_rows(rows, collator)
 
 

@@ -28,6 +28,56 @@ def push_model(model: str, repo_id: str, **settings: Any) -> str:
     return push_to_hub(repo_id, **parts, **settings)
 
 
+def push_apart(model: str, repo_id: str, **settings: Any) -> list[Any]:
+    """Pushes a saved model and its processor as transformers' users do, one after the other; commits and warnings."""
+    import logging
+
+    from flip_hf import FlipForCTR, FlipProcessor
+
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    logging.getLogger("flip_hf.hub.push").addHandler(handler)
+    parts = [FlipForCTR.from_pretrained(model), FlipProcessor.from_pretrained(model)]
+    return [*(part.push_to_hub(repo_id, **settings) for part in parts), told]
+
+
+def push_together(model: str, repo_id: str, record: Any = None, **settings: Any) -> str:
+    """`model.push_to_hub` of a saved model with its processor; the commit, or the error as text."""
+    from flip_hf import FlipForCTR, FlipProcessor
+
+    processor = FlipProcessor.from_pretrained(model)
+    try:
+        return FlipForCTR.from_pretrained(model).push_to_hub(repo_id, processor=processor, record=record, **settings)
+    except (OSError, ValueError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def push_pipeline(model: str, repo_id: str) -> str:
+    """A pipeline's `push_to_hub`."""
+    from transformers import pipeline
+
+    import flip_hf  # noqa: F401
+
+    return pipeline("ctr-prediction", model=model).push_to_hub(repo_id)
+
+
+def push_trainer(model: str, folder: str, **settings: Any) -> list[Any]:
+    """`FlipTrainer.push_to_hub` of a saved model: the commit, or the error as text, and the repository's name."""
+    from transformers import TrainingArguments
+
+    from flip_hf import FlipForCTR, FlipProcessor, FlipTrainer
+
+    processor = FlipProcessor.from_pretrained(model)
+    arguments = TrainingArguments(folder, use_cpu=True, report_to="none", hub_private_repo=True)
+    trainer = FlipTrainer(FlipForCTR.from_pretrained(model), arguments, processing_class=processor)
+    trainer.save_model()
+    try:
+        return [trainer.push_to_hub(**settings), trainer.hub_model_id]
+    except ValueError as error:
+        return [f"{type(error).__name__}: {error}", trainer.hub_model_id]
+
+
 def weights(name: str) -> dict[str, Any]:
     """Of a model by name, as lists."""
     from flip_hf import FlipForCTR

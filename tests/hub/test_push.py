@@ -3,12 +3,18 @@
 import json
 import multiprocessing
 import os
+import re
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from unittest import mock
 
 import pytest
 from hub import clients
 from hub.server import Fault, HubServer
+
+from flip_hf.hub.card import is_untouched
+
+ROOT = Path(__file__).parents[2]
 
 TOKEN = "hf_" + "owner" * 7
 STEPS = ["create", "info", "tree", "preupload", "lfs_batch", "lfs_upload", "commit"]
@@ -103,6 +109,79 @@ def test_a_model_in_shards_is_pushed_and_loads_by_name(hub, client, ctr_folder):
         files(hub, "org/large")
     )
     assert client(clients.weights, "org/large") == client(clients.weights, ctr_folder)
+
+
+MODEL = {"config.json", "model.safetensors"}
+PROCESSOR = {"processor_config.json", "tokenizer.json", "tokenizer_config.json", "vocabulary.parquet"}
+
+
+def test_the_models_own_method_makes_one_commit_of_all(hub, client, ctr_folder):
+    record = json.loads((ROOT / "model_cards" / "ml-100k-flip" / "run.json").read_text())
+    settings = {"commit_message": "All of it", "commit_description": "Both", "private": True, "revision": "next"}
+    commit = client(clients.push_together, ctr_folder, "org/method", record=record, **settings)
+    head = hub.commits("org/method", "next")[0]
+    assert (head.sha, head.message.splitlines()[0]) == (commit, "All of it")
+    found = files(hub, "org/method", "next")
+    assert set(found) == MODEL | PROCESSOR | {"README.md", "run.json", "flip_hub.py"}
+    assert is_untouched(found["README.md"].decode())
+    assert json.loads(found["config.json"])["auto_map"] == {"AutoConfig": "flip_hub.FlipConfig"}
+    assert hub.is_private("org/method")
+
+
+def test_a_model_and_its_processor_may_follow_each_other(hub, client, ctr_folder):
+    of_model, of_processor, told = client(clients.push_apart, ctr_folder, "org/apart")
+    assert told == [
+        "org/apart got the model without its processor; push that too, processor.push_to_hub('org/apart'), or both at "
+        "once next time: model.push_to_hub('org/apart', processor=processor)"
+    ]
+    last, first, *_ = hub.commits("org/apart")
+    assert (first.sha, last.sha) == (of_model, of_processor)
+    assert last.message == "Push a FLIP processor"
+    # The model's weights stay where a processor is pushed.
+    client(clients.push_model, ctr_folder, "org/at-once")
+    assert files(hub, "org/apart") == files(hub, "org/at-once")
+
+
+def test_a_pipeline_pushes_what_it_was_made_of(hub, client, ctr_folder):
+    client(clients.push_pipeline, ctr_folder, "org/pipe")
+    assert set(files(hub, "org/pipe")) == MODEL | PROCESSOR | {"flip_hub.py"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"create_pr": True}, "ValueError: create_pr is not supported.*push to a branch, revision="),
+        ({"tags": ["ctr"]}, "ValueError: tags is not supported: the card has its own"),
+        ({"token": False}, "ValueError: token=False: a push needs a token"),
+        ({"safe_serialization": True}, "TypeError: .*unexpected keyword argument 'safe_serialization'"),
+    ],
+)
+def test_what_can_not_be_honoured_is_refused_before_anything_is_made(hub, client, ctr_folder, settings, said):
+    before = len(hub.requests)
+    assert re.match(said, client(clients.push_together, ctr_folder, "org/refused", **settings))
+    assert len(hub.requests) == before
+
+
+def test_the_trainer_pushes_the_same_without_its_pickles(hub, client, ctr_folder, tmp_path):
+    folder = tmp_path / "clicks"
+    commit, repo = client(clients.push_trainer, ctr_folder, folder, dataset="Ads of 2024")
+    assert repo == "org/clicks"
+    assert (folder / "training_args.bin").is_file()
+    head = hub.commits(repo)[0]
+    assert (head.sha, head.message) == (commit, "End of training")
+    found = files(hub, repo)
+    assert set(found) == MODEL | PROCESSOR | {"README.md", "flip_hub.py"}
+    card = found["README.md"].decode()
+    assert "library_name: flip_hf" in card
+    assert "Ads of 2024" in card
+    assert is_untouched(card)
+    assert hub.is_private(repo)
+    assert client(clients.weights, folder) == client(clients.weights, repo)
+
+    record = json.loads((ROOT / "model_cards" / "ml-100k-flip" / "run.json").read_text())
+    client(clients.push_trainer, ctr_folder, folder, record=record)
+    assert "MovieLens-100K" in files(hub, repo)["README.md"].decode()
+    assert client(clients.push_trainer, ctr_folder, folder, blocking=False)[0].startswith("ValueError: blocking=False")
 
 
 def test_a_card_edited_by_hand_stays(hub, client, folder):

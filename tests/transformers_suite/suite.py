@@ -14,7 +14,7 @@ from types import ModuleType
 
 from filelock import FileLock
 
-from flip_hf.fetch import PIP_TOTAL_TIMEOUT_S, FetchError, cache_dir, check_digest
+from flip_hf.fetch import PIP_TOTAL_TIMEOUT_S, FetchError, cache_dir, check_file
 
 VERSION = "5.23.0"
 SHA256 = "19d647a4d5d903a7c644ca5cde2d86efc3dde7d8c687ae7988806ff2205efa71"
@@ -55,7 +55,7 @@ def fetch() -> Path:
     with FileLock(target / ".lock"):
         if not archive.is_file():
             _download(archive)
-        check_digest(archive, "sha256", SHA256)
+        check_file(archive, "sha256", SHA256)
         with tarfile.open(archive) as members:
             for name in MODULES:
                 source = members.extractfile(f"transformers-{VERSION}/tests/{name}.py")

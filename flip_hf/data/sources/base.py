@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from datasets import Dataset
 
@@ -31,10 +32,11 @@ class DatasetSource:
 
     Attributes:
         name: the key in `DATASETS`.
+        fetch: gets the raw files where they are not on disk yet; returns the folder or archive that they lie in. Raises
+            `flip_hf.fetch.FetchError` if they can't be had; it says what to put where by hand.
         load: returns all rows in the raw files' order, with one column a field, `label` (int8, 0 or 1) and, where the
-            files say when a row was, `timestamp` (int64, seconds since 1970-01-01 UTC). Raises
-            `flip_hf.fetch.FetchError` where the files cannot be had, and `ValueError` where they are not what they
-            should be.
+            files say when a row was, `timestamp` (int64, seconds since 1970-01-01 UTC). Fetches
+            the raw files, and raises `ValueError` where they are not what they should be.
         fields: the fields in the order of the template, a column of `load()` each.
         histories: the histories that rows can have beside them.
         description: what a row is and how its label comes about, for model cards.
@@ -44,6 +46,7 @@ class DatasetSource:
     """
 
     name: str
+    fetch: Callable[[], Path]
     load: Callable[[], Dataset]
     fields: tuple[FieldConfig, ...]
     histories: tuple[HistoryField, ...]

@@ -21,7 +21,7 @@ from datasets import Dataset
 
 from flip_hf.data.sources.base import DatasetSource
 from flip_hf.data.sources.lines import OddLines
-from flip_hf.fetch import FetchError, cache_dir, check_digest, download, first_of
+from flip_hf.fetch import FetchError, cache_dir, check_file, download, first_of
 from flip_hf.fields import FieldConfig
 
 logger = logging.getLogger(__name__)
@@ -99,27 +99,34 @@ def parse_files(folder: _AnyPath) -> pa.Table:
     return pa.table({**columns, "label": pa.array(labels, pa.int8())})
 
 
-def load() -> Dataset:
-    """All rows, without `timestamp`. See `DatasetSource.load`.
+def fetch() -> Path:
+    """The folder of the three files, or the archive. See `DatasetSource.fetch`.
 
     Takes, in this order: the three files in `cache_dir()/bookcrossing`, the archive there, the archive from Freiburg.
-
-    Raises:
-        FetchError: none of them could be had; the message says what to put where by hand.
-        ValueError: a file is not one of BookCrossing's.
     """
     folder = cache_dir() / "bookcrossing"
     archive = folder / "BX-CSV-Dump.zip"
-    steps: list[tuple[str, Callable[[], _AnyPath]]] = [
+    steps: list[tuple[str, Callable[[], Path]]] = [
         ("files in the cache", lambda: _unpacked(folder)),
-        ("archive in the cache", lambda: _checked(archive)),
-        ("Freiburg", lambda: _checked(download(URL, archive, "md5", MD5))),
+        ("archive in the cache", lambda: check_file(archive, "md5", MD5)),
+        ("Freiburg", lambda: download(URL, archive, "md5", MD5)),
     ]
     remedy = (
         f"Get {URL} by hand and put it at {archive} as it is. Where only another copy can be had, which no known hash "
         f"vouches for, put its files {USERS}, {BOOKS} and {RATINGS} into {folder}."
     )
-    return Dataset(parse_files(first_of("BookCrossing", steps, remedy)))
+    return first_of("BookCrossing", steps, remedy)
+
+
+def load() -> Dataset:
+    """All rows, without `timestamp`. See `DatasetSource.load`.
+
+    Raises:
+        FetchError: as in `fetch`.
+        ValueError: a file is not one of BookCrossing's.
+    """
+    place = fetch()
+    return Dataset(parse_files(zipfile.Path(place) if place.is_file() else place))
 
 
 def _unpacked(folder: Path) -> Path:
@@ -127,13 +134,6 @@ def _unpacked(folder: Path) -> Path:
         if not (folder / name).is_file():
             raise FetchError(f"no file {folder / name}")
     return folder
-
-
-def _checked(archive: Path) -> zipfile.Path:
-    if not archive.is_file():
-        raise FetchError(f"no file {archive}")
-    check_digest(archive, "md5", MD5)
-    return zipfile.Path(archive)
 
 
 def _table(path: _AnyPath) -> tuple[dict[str | None, int], list[pa.Array]]:
@@ -198,6 +198,7 @@ def _character(entity: re.Match[str]) -> str:
 
 BOOKCROSSING = DatasetSource(
     name="bookcrossing",
+    fetch=fetch,
     load=load,
     fields=FIELDS,
     histories=(),

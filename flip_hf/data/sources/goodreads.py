@@ -79,6 +79,23 @@ _RATING = pa.schema(
 )
 
 
+def fetch() -> Path:
+    """The folder of the three files, which nothing downloads. See `DatasetSource.fetch`.
+
+    Raises:
+        FetchError: a file is not there; the message says where to get it and where to put it.
+        ValueError: there are files of several genres.
+    """
+    folder = cache_dir() / "goodreads"
+    remedy = (
+        f"Download, from {HOMEPAGE}, goodreads_interactions_*.json.gz and goodreads_books_*.json.gz of one genre, and "
+        f"{AUTHORS}, and put them into {folder} as they are. They are not downloaded for you: no hash is published "
+        "that would tell what came."
+    )
+    first_of("GoodReads", [("files in the cache", lambda: _find_files(folder))], remedy)
+    return folder
+
+
 def load() -> Dataset:
     """All labelled rows in the order of the interactions' file, on disk. See `DatasetSource.load`.
 
@@ -88,16 +105,10 @@ def load() -> Dataset:
     when the files are read for the first time; the rows are then kept until the files change.
 
     Raises:
-        FetchError: a file is not there; the message says where to get it and where to put it.
+        FetchError: as in `fetch`.
         ValueError: there are files of several genres, or one is cut short.
     """
-    folder = cache_dir() / "goodreads"
-    remedy = (
-        f"Download, from {HOMEPAGE}, goodreads_interactions_*.json.gz and goodreads_books_*.json.gz of one genre, and "
-        f"{AUTHORS}, and put them into {folder} as they are. They are not downloaded for you: no hash is published "
-        "that would tell what came."
-    )
-    paths = first_of("GoodReads", [("files in the cache", lambda: _find_files(folder))], remedy)
+    paths = _find_files(fetch())
     key = ["goodreads", _READER, *map(content_hash, paths)]
     return rows_on_disk(key, lambda: read_rows(*paths), str(paths[0]))
 
@@ -279,6 +290,7 @@ def _seconds(date: Any) -> int:
 
 GOODREADS = DatasetSource(
     name="goodreads",
+    fetch=fetch,
     load=load,
     fields=FIELDS,
     histories=(),

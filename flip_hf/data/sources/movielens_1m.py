@@ -14,7 +14,7 @@ from datasets import Dataset
 from flip_hf.data.sources import grouplens
 from flip_hf.data.sources.base import DatasetSource
 from flip_hf.data.sources.grouplens import RawTables, integers, read_columns
-from flip_hf.fetch import cache_dir, download, first_of
+from flip_hf.fetch import cache_dir, check_file, download, first_of
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 MD5 = "c4d9eecfca2ab87c1945afe126590906"
@@ -92,30 +92,29 @@ def parse_grouplens(folder: Path | zipfile.Path) -> RawTables:
     )
 
 
-def load() -> Dataset:
-    """All labelled rows in the order of ratings.dat. See `DatasetSource.load`.
-
-    Takes, in this order: `cache_dir()/movielens-1m`, GroupLens' archive.
-
-    Raises:
-        FetchError: neither could be had; the message says where to put the archive by hand.
-        ValueError: the tables have not the published numbers of rows.
-    """
-    folder = cache_dir() / "movielens-1m"
-    archive = folder / "ml-1m.zip"
-
-    def read(path: Path) -> RawTables:
-        return grouplens.read_archive(path, MD5, "ml-1m/", parse_grouplens)
-
-    raw = first_of(
+def fetch() -> Path:
+    """The archive: the one in `cache_dir()/movielens-1m`, or else GroupLens'. See `DatasetSource.fetch`."""
+    archive = cache_dir() / "movielens-1m" / "ml-1m.zip"
+    return first_of(
         "MovieLens-1M",
         [
-            ("archive in the cache", lambda: read(archive)),
-            ("GroupLens", lambda: read(download(URL, archive, "md5", MD5))),
+            ("archive in the cache", lambda: check_file(archive, "md5", MD5)),
+            ("GroupLens", lambda: download(URL, archive, "md5", MD5)),
         ],
         f"Download {URL} by hand, put it at {archive} as it is, and try again.",
     )
-    grouplens.check_counts("MovieLens-1M", folder, raw, (N_RATINGS, N_USERS, N_MOVIES))
+
+
+def load() -> Dataset:
+    """All labelled rows in the order of ratings.dat. See `DatasetSource.load`.
+
+    Raises:
+        FetchError: as in `fetch`.
+        ValueError: the tables have not the published numbers of rows.
+    """
+    archive = fetch()
+    raw = parse_grouplens(zipfile.Path(archive, "ml-1m/"))
+    grouplens.check_counts("MovieLens-1M", archive.parent, raw, (N_RATINGS, N_USERS, N_MOVIES))
     return Dataset(grouplens.label_ratings("MovieLens-1M", raw))
 
 
@@ -134,6 +133,7 @@ def _words(path: Path | zipfile.Path, name: str, codes: list[str], words: Mappin
 
 MOVIELENS_1M = DatasetSource(
     name="movielens-1m",
+    fetch=fetch,
     load=load,
     fields=grouplens.FIELDS,
     histories=grouplens.HISTORIES,
