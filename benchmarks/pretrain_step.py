@@ -26,10 +26,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from flip_hf import FlipForPreTraining, FlipPretrainingCollator
+from flip_hf.data.encoded_rows import value_tokens
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.fetch import minilm
 from flip_hf.fields import IGNORED_LABEL
-from flip_hf.processing_flip import value_tokens
 from flip_hf.runs.build import fit_processor, new_model
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.settings import DataSettings, ModelSettings

@@ -152,7 +152,7 @@ class CTRPredictionPipeline(Pipeline):
 
     def preprocess(self, rows: Any, first_row: int = 0) -> pa.Table:  # type: ignore[override]
         """The columns of the rows that are fields."""
-        return self.processor.read(rows, first_row=first_row)
+        return self.processor.select_columns(rows, first_row=first_row)
 
     def _forward(self, batch: dict[str, torch.Tensor]) -> FlipForCTROutput:  # type: ignore[override]
         return self._scorer.call_model(batch)

@@ -1,14 +1,12 @@
 """FlipProcessor: rows of a click log -> both views."""
 
-import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import torch
@@ -23,17 +21,16 @@ from flip_hf.checkpoint.processor_check import (
     read_processor_settings,
 )
 from flip_hf.configuration_flip import FlipConfig
-from flip_hf.data.arrow_files import open_files
 from flip_hf.data.csv_files import CSVFormat
-from flip_hf.data.fallbacks import FallbackReport
-from flip_hf.data.files import is_place, rows_located, shown, stream_tables
+from flip_hf.data.dataset_encoding import encode_dataset
+from flip_hf.data.files import is_place, shown
 from flip_hf.data.groups import GROUP_COLUMN, group_ids
-from flip_hf.data.in_threads import in_threads
 from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.ragged import Ragged, padding_multiple
+from flip_hf.data.row_batches import contents_of, value_batches
 from flip_hf.data.schema import Fallback, InputError, canonical_labels
-from flip_hf.data.tables import Contents, as_arrow, refuse_transform, to_table, typed_columns
-from flip_hf.data.template import NO_FIELD, TextTemplate
+from flip_hf.data.tables import to_table
+from flip_hf.data.template import TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
 from flip_hf.fields import FieldConfig, as_fields, tabular_fields
@@ -45,14 +42,6 @@ logger = logging.getLogger(__name__)
 
 VOCABULARY_NAME = "vocabulary.parquet"
 _LONGEST_TEXT = 512
-# Enough that a call of Arrow or NumPy costs nothing beside what it does.
-_BATCH_ROWS = 1 << 15
-# A stream's first rows should not wait for so many.
-_STREAMED_ROWS = 1000
-# Batches wait for each other, so what they hold grows with the threads.
-_MOST_THREADS = 8
-# Part of the name of what datasets caches: to be raised when the same rows are encoded otherwise than before.
-_ENCODER = 3
 # Features whose texts teach a model what a new feature's text says.
 _MOST_KNOWN_TEXTS = 4096
 
@@ -107,7 +96,7 @@ class FlipProcessor(ProcessorMixin):
         # Trainer groups rows by the length of the first one.
         return ["input_ids", "attention_mask", "feature_ids"]
 
-    def _columns(self, with_label: bool = False, group_field: str | None = None) -> list[str]:
+    def columns_read(self, with_label: bool = False, group_field: str | None = None) -> list[str]:
         """The columns of raw rows that encoding reads."""
         label = self._label_name() if with_label else None
         if group_field is not None and group_field == self.label:
@@ -155,7 +144,7 @@ class FlipProcessor(ProcessorMixin):
 
         if not tabular_fields(unfitted):
             raise ValueError("at least one field must have ids; all of these are of the kind 'text'")
-        vocabulary = FeatureVocabulary.fit(_batches(dataset, unfitted, label, source, csv), unfitted)
+        vocabulary = FeatureVocabulary.fit(value_batches(dataset, unfitted, label, source, csv), unfitted)
         if max_length is None:
             max_length = min(tokenizer.model_max_length, _LONGEST_TEXT)
         return cls(tokenizer, vocabulary, label, max_length)
@@ -179,7 +168,7 @@ class FlipProcessor(ProcessorMixin):
         """
         if is_place(dataset):
             source = source or shown(dataset)
-        self.vocabulary = self.vocabulary.extended(_batches(dataset, self.fields, self.label, source, csv))
+        self.vocabulary = self.vocabulary.extended(value_batches(dataset, self.fields, self.label, source, csv))
         return FeatureGrowth(list(self.fields), self.feature_counts, self._texts_of_grown)
 
     def _texts_of_grown(self) -> Iterator[tuple[FeatureTexts, FeatureTexts]]:
@@ -195,7 +184,7 @@ class FlipProcessor(ProcessorMixin):
                 )
                 yield known, new
 
-    def read(
+    def select_columns(
         self,
         rows: Any,
         *,
@@ -208,9 +197,9 @@ class FlipProcessor(ProcessorMixin):
         # A label that is there but not asked for is no surprise.
         return to_table(
             rows,
-            self._columns(with_label, group_field),
+            self.columns_read(with_label, group_field),
             optional=[self.label] if self.label and not with_label else [],
-            contents=_contents(self.fields),
+            contents=contents_of(self.fields),
             first_row=first_row,
             source=source,
         )
@@ -249,7 +238,9 @@ class FlipProcessor(ProcessorMixin):
             ValueError: the processor has no label, or `group_field` is the label.
         """
         label = self._label_name() if with_label else None
-        table = self.read(rows, first_row=first_row, with_label=with_label, source=source, group_field=group_field)
+        table = self.select_columns(
+            rows, first_row=first_row, with_label=with_label, source=source, group_field=group_field
+        )
         num_rows, num_fields = len(table), len(self.fields)
         fallbacks = np.empty((num_rows, num_fields), dtype=np.uint8)
         positions, shown = [], []
@@ -315,130 +306,8 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             InputError: as in `encode`, or there are no rows. Of a stream, when they are read.
         """
-        if with_label is None:
-            with_label = self.label is not None
-        if isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
-            parts = {
-                name: self.encode_dataset(
-                    part,
-                    with_label=with_label,
-                    source=name if source is None else f"{source} ({name})",
-                    group_field=group_field,
-                )
-                for name, part in dataset.items()
-            }
-            return type(dataset)(parts)
-        if isinstance(dataset, datasets.IterableDataset):
-            return self._encode_stream(dataset, with_label, source, group_field)
-        if is_place(dataset):
-            source = source or shown(dataset)
-            columns = self._columns(with_label, group_field)
-            with rows_located(dataset, columns, csv=csv):
-                rows_of_files = open_files(dataset, columns, csv=csv)
-                return self.encode_dataset(rows_of_files, with_label=with_label, source=source, group_field=group_field)
-        if not isinstance(dataset, datasets.Dataset):
-            dataset = self.read(dataset, with_label=with_label, source=source, group_field=group_field)
-        if len(dataset) == 0:
-            raise InputError("there are no rows to encode; check the file or the filter that made them", source=source)
-
-        # What is no field need not be read.
-        columns = self._columns(with_label, group_field)
-        is_table = isinstance(dataset, pa.Table)
-        raw = dataset if is_table else as_arrow(dataset.select_columns(columns))
-
-        def rows(start: int, number: int) -> pa.Table:
-            return raw.slice(start, number) if is_table else raw[start : start + number]
-
-        def encode(start: int) -> pa.Table:
-            batch = rows(start, _BATCH_ROWS)
-            return self.encode(batch, first_row=start, with_label=with_label, source=source, group_field=group_field)
-
-        def starts() -> Iterator[int]:
-            # Before any thread needs them, and not at all where datasets has the rows encoded.
-            self.vocabulary.make_indices()
-            yield from range(0, len(dataset), _BATCH_ROWS)
-
-        # The next batches are encoded while datasets writes one.
-        batches = in_threads(encode, starts(), _num_threads())
-        with contextlib.closing(batches):
-            encoded = (
-                datasets.Dataset(pa.concat_tables(batches))
-                if is_table
-                else self._map(raw, batches, [with_label] if group_field is None else [with_label, group_field])
-            )
-        self._report_fallbacks(encoded.with_format("arrow"), rows, source)
-        return encoded.with_format("numpy")
-
-    def _map(self, raw: datasets.Dataset, batches: Iterator[pa.Table], settings: Sequence[Any]) -> datasets.Dataset:
-        """The batches, which depend on some settings, as a dataset that lies where datasets keeps what it makes of
-        `raw`.
-        """
-
-        def next_batch(indices: list[int]) -> pa.Table:
-            batch = next(batches)
-            if batch["row"][0].as_py() != indices[0]:
-                raise RuntimeError(f"datasets asks for row {indices[0]} where {batch['row'][0]} comes next")
-            return batch
-
-        parts = [_ENCODER, raw._fingerprint, self.content_hash(), *settings]
-        content = hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
-        return raw.map(
-            next_batch,
-            batched=True,
-            with_indices=True,
-            batch_size=_BATCH_ROWS,
-            writer_batch_size=_BATCH_ROWS,
-            input_columns=[],
-            remove_columns=raw.column_names,
-            new_fingerprint=content[:32],
-            desc="Encoding",
-        )
-
-    def _encode_stream(
-        self, dataset: datasets.IterableDataset, with_label: bool, source: str | None, group_field: str | None
-    ) -> datasets.IterableDataset:
-        report = FallbackReport(self.vocabulary)
-        where = source or "the stream"
-
-        features = dataset.features
-
-        def encode(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
-            rows = typed_columns(columns, features)
-            settings: dict[str, Any] = {"with_label": with_label, "source": source, "group_field": group_field}
-            table = self.read(rows, first_row=numbers[0], **settings)
-            encoded = self.encode(table, first_row=numbers[0], **settings)
-            report.add(encoded, table.slice)
-            report.warn(where)
-            found: dict[str, list[Any]] = encoded.to_pydict()
-            return found
-
-        # Where a stream does not say its columns, its first row does.
-        names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
-        nothing = pa.table({name: pa.array([], pa.string()) for name in self._columns(with_label, group_field)})
-        schema = self.encode(nothing, with_label=with_label, group_field=group_field).schema
-        # As Arrow tables, batches of a stream that was filtered may differ in their types.
-        refuse_transform(dataset)
-        encoded = dataset.with_format(None).map(
-            encode,
-            batched=True,
-            with_indices=True,
-            batch_size=_STREAMED_ROWS,
-            remove_columns=names,
-            features=datasets.Features.from_arrow_schema(schema),
-        )
-        return encoded.with_format("numpy")
-
-    def _report_fallbacks(
-        self, encoded: datasets.Dataset, rows: Callable[[int, int], pa.Table], source: str | None
-    ) -> None:
-        report = FallbackReport(self.vocabulary)
-        read = encoded.select_columns(["feature_ids", "fallbacks"])
-        for start in range(0, len(read), _BATCH_ROWS):
-            report.add(read[start : start + _BATCH_ROWS], rows, start)
-        where = source or "the dataset"
-        if report.counts:
-            logger.warning("%s: fallbacks in %d rows: %s", where, report.num_rows, report.counted())
-        report.warn(where)
+        with_label = self.label is not None if with_label is None else with_label
+        return encode_dataset(self, dataset, with_label=with_label, source=source, csv=csv, group_field=group_field)
 
     def __call__(
         self, rows: Any, return_tensors: str | None = None, pad_to_multiple_of: int | None = None
@@ -576,67 +445,3 @@ def _tokens(template: TextTemplate, values: pa.Array) -> list[torch.Tensor]:
     text = template.assemble([FieldValues(values, np.zeros(len(values), dtype=np.uint8))])
     parts = np.split(text.input_ids.astype(np.int64), text.offsets[1:-1])
     return [torch.from_numpy(part) for part in parts]
-
-
-def _contents(fields: Sequence[FieldConfig]) -> dict[str, Contents]:
-    return {f.name: KINDS[f.kind].column for f in fields}
-
-
-def _batches(
-    dataset: Any, fields: Sequence[FieldConfig], label: str | None, source: str | None, csv: CSVFormat | None
-) -> Iterator[dict[str, FieldValues]]:
-    """The values of each field, batch by batch."""
-    columns, optional = [f.name for f in fields], [label] if label else []
-
-    def read(numbered: tuple[int, pa.Table]) -> dict[str, FieldValues]:
-        first_row, table = numbered
-        return {f.name: KINDS[f.kind].read(table[f.name], f, first_row, source) for f in fields}
-
-    with rows_located(dataset, columns, optional=optional, csv=csv):
-        yield from in_threads(read, _numbered(_tables(dataset, fields, label, csv)), _num_threads())
-
-
-def _num_threads() -> int:
-    return min(torch.get_num_threads(), _MOST_THREADS)
-
-
-def _numbered(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
-    first_row = 0
-    for table in tables:
-        yield first_row, table
-        first_row += len(table)
-
-
-def _tables(
-    dataset: Any, fields: Sequence[FieldConfig], label: str | None, csv: CSVFormat | None
-) -> Iterable[pa.Table]:
-    columns, optional = [f.name for f in fields], [label] if label else []
-    if is_place(dataset):
-        return stream_tables(dataset, columns, optional=optional, batch_rows=_BATCH_ROWS, csv=csv)
-    contents = _contents(fields)
-    if isinstance(dataset, datasets.Dataset):
-        batches = as_arrow(dataset).iter(batch_size=_BATCH_ROWS)
-        return (to_table(batch, columns, optional=optional) for batch in batches)
-    if isinstance(dataset, datasets.IterableDataset):
-        # As Arrow tables, batches of a stream that was filtered may differ in their types.
-        refuse_transform(dataset)
-        found = dataset.with_format(None).iter(batch_size=_BATCH_ROWS)
-        typed = (typed_columns(batch, dataset.features) for batch in found)
-        return (to_table(batch, columns, optional=optional, contents=contents) for batch in typed)
-    return [to_table(dataset, columns, optional=optional, contents=contents)]
-
-
-def value_tokens(encoded: datasets.Dataset) -> torch.Tensor:
-    """The tokens that values of the rows are written with, int64 (tokens,), ascending.
-
-    Args:
-        encoded: what `FlipProcessor.encode_dataset` returned.
-    """
-    seen = np.zeros(0, dtype=bool)
-    columns = encoded.with_format("arrow").select_columns(["input_ids", "token_field_ids"])
-    for table in columns.iter(batch_size=_BATCH_ROWS):
-        tokens, owners = (Ragged.of(table[name]).values for name in table.column_names)
-        found = np.bincount(tokens[owners != NO_FIELD], minlength=len(seen)) > 0
-        found[: len(seen)] |= seen
-        seen = found
-    return torch.from_numpy(seen.nonzero()[0])

@@ -14,11 +14,12 @@ import pytest
 import torch
 from transformers import AutoProcessor, BertConfig
 
-from flip_hf import FieldConfig, FlipConfig, FlipCTRCollator, FlipForCTR, FlipProcessor, processing_flip
+from flip_hf import FieldConfig, FlipConfig, FlipCTRCollator, FlipForCTR, FlipProcessor
+from flip_hf.data import dataset_encoding, row_batches
+from flip_hf.data.encoded_rows import value_tokens
 from flip_hf.data.fallbacks import count_fallbacks
 from flip_hf.data.groups import NO_GROUP
 from flip_hf.data.schema import Fallback, InputError
-from flip_hf.processing_flip import value_tokens
 
 
 def as_dicts(columns):
@@ -170,7 +171,8 @@ def test_a_processor_that_is_not_there_is_named(tmp_path):
 def test_threads_encode_as_one_does(processor, click_rows, monkeypatch):
     many = {name: values * 50 for name, values in click_rows.items()}
     expected = processor.encode(many, with_label=True)
-    monkeypatch.setattr(processing_flip, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(dataset_encoding, "BATCH_ROWS", 3)
+    monkeypatch.setattr(row_batches, "BATCH_ROWS", 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     fresh = FlipProcessor(processor.tokenizer, processor.vocabulary, processor.label, processor.max_length)
     encoded = fresh.encode_dataset(datasets.Dataset.from_dict(many))
@@ -181,7 +183,7 @@ def test_threads_encode_as_one_does(processor, click_rows, monkeypatch):
 
 
 def test_a_bad_row_is_named_by_its_place_in_the_whole(processor, click_rows, monkeypatch):
-    monkeypatch.setattr(processing_flip, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(dataset_encoding, "BATCH_ROWS", 2)
     many = {name: values * 9 for name, values in click_rows.items()}
     many["label"] = [*many["label"][:-1], 7]
     with pytest.raises(InputError, match=rf"field 'label', row {len(many['label']) - 1}, value 7"):

@@ -28,7 +28,7 @@ def models(ctr_folder):
 
 @pytest.fixture(scope="module")
 def table(processor, click_rows):
-    return processor.read(click_rows).slice(0, 61)
+    return processor.select_columns(click_rows).slice(0, 61)
 
 
 @torch.no_grad()

@@ -6,10 +6,13 @@ from typing import Any, TypeAlias
 import datasets
 import numpy as np
 import pyarrow as pa
+import torch
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, get_worker_info
 
 from flip_hf.data.ragged import Ragged
+from flip_hf.data.row_batches import BATCH_ROWS
+from flip_hf.data.template import NO_FIELD
 
 # Rows of one number that are compared at a time.
 _COMPARED_ROWS = 1 << 12
@@ -25,19 +28,20 @@ class EncodedRows(TorchDataset[pa.Table]):
     """Encoded rows of which a DataLoader hands a batch to the collator as one Arrow table.
 
     Args:
-        rows: what `FlipProcessor.encode_dataset` returned.
+        rows: what `FlipProcessor.encode_dataset` or `FlipProcessor.encode` returned.
         columns: the columns that the collator reads, `collator.columns`; of these the ones that there are.
     """
 
-    def __init__(self, rows: datasets.Dataset, columns: Sequence[str]) -> None:
+    def __init__(self, rows: datasets.Dataset | pa.Table, columns: Sequence[str]) -> None:
         there = [name for name in columns if name in rows.column_names]
-        self.rows = rows.select_columns(there).with_format("arrow")
+        is_table = isinstance(rows, pa.Table)
+        self.rows = rows.select(there) if is_table else rows.select_columns(there).with_format("arrow")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, numbers: list[int]) -> pa.Table:
-        table: pa.Table = self.rows[numbers]
+        table: pa.Table = self.rows.take(numbers) if isinstance(self.rows, pa.Table) else self.rows[numbers]
         return table
 
 
@@ -214,3 +218,19 @@ def refuse_shared_numbers(numbers: np.ndarray, contents: Callable[[np.ndarray], 
                     "with processor.encode_dataset(dataset), or each part with processor.encode(rows, first_row=...); "
                     "or renumber them: rows.remove_columns('row').add_column('row', list(range(len(rows))))"
                 )
+
+
+def value_tokens(encoded: datasets.Dataset) -> torch.Tensor:
+    """The tokens that values of the rows are written with, int64 (tokens,), ascending.
+
+    Args:
+        encoded: what `FlipProcessor.encode_dataset` returned.
+    """
+    seen = np.zeros(0, dtype=bool)
+    columns = encoded.with_format("arrow").select_columns(["input_ids", "token_field_ids"])
+    for table in columns.iter(batch_size=BATCH_ROWS):
+        tokens, owners = (Ragged.of(table[name]).values for name in table.column_names)
+        found = np.bincount(tokens[owners != NO_FIELD], minlength=len(seen)) > 0
+        found[: len(seen)] |= seen
+        seen = found
+    return torch.from_numpy(seen.nonzero()[0])

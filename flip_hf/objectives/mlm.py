@@ -49,7 +49,7 @@ class MaskedLanguageModeling(Objective):
         assert batch.mlm_labels is not None
         masked = batch.mlm_labels != IGNORED_LABEL  # (B, T)
         rows, positions = masked.nonzero(as_tuple=True)  # (M,), (M,)
-        hidden = self.norm(F.gelu(self.dense(self.read(batch, rows, positions))))  # (M, C)
+        hidden = self.norm(F.gelu(self.dense(self.token_inputs(batch, rows, positions))))  # (M, C)
         targets, embeddings = batch.mlm_labels[rows, positions], batch.token_embeddings
         if len(self.tokens):
             candidates = torch.cat([self.tokens, targets]).unique()
@@ -59,7 +59,7 @@ class MaskedLanguageModeling(Objective):
         accuracy = mean_over_items(logits.argmax(dim=-1) == targets)
         return ObjectiveOutput(loss_sum, masked.sum(), {self.metric: accuracy})
 
-    def read(self, batch: PretrainingBatch, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def token_inputs(self, batch: PretrainingBatch, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """What a masked token is told from: int64 (M,) twice, where they are -> float (M, C + H)."""
         assert batch.masked_token_states is not None and batch.tabular is not None
         return torch.cat([batch.masked_token_states[rows, positions], batch.tabular[rows]], dim=-1)

@@ -26,7 +26,7 @@ class TextMaskedLanguageModeling(MaskedLanguageModeling):
         # The head reads nothing of the tabular representation.
         super().__init__(config, 0, text_size)
 
-    def read(self, batch: PretrainingBatch, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def token_inputs(self, batch: PretrainingBatch, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """What a masked token is told from: int64 (M,) twice, where they are -> float (M, C)."""
         assert batch.masked_token_states is not None
         return batch.masked_token_states[rows, positions]

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from flip_hf.data.collators import FlipCTRCollator, FlipPretrainingCollator
+from flip_hf.data.encoded_rows import value_tokens
 from flip_hf.data.fallbacks import count_fallbacks
 from flip_hf.fields import with_nearest
 from flip_hf.hub.push import write_card
 from flip_hf.modeling_flip import FlipForCTR, FlipForPreTraining
 from flip_hf.nn.sharded_embeddings import sharded_features
-from flip_hf.processing_flip import FlipProcessor, value_tokens
+from flip_hf.processing_flip import FlipProcessor
 from flip_hf.runs.build import check_towers, fit_processor, load_finetuned, new_model
 from flip_hf.runs.data import load_click_log
 from flip_hf.runs.device import make_accelerator

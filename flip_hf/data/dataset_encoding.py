@@ -1,0 +1,207 @@
+"""A whole dataset encoded, in batches."""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import datasets
+import pyarrow as pa
+
+from flip_hf.data.arrow_files import open_files
+from flip_hf.data.csv_files import CSVFormat
+from flip_hf.data.fallbacks import FallbackReport
+from flip_hf.data.files import is_place, rows_located, shown
+from flip_hf.data.in_threads import in_threads
+from flip_hf.data.row_batches import BATCH_ROWS, num_threads
+from flip_hf.data.schema import InputError
+from flip_hf.data.tables import as_arrow, refuse_transform, typed_columns
+from flip_hf.data.vocabulary import FeatureVocabulary
+
+# A stream's first rows should not wait for as many as a batch has.
+_STREAMED_ROWS = 1000
+# Part of the name of what datasets caches: to be raised when the same rows are encoded otherwise than before.
+_ENCODER = 3
+
+logger = logging.getLogger(__name__)
+
+
+class RowEncoder(Protocol):
+    """What `encode_dataset` asks of a processor; its methods are those of `FlipProcessor`."""
+
+    vocabulary: FeatureVocabulary
+
+    def columns_read(self, with_label: bool = False, group_field: str | None = None) -> list[str]:
+        """The columns of raw rows that encoding reads."""
+
+    def select_columns(
+        self,
+        rows: Any,
+        *,
+        first_row: int = 0,
+        with_label: bool = False,
+        source: str | None = None,
+        group_field: str | None = None,
+    ) -> pa.Table:
+        """These columns of rows in any form."""
+
+    def encode(
+        self,
+        rows: Any,
+        *,
+        first_row: int = 0,
+        with_label: bool = False,
+        source: str | None = None,
+        group_field: str | None = None,
+    ) -> pa.Table:
+        """Both views of rows."""
+
+    def content_hash(self) -> str:
+        """A hash of everything that decides how a row is encoded."""
+
+
+def encode_dataset(
+    processor: RowEncoder,
+    dataset: Any,
+    *,
+    with_label: bool,
+    source: str | None = None,
+    csv: CSVFormat | None = None,
+    group_field: str | None = None,
+) -> Any:
+    """What `FlipProcessor.encode_dataset` does; arguments, result and errors are its own."""
+    if isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
+        parts = {
+            name: encode_dataset(
+                processor,
+                part,
+                with_label=with_label,
+                source=name if source is None else f"{source} ({name})",
+                group_field=group_field,
+            )
+            for name, part in dataset.items()
+        }
+        return type(dataset)(parts)
+    if isinstance(dataset, datasets.IterableDataset):
+        return _encode_stream(processor, dataset, with_label, source, group_field)
+    if is_place(dataset):
+        source = source or shown(dataset)
+        columns = processor.columns_read(with_label, group_field)
+        with rows_located(dataset, columns, csv=csv):
+            rows_of_files = open_files(dataset, columns, csv=csv)
+            return encode_dataset(
+                processor, rows_of_files, with_label=with_label, source=source, group_field=group_field
+            )
+    if not isinstance(dataset, datasets.Dataset):
+        dataset = processor.select_columns(dataset, with_label=with_label, source=source, group_field=group_field)
+    if len(dataset) == 0:
+        raise InputError("there are no rows to encode; check the file or the filter that made them", source=source)
+
+    # What is no field need not be read.
+    columns = processor.columns_read(with_label, group_field)
+    is_table = isinstance(dataset, pa.Table)
+    raw = dataset if is_table else as_arrow(dataset.select_columns(columns))
+
+    def rows(start: int, number: int) -> pa.Table:
+        return raw.slice(start, number) if is_table else raw[start : start + number]
+
+    def encode(start: int) -> pa.Table:
+        batch = rows(start, BATCH_ROWS)
+        return processor.encode(batch, first_row=start, with_label=with_label, source=source, group_field=group_field)
+
+    def starts() -> Iterator[int]:
+        # Before any thread needs them, and not at all where datasets has the rows encoded.
+        processor.vocabulary.make_indices()
+        yield from range(0, len(dataset), BATCH_ROWS)
+
+    # The next batches are encoded while datasets writes one.
+    batches = in_threads(encode, starts(), num_threads())
+    with contextlib.closing(batches):
+        encoded = (
+            datasets.Dataset(pa.concat_tables(batches))
+            if is_table
+            else _map(processor, raw, batches, [with_label] if group_field is None else [with_label, group_field])
+        )
+    _report_fallbacks(processor, encoded.with_format("arrow"), rows, source)
+    return encoded.with_format("numpy")
+
+
+def _map(
+    processor: RowEncoder, raw: datasets.Dataset, batches: Iterator[pa.Table], settings: Sequence[Any]
+) -> datasets.Dataset:
+    """The batches, which depend on some settings, as a dataset that lies where datasets keeps what it makes of
+    `raw`.
+    """
+
+    def next_batch(indices: list[int]) -> pa.Table:
+        batch = next(batches)
+        if batch["row"][0].as_py() != indices[0]:
+            raise RuntimeError(f"datasets asks for row {indices[0]} where {batch['row'][0]} comes next")
+        return batch
+
+    parts = [_ENCODER, raw._fingerprint, processor.content_hash(), *settings]
+    content = hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
+    return raw.map(
+        next_batch,
+        batched=True,
+        with_indices=True,
+        batch_size=BATCH_ROWS,
+        writer_batch_size=BATCH_ROWS,
+        input_columns=[],
+        remove_columns=raw.column_names,
+        new_fingerprint=content[:32],
+        desc="Encoding",
+    )
+
+
+def _encode_stream(
+    processor: RowEncoder,
+    dataset: datasets.IterableDataset,
+    with_label: bool,
+    source: str | None,
+    group_field: str | None,
+) -> datasets.IterableDataset:
+    report = FallbackReport(processor.vocabulary)
+    where = source or "the stream"
+
+    features = dataset.features
+
+    def encode(columns: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+        rows = typed_columns(columns, features)
+        settings: dict[str, Any] = {"with_label": with_label, "source": source, "group_field": group_field}
+        table = processor.select_columns(rows, first_row=numbers[0], **settings)
+        encoded = processor.encode(table, first_row=numbers[0], **settings)
+        report.add(encoded, table.slice)
+        report.warn(where)
+        found: dict[str, list[Any]] = encoded.to_pydict()
+        return found
+
+    # Where a stream does not say its columns, its first row does.
+    names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
+    nothing = pa.table({name: pa.array([], pa.string()) for name in processor.columns_read(with_label, group_field)})
+    schema = processor.encode(nothing, with_label=with_label, group_field=group_field).schema
+    # As Arrow tables, batches of a stream that was filtered may differ in their types.
+    refuse_transform(dataset)
+    encoded = dataset.with_format(None).map(
+        encode,
+        batched=True,
+        with_indices=True,
+        batch_size=_STREAMED_ROWS,
+        remove_columns=names,
+        features=datasets.Features.from_arrow_schema(schema),
+    )
+    return encoded.with_format("numpy")
+
+
+def _report_fallbacks(
+    processor: RowEncoder, encoded: datasets.Dataset, rows: Callable[[int, int], pa.Table], source: str | None
+) -> None:
+    report = FallbackReport(processor.vocabulary)
+    read = encoded.select_columns(["feature_ids", "fallbacks"])
+    for start in range(0, len(read), BATCH_ROWS):
+        report.add(read[start : start + BATCH_ROWS], rows, start)
+    where = source or "the dataset"
+    if report.counts:
+        logger.warning("%s: fallbacks in %d rows: %s", where, report.num_rows, report.counted())
+    report.warn(where)
