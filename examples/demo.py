@@ -36,7 +36,7 @@ def main() -> None:
     folder: Path = arguments.output_dir
     pretrained = str(folder / "pretrained" / "model")
     stages = [
-        ("DCNv2 alone", "id-only", "finetune", ["--mode", "id"]),
+        ("DCNv2", "id-only", "finetune", ["--mode", "id"]),
         ("pretraining", "pretrained", "pretrain", []),
         ("FLIP_ID", "flip-id", "finetune", ["--mode", "id", "--pretrained", pretrained]),
         ("FLIP_PLM", "flip-plm", "finetune", ["--mode", "text", "--pretrained", pretrained]),

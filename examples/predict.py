@@ -7,23 +7,14 @@ from collections.abc import Sequence
 
 import signals_first  # noqa: F401
 
-from flip_hf import FlipCTRCollator, FlipForCTR, FlipProcessor
-from flip_hf.runs.build import load_finetuned
-from flip_hf.runs.device import make_accelerator
-from flip_hf.runs.prediction import predict_file
+from flip_hf.runs.commands import predict
+from flip_hf.runs.parsing import parse_run
 from flip_hf.runs.script import run_script
-from flip_hf.runs.settings import PredictSettings, parse_run
+from flip_hf.runs.settings import PredictSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    settings = parse_run(PredictSettings, arguments, __doc__)
-    accelerator = make_accelerator(settings.precision)
-    model = load_finetuned(FlipForCTR, settings.model, settings.mode)
-    processor = FlipProcessor.from_pretrained(settings.model)
-    collator = FlipCTRCollator.from_model(processor, model)
-    model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
-    summary = predict_file(model, processor, collator, settings, accelerator)
-    accelerator.print(summary)
+    predict(parse_run(PredictSettings, arguments, __doc__))
 
 
 if __name__ == "__main__":

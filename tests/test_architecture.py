@@ -52,13 +52,16 @@ ALLOWED = {
         "fields",
         "configuration_flip",
         "fetch",
+        "nn",
         "backbones",
         "data",
+        "modeling_flip",
         "processing_flip",
         "training",
         "hub",
         "standard_json",
     },
+    "cli": {"fields", "runs"},
     "__init__": {"fields", "configuration_flip", "modeling_flip", "processing_flip", "data", "pipeline"},
 }
 

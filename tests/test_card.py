@@ -88,9 +88,11 @@ def test_a_card_without_test_rows_says_so(record):
 def test_a_card_names_the_towers(record):
     assert "RecSys 2024): an ID-based model and a text encoder, whose" in render_card(record, "org/name", {})
     record["model"] |= {"mode": "text", "text_towers": None}
-    assert "RecSys 2024): the text encoder alone \\(FLIP\\_PLM\\)." in render_card(record, "org/name", {})
+    assert "RecSys 2024): a text encoder." in render_card(record, "org/name", {})
+    aligned = {**record, "pretraining": make_record()}
+    assert "RecSys 2024): the text encoder of an aligned pair \\(FLIP\\_PLM\\)." in render_card(aligned, "org/name", {})
     record["model"]["text_towers"] = [["user_id"], ["title"]]
-    assert "RecSys 2024): the text encoder alone, which reads the fields in groups" in render_card(record, "o/n", {})
+    assert "RecSys 2024): a text encoder, which reads the fields in groups" in render_card(record, "o/n", {})
 
 
 def test_pretraining_is_told_beside_finetuning(record):

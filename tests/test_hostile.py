@@ -19,7 +19,8 @@ from transformers import BertConfig
 
 from flip_hf import FieldConfig, FlipConfig, FlipForCTR, FlipProcessor
 from flip_hf.data.schema import InputError
-from flip_hf.runs.settings import FinetuneSettings, parse_run
+from flip_hf.runs.parsing import parse_run
+from flip_hf.runs.settings import FinetuneSettings
 
 MODELS = ("FlipModel", "FlipForCTR", "FlipForPreTraining")
 CONFIG = ("FlipConfig", "FlipForCTR")

@@ -21,7 +21,8 @@ from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.nn.dropout import ByteDropout
 from flip_hf.outputs import FlipForPreTrainingOutput
 from flip_hf.training import loop
-from flip_hf.training.loop import Goal, Meter, Progress, WithRowNumbers, count_items, train
+from flip_hf.training.loop import Goal, WithRowNumbers, count_items, train
+from flip_hf.training.meter import Meter, Progress
 from flip_hf.training.settings import TrainingSettings
 from flip_hf.training.signals import Stopped, leave_signals_to_parent
 

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from flip_hf import FlipConfig, FlipForCTR, FlipProcessor
 from flip_hf.fetch import MINILM, resolve_pretrained
-from flip_hf.runs.settings import FinetuneSettings, PretrainSettings, parse_run
+from flip_hf.runs.parsing import parse_run
+from flip_hf.runs.settings import FinetuneSettings, PretrainSettings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

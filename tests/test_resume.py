@@ -29,7 +29,7 @@ from flip_hf.data.encoded_rows import EncodedRows
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.runs.run import MEASURED, Run
 from flip_hf.training import loop, signals, state
-from flip_hf.training.checkpoints import Checkpoints, read_facts, replace_folder
+from flip_hf.training.checkpoints import Checkpoints, read_metadata, replace_folder
 from flip_hf.training.signals import EXIT_STOPPED, Stopped, StopSignals
 
 # 400 rows, so 13 steps an epoch, 7 with accumulation.
@@ -77,7 +77,7 @@ def log_of(folder):
 
 def contents(folder):
     """What decides how a checkpoint goes on: every file but the one that holds times, and of that the rest."""
-    progress = read_facts(folder)["progress"]
+    progress = read_metadata(folder)["progress"]
     progress["meter"] = without_wall_clock(progress["meter"])
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "state.json"}
     return {**files, "progress": without_wall_clock(progress)}
@@ -452,7 +452,7 @@ def test_checkpoints_and_folders_survive_a_death_at_any_moment(tmp_path, monkeyp
             else:
                 break
         last = checkpoints.last()
-        assert read_facts(last)["step"] in (2, 3)
+        assert read_metadata(last)["step"] in (2, 3)
         assert (last / "weights").read_text() in ("2" * 100, "3" * 100)
         for again in (4, 5):
             save(checkpoints, model, again)

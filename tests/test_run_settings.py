@@ -11,6 +11,7 @@ import pytest
 
 from flip_hf.backbones import BACKBONES
 from flip_hf.runs import settings as run_settings
+from flip_hf.runs.parsing import parse_run
 from flip_hf.runs.settings import (
     DataSettings,
     EvaluateSettings,
@@ -19,7 +20,6 @@ from flip_hf.runs.settings import (
     ModelSettings,
     PredictSettings,
     PretrainSettings,
-    parse_run,
 )
 from flip_hf.training.ranges import RANGES, Range
 from flip_hf.training.settings import TrainingSettings

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, pipelin
 from flip_hf import FlipConfig, FlipForCTR, FlipForPreTraining
 from flip_hf.backbones import BACKBONES, build_backbone
 from flip_hf.runs.command_line import run_parser
+from flip_hf.runs.parsing import parse_run
 from flip_hf.runs.settings import (
     DataSettings,
     EvaluateSettings,
@@ -19,7 +20,6 @@ from flip_hf.runs.settings import (
     ModelSettings,
     PredictSettings,
     PretrainSettings,
-    parse_run,
 )
 
 RUNS = [PretrainSettings, FinetuneSettings, EvaluateSettings, PredictSettings]

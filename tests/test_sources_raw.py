@@ -32,7 +32,8 @@ from flip_hf.data.sources import DATASETS, bookcrossing, goodreads, movielens_1m
 from flip_hf.data.sources.bookcrossing import BOOKS, RATINGS, USERS
 from flip_hf.data.splits import load_splits
 from flip_hf.fetch import FetchError
-from flip_hf.runs.settings import FinetuneSettings, parse_run
+from flip_hf.runs.parsing import parse_run
+from flip_hf.runs.settings import FinetuneSettings
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
 INTERACTIONS, BOOKS_OF_POETRY = "goodreads_interactions_poetry.json.gz", "goodreads_books_poetry.json.gz"

@@ -30,7 +30,7 @@ from significance import paired_t
 
 from flip_hf.hub.push import write_card
 from flip_hf.runs.curves import Line, draw_calibration, draw_curves
-from flip_hf.runs.run import pictures
+from flip_hf.runs.folder import RunFiles
 from flip_hf.runs.script import run_script
 
 # The models that model_cards/ shows, of the random split and its first seed.
@@ -182,7 +182,7 @@ def card(record: Mapping[str, Any], runs: Mapping[str, Any], folder: Path) -> No
         whole["pretraining"] = {**before["run"], "result": before["result"]}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as drawn:
-        shown = pictures(Path(drawn))
+        shown = RunFiles(Path(drawn)).pictures
         curves, calibration = shown
         draw_curves(record["curves"], folder.name, curves)
         if "test_calibration" in record["result"]:

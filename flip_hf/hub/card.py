@@ -24,9 +24,11 @@ _PAPER = """@inproceedings{wang2024flip,
 }"""  # noqa: E501
 _TOWERS = {
     "joint": "an ID-based model and a text encoder, whose logits are weighed together",
-    "id": "the ID-based model alone (FLIP_ID)",
-    "text": "the text encoder alone (FLIP_PLM)",
-    "text_towers": "the text encoder alone, which reads the fields in groups, each by itself, with late fusion",
+    "id": "an ID-based model",
+    "text": "a text encoder",
+    "aligned id": "the ID-based model of an aligned pair (FLIP_ID)",
+    "aligned text": "the text encoder of an aligned pair (FLIP_PLM)",
+    "text_towers": "a text encoder, which reads the fields in groups, each by itself, with late fusion",
 }
 _NAMES = {"auc": "AUC", "logloss": "LogLoss", "ece": "ECE", "gauc": "GAUC"}
 # The task under which the Hub's search has it; there is none for click-through rates.
@@ -95,7 +97,7 @@ def render_card(record: Mapping[str, Any], repo_id: str, pictures: Mapping[str, 
         task=record["task"],
         title=repo_id.split("/")[-1],
         repo=repo_id,
-        what=_TOWERS["text_towers" if record["model"].get("text_towers") else record["model"]["mode"]],
+        what=_TOWERS[_towers(record)],
         metrics=metrics,
         has_test="test" in result,
         pictures=pictures,
@@ -115,6 +117,13 @@ def is_untouched(card: str) -> bool:
     """Whether a card is as `render_card` wrote it, and not edited since."""
     found = _MARKER.search(card)
     return found is not None and hashlib.sha256(card[: found.start()].encode()).hexdigest() == found[1]
+
+
+def _towers(record: Mapping[str, Any]) -> str:
+    mode: str = record["model"]["mode"]
+    if record["model"].get("text_towers"):
+        return "text_towers"
+    return f"aligned {mode}" if record.get("pretraining") and mode != "joint" else mode
 
 
 def _metadata(record: Mapping[str, Any], repo_id: str) -> ModelCardData:
@@ -159,8 +168,7 @@ def _stage(run: Mapping[str, Any]) -> dict[str, Any]:
     if device.get("accelerators"):
         hardware = f"{', '.join(device['accelerators'])}; {hardware}"
     precision = "bf16 autocast" if device["precision"] == "bf16" else "fp32"
-    hidden = ("output_dir", "resume", "push_to_hub", "private", "revision", "push_when")
-    shown = {name: value for name, value in flat(run["settings"]).items() if value is not None and name not in hidden}
+    shown = {name: value for name, value in flat(run["settings"]).items() if value is not None}
     settings = {"hardware": hardware, "precision": precision, "flat_settings": shown}
     return {**run, **settings}
 

@@ -51,18 +51,25 @@ class _Parser(ArgumentParser):
         super().error(message + _suggestion(message, known, self.elsewhere) + _as_list(message), ex)
 
 
-def run_parser(kind: type, description: str | None = None, elsewhere: Mapping[str, str] | None = None) -> Any:
+def run_parser(
+    kind: type,
+    description: str | None = None,
+    elsewhere: Mapping[str, str] | None = None,
+    program: str | None = None,
+) -> Any:
     """A `jsonargparse.ArgumentParser` for the settings of a run, with `--config` for a YAML file of them.
 
     Args:
         kind: the run's dataclass.
         description: what `--help` says first.
         elsewhere: settings that only another script has, each with what the error says of it.
+        program: the command, as `--help` shows it; by default the script's name.
     """
     # A file of settings holds values. Where a setting takes any of them, `class_path` would have a program named by the
     # file imported and called.
     set_parsing_settings(import_path_denylist=["*"], instantiate_subclass_spec_in_any=False)
     parser = _Parser(
+        prog=program,
         usage="%(prog)s [--config FILE.yaml] [--SETTING VALUE ...]",
         description=description,
         formatter_class=_HelpFormatter,

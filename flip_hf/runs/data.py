@@ -25,7 +25,7 @@ class ClickLog:
         fields: the fields in the order of the text.
         label: the label column; None if training rows for pretraining have none.
         sources: where each split comes from, for error messages.
-        facts: what a run's record says of the data.
+        description: what a run's record says of the data.
         places: the files of each split; empty for a named dataset.
         csv: how CSV files among them are written.
     """
@@ -34,7 +34,7 @@ class ClickLog:
     fields: Sequence[FieldConfig]
     label: str | None
     sources: dict[str, str]
-    facts: dict[str, Any]
+    description: dict[str, Any]
     places: Mapping[str, Place] = field(default_factory=dict)
     csv: CSVFormat | None = None
 
@@ -94,9 +94,9 @@ def load_click_log(
             if lost := set(config.histories) - {f.name for f in fields}:
                 raise ValueError(f"data.fields leaves out {min(lost)!r}, which data.histories asks for")
         places, sources = {}, {name: f"{config.source} ({name})" for name in splits}
-        facts: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
-        facts["histories"] = config.histories
-        facts["dataset"] = {
+        description: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
+        description["histories"] = config.histories
+        description["dataset"] = {
             name: getattr(source, name) for name in ("name", "description", "homepage", "licence", "citation")
         }
     else:
@@ -122,14 +122,14 @@ def load_click_log(
         if label not in next(iter(splits.values())).column_names:
             label = None
         sources = {name: shown(place) for name, place in given.items()}
-        facts = {"files": [name for place in given.values() for name in names_of(place)]}
+        description = {"files": [name for place in given.values() for name in names_of(place)]}
         places = given
     for name, most in (("train", config.max_train_rows), ("validation", config.max_validation_rows)):
         if most is not None and name in splits:
             splits[name] = splits[name].select(range(min(most, len(splits[name]))))
-    facts["rows"] = {name: len(rows) for name, rows in splits.items()}
-    facts["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
-    return ClickLog(splits, fields, label, sources, facts, places, config.csv)
+    description["rows"] = {name: len(rows) for name, rows in splits.items()}
+    description["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
+    return ClickLog(splits, fields, label, sources, description, places, config.csv)
 
 
 def _chosen(

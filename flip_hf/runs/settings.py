@@ -1,11 +1,10 @@
 """Settings of a run: plain dataclasses, read from YAML files and overridden on the command line."""
 
-import sys
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
@@ -18,14 +17,15 @@ from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import without_credentials
 from flip_hf.fetch import MINILM
 from flip_hf.fields import FieldConfig
+from flip_hf.runs.folder import MODEL_FOLDER, RECORD_NAME
 from flip_hf.runs.table_writers import check_output, check_output_folder, ending_of
 from flip_hf.training.ranges import check_ranges
-from flip_hf.training.settings import TrainingSettings
+from flip_hf.training.settings import CHANGES_NO_WEIGHT, TrainingSettings
 
 LABEL = "label"
 """The label column where neither the settings nor a saved processor name one."""
-MODEL_FOLDER = "model"
-"""The folder of the best model, in a run's folder."""
+# Metadata of a setting that says where a run writes, and nothing of what it computes.
+_NOT_RECORDED = CHANGES_NO_WEIGHT | {"is_recorded": False}
 
 # Settings of `FlipConfig` that a run sets elsewhere.
 _NOT_OPTIONS = {
@@ -68,10 +68,11 @@ class DataSettings:
     split: str = "random"
     split_seed: int = 0
     histories: list[str] = field(default_factory=list)
-    train_file: Files | None = None
-    validation_file: Files | None = None
-    test_file: Files | None = None
-    csv: CSVFormat = field(default_factory=CSVFormat)
+    # Of files it counts what they hold.
+    train_file: Files | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
+    validation_file: Files | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
+    test_file: Files | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
+    csv: CSVFormat = field(default_factory=CSVFormat, metadata=CHANGES_NO_WEIGHT)
     fields: list[str | dict[str, Any]] = field(default_factory=list)
     label: str | None = None
     max_train_rows: int | None = None
@@ -166,12 +167,12 @@ class RunSettings:
         training: Training
     """
 
-    output_dir: Path
-    resume: bool = False
-    push_to_hub: str | None = None
-    private: bool = False
-    revision: str | None = None
-    push_when: Literal["end", "best", "checkpoint"] = "end"
+    output_dir: Path = field(metadata=_NOT_RECORDED)
+    resume: bool = field(default=False, metadata=_NOT_RECORDED)
+    push_to_hub: str | None = field(default=None, metadata=_NOT_RECORDED)
+    private: bool = field(default=False, metadata=_NOT_RECORDED)
+    revision: str | None = field(default=None, metadata=_NOT_RECORDED)
+    push_when: Literal["end", "best", "checkpoint"] = field(default="end", metadata=_NOT_RECORDED)
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -303,70 +304,24 @@ class PredictSettings:
         check_model_folder(self.model, "model")
 
 
-AnySettings = TypeVar("AnySettings", PretrainSettings, FinetuneSettings, EvaluateSettings, PredictSettings)
-
-
-# What each run is called, and the run that it is taken for.
-_RUNS: Mapping[type, tuple[str, str, type]] = {
-    PretrainSettings: ("pretraining", "finetuning", FinetuneSettings),
-    FinetuneSettings: ("finetuning", "pretraining", PretrainSettings),
-    EvaluateSettings: ("evaluation", "prediction", PredictSettings),
-    PredictSettings: ("prediction", "evaluation", EvaluateSettings),
-}
-
-
-def parse_run(
-    kind: type[AnySettings], arguments: Sequence[str] | None = None, description: str | None = None
-) -> AnySettings:
-    """The run that the command line asks for: `--config FILE.yaml`, then overrides such as `--training.seed 3`.
-
-    Names may be written with dashes (`--push-to-hub`), and a switch without its value (`--private`) is on. An unknown
-    setting, on the command line or in the file, ends the program; the message names the nearest one.
+@dataclass
+class CardSettings:
+    """Settings of the card.
 
     Args:
-        kind: the run's dataclass.
-        arguments: the command line; by default the program's own.
-        description: what `--help` says first, such as the script's docstring.
+        run: folder of a run that has ended.
+        repo: where the model is, or will be, on the Hub, as in org/name.
+        output: folder for README.md, run.json and the pictures.
     """
-    # Only the scripts need jsonargparse.
-    from flip_hf.runs.command_line import run_parser
 
-    name, other_name, other = _RUNS[kind]
-    own = {f.name for f in fields(kind)}
-    elsewhere = {
-        f.name: f"{name} has no setting {f.name}; {other_name} has" for f in fields(other) if f.name not in own
-    }
-    parser = run_parser(kind, description, elsewhere)
-    switches = {f"--{f.name}" for f in fields(kind) if f.type is bool}
-    parsed = parser.parse_args(_spelled_out(sys.argv[1:] if arguments is None else arguments, switches))
-    parsed.pop("config")
-    _check_groups(kind, parsed)
-    run: AnySettings = kind(**parser.instantiate(parsed).as_dict())
-    return run
+    run: Path
+    repo: str
+    output: Path
 
-
-def _check_groups(kind: type, parsed: Any, place: str = "") -> None:
-    """Raises a ValueError if a group of settings, such as `training`, is a single value in the file of settings."""
-    for f in fields(kind):
-        if isinstance(f.type, type) and is_dataclass(f.type):
-            group, name = parsed[f.name], f"{place}{f.name}"
-            if not hasattr(group, "as_dict"):
-                first = fields(f.type)[0].name
-                raise ValueError(f"{name}: {group!r} must be settings by their names, such as {name}: {{{first}: ...}}")
-            _check_groups(f.type, group, f"{name}.")
-
-
-def _spelled_out(arguments: Sequence[str], switches: Container[str]) -> list[str]:
-    """The arguments with underscores in their names and a value for every switch."""
-    spelled = []
-    for i, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name.startswith("--"):
-            name = f"--{name[2:].replace('-', '_')}"
-            if name in switches and not equals and (i + 1 == len(arguments) or arguments[i + 1].startswith("--")):
-                equals, value = "=", "true"
-        spelled.append(f"{name}{equals}{value}")
-    return spelled
+    def __post_init__(self) -> None:
+        check_output_folder(self.output, "output")
+        if not (self.run / RECORD_NAME).is_file():
+            raise ValueError(f"run={self.run}: this folder holds no run that has ended, as it lacks {RECORD_NAME}")
 
 
 @contextmanager
@@ -414,9 +369,26 @@ def _lies_in(name: str, folder: Path) -> bool:
     return path.exists() and path.resolve().is_relative_to(folder.resolve())
 
 
-def as_plain(run: Any) -> dict[str, Any]:
-    """A run's settings as plain JSON types, without credentials that URLs may hold."""
-    return {name: _plain(value) for name, value in asdict(run).items()}
+def as_plain(settings: Any) -> dict[str, Any]:
+    """What a record says of a run's settings, as plain JSON types, without credentials that URLs may hold."""
+    recorded = [f.name for f in fields(settings) if f.metadata.get("is_recorded", True)]
+    values = asdict(settings)
+    return {name: _plain(values[name]) for name in recorded}
+
+
+def names_without_effect(kind: type) -> set[str]:
+    """The dotted names of the settings that change no weight, or of groups of them.
+
+    Args:
+        kind: a dataclass of settings.
+    """
+    found = set()
+    for f in fields(kind):
+        if not f.metadata.get("changes_weights", True):
+            found.add(f.name)
+        elif isinstance(f.type, type) and is_dataclass(f.type):
+            found |= {f"{f.name}.{name}" for name in names_without_effect(f.type)}
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -67,7 +67,7 @@ def replace_file(target: Path, text: str) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of a run: folders `step-120`, each with its facts in `state.json`.
+    """The checkpoints of a run: folders `step-120`, each with its metadata in `state.json`.
 
     One is complete where `state.json`, which is written last, names files that are all there in the lengths they had.
 
@@ -88,13 +88,13 @@ class Checkpoints:
             logger.warning("%s is not complete and is left out", folder)
         return None
 
-    def save(self, step: int, write: Callable[[Path], object], facts: Mapping[str, Any]) -> None:
+    def save(self, step: int, write: Callable[[Path], object], metadata: Mapping[str, Any]) -> None:
         """Writes one, then removes those that are too old to keep.
 
         Args:
             step: the optimiser steps taken.
             write: fills the folder it is given with files.
-            facts: what `read_facts` shall return, in JSON's types.
+            metadata: what `read_metadata` shall return, in JSON's types.
 
         Raises:
             OSError: it could not be written; those that were there before are.
@@ -103,7 +103,7 @@ class Checkpoints:
         def fill(folder: Path) -> None:
             write(folder)
             sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-            (folder / _STATE_NAME).write_text(measures_json({**facts, "files": sizes}, indent=1), encoding="utf-8")
+            (folder / _STATE_NAME).write_text(measures_json({**metadata, "files": sizes}, indent=1), encoding="utf-8")
 
         target = self.folder / f"{_PREFIX}{step}"
         replace_folder(target, fill)
@@ -121,15 +121,15 @@ class Checkpoints:
         return [path for _, path in sorted((int(step), path) for step, path in found if step.isdigit())]
 
 
-def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """The facts that a complete checkpoint was saved with."""
-    facts: dict[str, Any] = json.loads((checkpoint / _STATE_NAME).read_text(encoding="utf-8"))
-    return facts
+def read_metadata(checkpoint: Path) -> dict[str, Any]:
+    """What a complete checkpoint was saved with beside its files."""
+    metadata: dict[str, Any] = json.loads((checkpoint / _STATE_NAME).read_text(encoding="utf-8"))
+    return metadata
 
 
 def _is_complete(checkpoint: Path) -> bool:
     try:
-        sizes = read_facts(checkpoint)["files"]
+        sizes = read_metadata(checkpoint)["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False

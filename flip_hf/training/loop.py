@@ -5,10 +5,10 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.training.compiling import compile_text_encoder
 from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.gradient_cache import contrast_over_window
-from flip_hf.training.meter import Meter, Progress, memory_in_use
+from flip_hf.training.meter import Progress, memory_in_use
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
 from flip_hf.training.progress import progress_bar
 from flip_hf.training.protocols import PreparedModel, RunFolder, TrainableModel
@@ -114,7 +114,29 @@ def train(
             `flip_hf.training.signals.EXIT_STOPPED`.
         OSError: a checkpoint or model could not be written; those that were there before are whole.
     """
-    accelerator = run.accelerator
+    check_training(model, rows, collator, config, run.accelerator)
+    loader = _loader(rows, collator, config, run.accelerator)
+    run.record["goal"] = asdict(goal)
+    with _Training(model, loader, collator, config, run, processor) as training:
+        plan, progress = training.plan, training.progress
+        while True:
+            # First, as a checkpoint may have been saved between a step and its evaluation.
+            if plan.is_due(progress.step) and progress.evaluated_step < progress.step:
+                training.take_metrics(evaluate(training.model, f"validation at step {progress.step}"), goal)
+                # A signal may have come while the rows were read.
+                training.stop_if_told()
+            if progress.step == plan.total_steps or progress.without_better >= config.patience:
+                return progress.result(plan.total_steps)
+            training.take_step()
+            # Before the evaluation, which may take longer than whoever sent the signal waits.
+            training.stop_if_told()
+            training.save_if_due()
+
+
+def check_training(
+    model: TrainableModel, rows: Dataset, collator: Any, config: TrainingSettings, accelerator: Accelerator
+) -> None:
+    """Raises the ValueErrors of `train` that are known before the first step; arguments as there."""
     check_collator(collator, model)
     check_training_rows(rows, collator)
     if "row" not in rows.column_names:
@@ -127,22 +149,6 @@ def train(
             "training.contrastive_batches is 'window', but this model has no contrastive objective; it is for "
             "pretraining with a positive weight of icl in model.options.objectives"
         )
-    sampler = LengthGroupedBatchSampler(
-        text_lengths(rows),
-        config.per_device_train_batch_size,
-        config.seed,
-        accelerator.num_processes,
-        accelerator.process_index,
-    )
-    loader: Any = DataLoader(
-        EncodedRows(rows, collator.columns),
-        batch_sampler=sampler,
-        collate_fn=WithRowNumbers(collator),
-        num_workers=config.dataloader_num_workers,
-        worker_init_fn=leave_signals_to_parent,
-        # Else it draws a seed for its workers where the model draws its dropout.
-        generator=torch.Generator(),
-    )
     if model.sharded_parameters and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "training.shard_features and FSDP would both spread the feature table over processes: set shard_features "
@@ -153,93 +159,179 @@ def train(
             "training.feature_updates is 'rows', and processes that hold the whole table each would have to tell each "
             "other their rows: set training.shard_features to true, or feature_updates to 'dense'"
         )
-    # A checkpoint is what one process has.
-    is_resumable = not model.sharded_parameters and accelerator.distributed_type != DistributedType.FSDP
-    if not is_resumable:
-        logger.warning("parameters are spread over processes: this run saves no checkpoints and can't be resumed")
-    if config.torch_compile:
-        compile_text_encoder(model, accelerator.device)
-    speed_up = fast_cpu_training(model, accelerator.device)
-    model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
-    steps_per_epoch = -(-len(loader) // config.gradient_accumulation_steps)
-    total_steps = min(config.num_train_epochs * steps_per_epoch, config.max_steps or sys.maxsize)
-    schedule = build_schedule(optimizer, config, total_steps)
-    evaluate_at = {
-        round(steps_per_epoch * i / config.evaluations_per_epoch) for i in range(1, config.evaluations_per_epoch + 1)
-    }
 
-    run.record["goal"] = asdict(goal)
-    if accelerator.process_index > 0:
-        # All processes have built the same model. From here on each draws its own dropout and negatives.
-        torch.manual_seed(config.seed + accelerator.process_index)
-    state = TrainingState(accelerator, model, optimizer, schedule)
-    saved = run.resume(state) if is_resumable else None
-    progress = Progress() if saved is None else Progress.of(saved)
-    windows = _windows_from(
-        progress.step, steps_per_epoch, loader, sampler, collator, config.gradient_accumulation_steps
+
+def _loader(rows: Dataset, collator: Any, config: TrainingSettings, accelerator: Accelerator) -> DataLoader[Any]:
+    sampler = LengthGroupedBatchSampler(
+        text_lengths(rows),
+        config.per_device_train_batch_size,
+        config.seed,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
+    return DataLoader(
+        EncodedRows(rows, collator.columns),
+        batch_sampler=sampler,
+        collate_fn=WithRowNumbers(collator),
+        num_workers=config.dataloader_num_workers,
+        worker_init_fn=leave_signals_to_parent,
+        # Else it draws a seed for its workers where the model draws its dropout.
+        generator=torch.Generator(),
     )
 
-    def stop_if_told(signals: StopSignals) -> None:
-        if signals.any(accelerator):
-            run.save_checkpoint(progress.step, state, asdict(progress), processor)
-            run.close_trackers()
-            logger.info("stopped at step %d, where a checkpoint is; --resume true goes on from it", progress.step)
+
+@dataclass(frozen=True)
+class _Plan:
+    """When training ends, and when it looks at validation rows.
+
+    Attributes:
+        steps_per_epoch: optimiser steps of a pass over the training rows.
+        total_steps: of the whole training.
+        evaluate_at: the steps of an epoch, counted from 1, that an evaluation follows.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    evaluate_at: frozenset[int]
+
+    @classmethod
+    def of(cls, config: TrainingSettings, num_batches: int) -> "_Plan":
+        steps_per_epoch = -(-num_batches // config.gradient_accumulation_steps)
+        total_steps = min(config.num_train_epochs * steps_per_epoch, config.max_steps or sys.maxsize)
+        parts = config.evaluations_per_epoch
+        evaluate_at = {round(steps_per_epoch * i / parts) for i in range(1, parts + 1)}
+        return cls(steps_per_epoch, total_steps, frozenset(evaluate_at))
+
+    def epoch(self, step: int) -> int:
+        """The epoch, counted from 0, that a step belongs to."""
+        return (step - 1) // self.steps_per_epoch
+
+    def is_due(self, step: int) -> bool:
+        """Whether an evaluation follows this step."""
+        return step == self.total_steps or step - self.epoch(step) * self.steps_per_epoch in self.evaluate_at
+
+
+class _Training:
+    """A training that has begun or goes on: what `train` turns to in each step. It is a context that cleans up.
+
+    Args:
+        model: not prepared.
+        loader: the training rows' batches.
+        collator: the loader's.
+        config: how.
+        run: where everything goes.
+        processor: saved beside the model.
+    """
+
+    def __init__(
+        self,
+        model: TrainableModel,
+        loader: DataLoader[Any],
+        collator: Any,
+        config: TrainingSettings,
+        run: RunFolder,
+        processor: Any,
+    ) -> None:
+        accelerator = run.accelerator
+        # A checkpoint is what one process has.
+        self.is_resumable = not model.sharded_parameters and accelerator.distributed_type != DistributedType.FSDP
+        if not self.is_resumable:
+            logger.warning("parameters are spread over processes: this run saves no checkpoints and can't be resumed")
+        if config.torch_compile:
+            compile_text_encoder(model, accelerator.device)
+        self.config, self.run, self.processor = config, run, processor
+        self.plan = _Plan.of(config, len(loader))
+        self._speed_up = fast_cpu_training(model, accelerator.device)
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, config))
+        self.schedule = build_schedule(self.optimizer, config, self.plan.total_steps)
+        if accelerator.process_index > 0:
+            # All processes have built the same model. From here on each draws its own dropout and negatives.
+            torch.manual_seed(config.seed + accelerator.process_index)
+        self.state = TrainingState(accelerator, self.model, self.optimizer, self.schedule)
+        saved = run.resume(self.state) if self.is_resumable else None
+        self.progress = Progress() if saved is None else Progress.of(saved)
+        self.windows = _windows_from(
+            self.progress.step, self.plan.steps_per_epoch, loader, collator, config.gradient_accumulation_steps
+        )
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            opened.enter_context(self._speed_up)
+            self.bar = opened.enter_context(
+                progress_bar(
+                    total=self.plan.total_steps,
+                    initial=self.progress.step,
+                    desc="training",
+                    unit="step",
+                    disable=not self.run.is_main,
+                )
+            )
+            self.signals = opened.enter_context(StopSignals(self.is_resumable))
+            # Closing them ends the loader's workers now, and not when an error that refers to them is forgotten.
+            opened.enter_context(closing(self.windows))
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
+
+    def take_metrics(self, metrics: dict[str, float], goal: Goal) -> None:
+        """Logs what validation rows gave after the last step, and saves the model where it is the best so far."""
+        run, progress = self.run, self.progress
+        run.log("validation", {"step": progress.step, "epoch": self.plan.epoch(progress.step), **metrics})
+        if run.is_main:
+            self.bar.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+        progress.evaluated_step = progress.step
+        if goal.better(metrics[goal.metric], progress.best.get(goal.metric)):
+            progress.best, progress.best_step, progress.without_better = metrics, progress.step, 0
+            run.save_model(self.model, self.processor, progress.result(self.plan.total_steps))
+        else:
+            progress.without_better += 1
+
+    def take_step(self) -> None:
+        """One optimiser step, and every `logging_steps` of them a line of the log."""
+        run, progress, accelerator = self.run, self.progress, self.run.accelerator
+        started = monotonic()
+        epoch, window = next(self.windows)
+        window = send_to_device(window, accelerator.device)
+        self.model.train()
+        values = _step(self.model, self.optimizer, window, self.config, run, progress.step + 1)
+        self.schedule.step()
+        num_rows = sum(len(numbers) for numbers, _ in window) * accelerator.num_processes
+        progress.add_step(values, num_rows, monotonic() - started)
+        self.bar.update()
+        if progress.step % self.config.logging_steps == 0 or progress.step == self.plan.total_steps:
+            averages = progress.take_averages()
+            shown = {k: f"{v:.3g}" for k, v in averages.items() if k.endswith(("loss", "rows_per_second"))}
+            self.bar.set_postfix(shown)
+            now = {**learning_rates(self.optimizer), **memory_in_use(accelerator.device)}
+            run.log("train", {"step": progress.step, "epoch": epoch, **averages, **now})
+
+    def stop_if_told(self) -> None:
+        """Saves a checkpoint and raises `Stopped` where a signal has come to any process."""
+        if self.signals.any(self.run.accelerator):
+            self._save()
+            self.run.close_trackers()
+            step = self.progress.step
+            logger.info("stopped at step %d, where a checkpoint is; --resume true goes on from it", step)
             raise Stopped
 
-    bar = progress_bar(total=total_steps, initial=progress.step, desc="training", unit="step", disable=not run.is_main)
-    # Closing them ends the loader's workers now, and not when an error that refers to them is forgotten.
-    with speed_up, bar, StopSignals(is_resumable) as signals, closing(windows):
-        while True:
-            step, epoch = progress.step, (progress.step - 1) // steps_per_epoch
-            # First, as a checkpoint may have been saved between a step and its evaluation.
-            due = step == total_steps or step - epoch * steps_per_epoch in evaluate_at
-            if due and progress.evaluated_step < step:
-                metrics = evaluate(model, f"validation at step {step}")
-                run.log("validation", {"step": step, "epoch": epoch, **metrics})
-                if run.is_main:
-                    bar.write(f"step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-                progress.evaluated_step = step
-                if goal.better(metrics[goal.metric], progress.best.get(goal.metric)):
-                    progress.best, progress.best_step, progress.without_better = metrics, step, 0
-                    run.save_model(model, processor, progress.result(total_steps))
-                else:
-                    progress.without_better += 1
-                # It may have come while the rows were read.
-                stop_if_told(signals)
-            if step == total_steps or progress.without_better >= config.patience:
-                return progress.result(total_steps)
+    def save_if_due(self) -> None:
+        """Saves a checkpoint every `save_steps` steps."""
+        if self.is_resumable and self.progress.step % self.config.save_steps == 0:
+            self._save()
 
-            started = monotonic()
-            epoch, window = next(windows)
-            window = send_to_device(window, accelerator.device)
-            model.train()
-            values = _step(model, optimizer, window, config, run, step + 1)
-            schedule.step()
-            progress.step += 1
-            num_rows = sum(len(numbers) for numbers, _ in window) * accelerator.num_processes
-            seconds = monotonic() - started
-            progress.rows, progress.seconds = progress.rows + num_rows, progress.seconds + seconds
-            progress.meter.add(values, num_rows, seconds)
-            bar.update()
-            if progress.step % config.logging_steps == 0 or progress.step == total_steps:
-                averages, progress.meter = progress.meter.averages(), Meter()
-                bar.set_postfix({k: f"{v:.3g}" for k, v in averages.items() if k.endswith(("loss", "rows_per_second"))})
-                now = {**learning_rates(optimizer), **memory_in_use(accelerator.device)}
-                run.log("train", {"step": progress.step, "epoch": epoch, **averages, **now})
-
-            # Before the evaluation, which may take longer than whoever sent the signal waits.
-            stop_if_told(signals)
-            if is_resumable and progress.step % config.save_steps == 0:
-                run.save_checkpoint(progress.step, state, asdict(progress), processor)
+    def _save(self) -> None:
+        self.run.save_checkpoint(self.progress.step, self.state, asdict(self.progress), self.processor)
 
 
 def _windows_from(
-    step: int, steps_per_epoch: int, loader: Any, sampler: LengthGroupedBatchSampler, collator: Any, size: int
+    step: int, steps_per_epoch: int, loader: Any, collator: Any, size: int
 ) -> Generator[tuple[int, list[Any]], None, None]:
     """The epoch and the batches of each optimiser step after `step`, without end; rows before them are not loaded."""
     first_epoch, steps_done = divmod(step, steps_per_epoch)
     for epoch in itertools.count(first_epoch):
-        sampler.set_epoch(epoch, steps_done * size)
+        loader.batch_sampler.set_epoch(epoch, steps_done * size)
         collator.set_epoch(epoch)
         with delayed_signals():
             batches = iter(loader)  # starts the workers

@@ -51,6 +51,23 @@ class Progress:
     seconds: float = 0.0
     meter: Meter = field(default_factory=Meter)
 
+    def add_step(self, values: dict[str, float], num_rows: int, seconds: float) -> None:
+        """Counts an optimiser step.
+
+        Args:
+            values: what a log should show of it.
+            num_rows: the rows that it read on all processes.
+            seconds: the time that it took.
+        """
+        self.step += 1
+        self.rows, self.seconds = self.rows + num_rows, self.seconds + seconds
+        self.meter.add(values, num_rows, seconds)
+
+    def take_averages(self) -> dict[str, float]:
+        """Averages over the steps since this was last called."""
+        averages, self.meter = self.meter.averages(), Meter()
+        return averages
+
     @classmethod
     def of(cls, saved: dict[str, Any]) -> "Progress":
         """What `asdict` made of one, out of a checkpoint, where a metric without a value is null."""

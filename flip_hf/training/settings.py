@@ -1,9 +1,12 @@
 """How to train."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from flip_hf.training.ranges import check_ranges
+
+CHANGES_NO_WEIGHT: dict[str, Any] = {"changes_weights": False}
+"""Metadata of a setting that changes no weight: a resumed run may set it otherwise."""
 
 
 @dataclass
@@ -61,16 +64,16 @@ class TrainingSettings:
     feature_updates: Literal["dense", "rows"] = "dense"
     warmup_ratio: float = 0.05
     max_grad_norm: float = 1.0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = field(default="auto", metadata=CHANGES_NO_WEIGHT)
     torch_compile: bool = False
     per_device_eval_batch_size: int = 512
     evaluations_per_epoch: int = 1
     patience: int = 2
-    logging_steps: int = 10
-    report_to: list[str] | None = None
-    save_steps: int = 500
-    save_total_limit: int = 2
-    dataloader_num_workers: int = 0
+    logging_steps: int = field(default=10, metadata=CHANGES_NO_WEIGHT)
+    report_to: list[str] | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
+    save_steps: int = field(default=500, metadata=CHANGES_NO_WEIGHT)
+    save_total_limit: int = field(default=2, metadata=CHANGES_NO_WEIGHT)
+    dataloader_num_workers: int = field(default=0, metadata=CHANGES_NO_WEIGHT)
     shard_features: bool = False
     seed: int = 0
 

@@ -89,7 +89,7 @@ class TrainingState:
         gathered: dict[str, torch.Tensor] = self.accelerator.gather(own)
         return {name: states.cpu() for name, states in gathered.items()}
 
-    def write(self, folder: Path, random_states: dict[str, torch.Tensor]) -> None:
+    def save(self, folder: Path, random_states: dict[str, torch.Tensor]) -> None:
         """Writes everything; one process does.
 
         Args:
@@ -104,8 +104,8 @@ class TrainingState:
         groups = {"optimizer": optimizer["param_groups"], "schedule": self.schedule.state_dict()}
         (folder / _RATES).write_text(settings_json(groups), encoding="utf-8")
 
-    def read(self, folder: Path) -> None:
-        """Takes over what `write` wrote; every process does."""
+    def load(self, folder: Path) -> None:
+        """Takes over what `save` wrote; every process does."""
         load_model(self.model, folder / _MODEL)
         groups = json.loads((folder / _RATES).read_text(encoding="utf-8"))
         slots: dict[int, dict[str, torch.Tensor]] = {}

@@ -224,7 +224,8 @@ def test_csv_settings_are_part_of_what_a_kept_file_is_known_by(tmp_path):
 
 
 def test_no_credentials_of_a_url_are_in_a_runs_settings():
-    from flip_hf.runs.settings import FinetuneSettings, as_plain, parse_run
+    from flip_hf.runs.parsing import parse_run
+    from flip_hf.runs.settings import FinetuneSettings, as_plain
 
     files = '["s3://key:secret@bucket/a.csv", "https://host/b.csv?signature=secret"]'
     run = parse_run(FinetuneSettings, ["--output_dir", "x", "--data.train_file", files])

@@ -30,7 +30,7 @@ CHANGES = {
         ["tests/test_optimization.py"],
     ),
     "validation masks what training does": (
-        "examples/pretrain.py",
+        "flip_hf/runs/commands.py",
         "training.seed + 1",
         "training.seed",
         ["tests/test_settings.py", "tests/test_scripts.py"],

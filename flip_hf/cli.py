@@ -1,0 +1,81 @@
+"""The command `flip-hf`, for those who installed the package and have no clone of it.
+
+accelerate launch -m flip_hf.cli pretrain --config run.yaml
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flip_hf.fields import with_nearest
+from flip_hf.runs.commands import card, evaluate, finetune, predict, pretrain
+from flip_hf.runs.parsing import parse_run
+from flip_hf.runs.script import run_script
+from flip_hf.runs.settings import CardSettings, EvaluateSettings, FinetuneSettings, PredictSettings, PretrainSettings
+
+
+@dataclass(frozen=True)
+class Command:
+    """One of the commands.
+
+    Attributes:
+        run: what it does.
+        settings: the dataclass that its command line fills.
+        example: flags of a plain call.
+    """
+
+    run: Callable[[Any], object]
+    settings: type
+    example: str
+
+    @property
+    def summary(self) -> str:
+        """What it does, in one line."""
+        return (self.run.__doc__ or "").splitlines()[0]
+
+
+COMMANDS: Mapping[str, Command] = {
+    "pretrain": Command(pretrain, PretrainSettings, "--config run.yaml --output_dir runs/pretrained"),
+    "finetune": Command(
+        finetune, FinetuneSettings, "--config run.yaml --pretrained runs/pretrained/model --output_dir runs/flip"
+    ),
+    "evaluate": Command(evaluate, EvaluateSettings, "--model runs/flip/model --data.test_file clicks.csv"),
+    "predict": Command(
+        predict, PredictSettings, "--model runs/flip/model --input impressions.csv --output scores.parquet"
+    ),
+    "card": Command(card, CardSettings, "--run runs/flip --repo org/name --output cards/flip"),
+}
+"""What `flip-hf` can do, by the word behind it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command that the arguments name; without one it shows them all.
+
+    Args:
+        arguments: the command line; by default the program's own.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_usage())
+        return
+    if name not in COMMANDS:
+        raise ValueError(f"flip-hf has no command {with_nearest([name], COMMANDS)}")
+    command = COMMANDS[name]
+    program = f"flip-hf {name}"
+    description = f"{command.summary}\n\n{program} {command.example}"
+    command.run(parse_run(command.settings, rest, description, program))
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items())
+    return f"usage: flip-hf COMMAND ...\n\n{commands}\n\nflip-hf COMMAND --help shows a command's settings."
+
+
+def run() -> None:
+    """The program `flip-hf`."""
+    run_script(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,137 @@
+"""What a run writes down of itself, and whether two runs are the same."""
+
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers.utils import cached_file
+
+from flip_hf import __version__
+from flip_hf.data.files import without_credentials
+from flip_hf.hub.card import flat
+from flip_hf.runs.device import describe_hardware
+from flip_hf.runs.folder import RECORD_NAME
+from flip_hf.runs.settings import FinetuneSettings, PretrainSettings, RunSettings, as_plain, names_without_effect
+from flip_hf.standard_json import measures_json
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets")
+# Where a model's configuration comes from and which library wrote it.
+_ORIGINS = ("_name_or_path", "transformers_version")
+
+
+def new_record(settings: RunSettings, accelerator: Accelerator) -> dict[str, Any]:
+    """The record of a run that begins: what it is asked to do, by which versions and on what."""
+    record: dict[str, Any] = {
+        "task": "pretraining" if isinstance(settings, PretrainSettings) else "finetuning",
+        "settings": as_plain(settings),
+        "command": [Path(sys.argv[0]).name, *map(without_credentials, sys.argv[1:])],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "resumed_at": [],
+        "versions": {
+            "python": platform.python_version(),
+            "flip_hf": __version__,
+            **{name: version(name) for name in _PACKAGES},
+        },
+        "device": {
+            "kind": accelerator.device.type,
+            "processes": accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "precision": accelerator.mixed_precision,
+            **describe_hardware(),
+        },
+    }
+    pretrained = settings.pretrained if isinstance(settings, FinetuneSettings) else None
+    if pretrained is not None and (found := _record_beside(pretrained)) is not None:
+        record["pretraining"] = json.loads(found.read_text(encoding="utf-8"))
+    return record
+
+
+def _record_beside(pretrained: str) -> Path | None:
+    """The record of the run that pretrained a model: in its run's folder, or beside it on the Hub; None without one."""
+    if Path(pretrained).exists():
+        record = Path(pretrained).parent / RECORD_NAME
+        return record if record.is_file() else None
+    found = cached_file(pretrained, RECORD_NAME, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
+
+
+def describe_model(model: Any) -> dict[str, Any]:
+    """What a model card says of a model."""
+    config = model.config
+    text: Any = config.text_config
+    towers = {name: part for name, part in model.base_model.named_children() if any(True for _ in part.parameters())}
+    return {
+        "class": type(model).__name__,
+        **{name: getattr(config, name) for name in ("mode", "backbone", "backbone_options", "embedding_dim", "fusion")},
+        **{name: getattr(config, name) for name in ("objectives", "text_base_model", "text_pooling", "text_towers")},
+        "text_layers": text.num_hidden_layers,
+        "text_size": text.hidden_size,
+        "features": config.num_features,
+        "parameters": {
+            "all": model.num_parameters(),
+            **{name.replace("_", " "): sum(p.numel() for p in part.parameters()) for name, part in towers.items()},
+        },
+        "fields": [
+            {"name": f.name, "kind": f.kind, "features": (f.num_features or 0) + sum(f.added_features)}
+            for f in config.fields
+        ],
+    }
+
+
+def with_measures(record: Mapping[str, Any], started: float) -> dict[str, Any]:
+    """The record with the time and the memory that the run has taken.
+
+    Args:
+        record: the run's.
+        started: when it began, by `time.monotonic`.
+    """
+    return {
+        **record,
+        "wall_seconds": round(time.monotonic() - started, 1),
+        # Linux counts in KiB.
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+
+
+def deciding(values: Mapping[str, Any], kind: type[RunSettings]) -> dict[str, Any]:
+    """What of a run's settings, and of what it works on, decides its weights, as JSON has it, by dotted names.
+
+    Args:
+        values: the settings, with anything else that decides them.
+        kind: the class of the settings.
+    """
+    found = flat(json.loads(measures_json(values, default=str)))
+    without_effect = names_without_effect(kind)
+    return {
+        name: value
+        for name, value in found.items()
+        if not name.endswith(_ORIGINS) and not any(f"{name}.".startswith(f"{free}.") for free in without_effect)
+    }
+
+
+def refuse_differences(source: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ValueError, which names three of them, where two runs differ in what decides their weights.
+
+    Args:
+        source: what the first run left.
+        before: what decided the first run's, as of `deciding`.
+        now: what decides the second's.
+    """
+    names = [*now, *(name for name in before if name not in now)]
+    differing = [name for name in names if before.get(name) != now.get(name)]
+    if differing:
+        shown = [f"{name} was {before.get(name)!r:.80} and is {now.get(name)!r:.80}" for name in differing[:3]]
+        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+        raise ValueError(
+            f"{source} can't be resumed, as not all is as it was: {'; '.join(shown)}{more}. Resume with what it "
+            "had, or start another run in another output_dir"
+        )
