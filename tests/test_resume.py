@@ -274,8 +274,7 @@ def test_another_vocabulary_and_number_of_processes_are_refused(workplace, tmp_p
     pretrained, folder = tmp_path / "pretrained-0" / "model", tmp_path / "run"
     name, arguments = arguments_of(workplace, "finetune", folder, "--pretrained", str(pretrained))
     interrupted(name, arguments, 2)
-    for part in ("vocabulary.parquet", "processor_config.json"):
-        shutil.copy(tmp_path / "pretrained-1" / "model" / part, pretrained)
+    shutil.copytree(tmp_path / "pretrained-1" / "model", pretrained, dirs_exist_ok=True)
     with pytest.raises(ValueError, match=r"processor was '\w{64}' and is '\w{64}'"):
         script(name)([*arguments, "--resume", "true"])
 

@@ -242,6 +242,7 @@ class _Training:
         self._speed_up = fast_cpu_training(model, accelerator.device)
         self.config, self.run, self.processor = config, run, processor
         self.plan = _Plan.of(config, len(loader))
+        self._speed_up = fast_cpu_training(model, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, config))
         self.schedule = build_schedule(self.optimizer, config, self.plan.total_steps)
         if accelerator.process_index > 0:
@@ -256,6 +257,7 @@ class _Training:
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
+            opened.enter_context(self._speed_up)
             self.bar = opened.enter_context(
                 progress_bar(
                     total=self.plan.total_steps,
