@@ -8,9 +8,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 
 from flip_hf import cli
 from flip_hf.runs import commands, parsing
+
+
+@pytest.fixture(autouse=True)
+def _accelerate():
+    """What accelerate keeps for the life of a process ends with each test."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def test_help_names_every_command(capsys):

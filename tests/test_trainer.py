@@ -529,6 +529,18 @@ def test_rows_in_memory_are_evaluated_and_predicted(processor, click_rows, rows,
         trainer.evaluate({"early": frame, "late": frame.drop(columns="title")})
 
 
+def test_rows_in_memory_are_evaluated_within_groups(processor, click_rows, tmp_path):
+    frame = pd.DataFrame(click_rows).iloc[:NUM_ROWS]
+    model, settings = build(FlipForCTR, processor), arguments(tmp_path)
+    trainer = FlipTrainer(model, settings, processing_class=processor, group_field="user_id")
+    whole = processor.encode_dataset(frame, group_field="user_id")
+    expected = evaluate_ctr(model, whole, trainer.data_collator, 8, trainer.accelerator, "")
+    assert {"gauc", "uauc", "text_uauc"} <= set(expected)
+    found = trainer.evaluate(frame)
+    assert {name: found[f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert trainer.predict(frame).metrics["test_uauc"] == pytest.approx(expected["uauc"], abs=1e-6)
+
+
 def test_parts_of_eval_dataset_are_evaluated_in_training(processor, click_rows, tmp_path):
     frame = pd.DataFrame(click_rows)
     trainer = FlipTrainer(

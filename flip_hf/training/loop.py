@@ -239,7 +239,6 @@ class _Training:
             logger.warning("parameters are spread over processes: this run saves no checkpoints and can't be resumed")
         if config.torch_compile:
             compile_text_encoder(model, accelerator.device)
-        self._speed_up = fast_cpu_training(model, accelerator.device)
         self.config, self.run, self.processor = config, run, processor
         self.plan = _Plan.of(config, len(loader))
         self._speed_up = fast_cpu_training(model, accelerator.device)
@@ -267,7 +266,6 @@ class _Training:
                     disable=not self.run.is_main,
                 )
             )
-            opened.enter_context(self._speed_up)
             self.signals = opened.enter_context(StopSignals(self.is_resumable))
             # Closing them ends the loader's workers now, and not when an error that refers to them is forgotten.
             opened.enter_context(closing(self.windows))

@@ -263,9 +263,10 @@ class FlipTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         collator: Any = self.data_collator
         collator = collator.collator if isinstance(collator, _WithGroups) else collator
-        # Trainer removes the columns that `forward` does not take; collators read more.
+        # Trainer removes the columns that `forward` does not take. Collators read more; grouping by length reads texts.
         if isinstance(collator, FlipCTRCollator | FlipPretrainingCollator):
-            self._signature_columns: Any = [*collator.columns, GROUP_COLUMN]
+            taken: Any = self._signature_columns
+            self._signature_columns: Any = list(dict.fromkeys([*taken, *collator.columns, GROUP_COLUMN]))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer; on a CPU the text encoder trains as in the package's own loop (`training.cpu`)."""

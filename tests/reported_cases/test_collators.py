@@ -218,7 +218,7 @@ def test_lora_with_a_task_type_starts_from_the_models_logits_and_trains(processo
     merged = adapted.merge_and_unload().eval()
     with torch.no_grad():
         assert (merged(**batch).logits - expected).abs().max() > 1e-4
-    assert len(CTRPredictionPipeline(merged, processor)([dict.fromkeys(processor._columns, 1)])) == 1
+    assert len(CTRPredictionPipeline(merged, processor)([dict.fromkeys(processor.columns_read(), 1)])) == 1
 
 
 def test_inputs_embeds_may_only_be_none(processor, encoded):
