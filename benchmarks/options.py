@@ -2,7 +2,7 @@
 
 python benchmarks/options.py --output-dir runs/options
 
-MovieLens-100K, random split. `feature_updates` is that of DCNv2 alone; `mlm_vocabulary` that of pretraining with the
+MovieLens-100K, random split. `feature_updates` is that of DCNv2; `mlm_vocabulary` that of pretraining with the
 demo's budget (one layer of MiniLM, 24,576 rows), after which FLIP_ID is finetuned. What is finished is never run again.
 """
 

@@ -15,13 +15,13 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from flip_hf.configuration_flip import FlipConfig
 from flip_hf.data.collators import FlipCTRCollator, FlipPretrainingCollator
 from flip_hf.fields import FieldConfig
+from flip_hf.hub import push_to_hub
 from flip_hf.modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
 from flip_hf.pipeline import CTRPredictionPipeline
 from flip_hf.processing_flip import FlipProcessor
 
 if TYPE_CHECKING:
     from flip_hf.data.history import add_history
-    from flip_hf.hub import push_to_hub
     from flip_hf.training.trainer import FlipTrainer
 
 __version__ = "0.1.0"
@@ -45,7 +45,6 @@ __all__ = [
 _LAZY = {
     "FlipTrainer": "flip_hf.training.trainer",
     "add_history": "flip_hf.data.history",
-    "push_to_hub": "flip_hf.hub",
 }
 
 

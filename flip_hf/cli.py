@@ -69,8 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.run(parse_run(command.settings, rest, description, program))
     elif len(rest) == 1 and not rest[0].startswith("-"):
         command.run(rest[0])
-    else:
+    elif rest in (["-h"], ["--help"]):
         print(f"usage: {program} NAME\n\n{description}")
+    else:
+        raise ValueError(f"{program} takes one name, such as {program} {command.example}")
 
 
 def _usage() -> str:

@@ -292,7 +292,7 @@ class FlipForCTR(FlipPreTrainedModel):
         if reason := self.needs_finetuning:
             raise ValueError(
                 f"{self.name_or_path or 'the model'} {reason}: its probabilities would mean nothing. Finetune it "
-                "(FlipForCTR, examples/finetune.py)"
+                "(FlipForCTR, flip-hf finetune)"
             )
 
     def in_mode(self, mode: str) -> "FlipForCTR":

@@ -31,7 +31,9 @@ from flip_hf.progress import progress_bar
 Forward: TypeAlias = Callable[[dict[str, torch.Tensor]], FlipForCTROutput]
 """Calls a model on a batch without its labels."""
 
-_LOGITS = {"probability": "logits", "id_probability": "id_logits", "text_probability": "text_logits"}
+LOGITS = ("logits", "id_logits", "text_logits")
+"""The logits of a joint model, of all that it gives: its own, and those of each tower."""
+_PROBABILITIES = dict(zip(("probability", "id_probability", "text_probability"), LOGITS, strict=True))
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -50,7 +52,7 @@ def probability_names(mode: str) -> dict[str, str]:
         mode: the model's. One tower alone repeats the model's logits, so only a joint model has probabilities of its
             towers.
     """
-    return dict(_LOGITS if mode == "joint" else {"probability": "logits"})
+    return dict(_PROBABILITIES if mode == "joint" else {"probability": "logits"})
 
 
 def click_logits(
@@ -146,7 +148,7 @@ class ClickScorer:
         """Scores some rows.
 
         Args:
-            table: at least one row, as `FlipProcessor.read` returns them.
+            table: at least one row, as `FlipProcessor.select_columns` returns them.
             batch_size: rows of a batch on each device; rows of like length share one.
             text_budget: the share of the rows whose text is read, from 0 to 1; all rows' by default.
             first_row: number of the first row, for errors.
@@ -257,7 +259,7 @@ def _scored(
     for batch in batches:
         labels = batch.pop("labels", None)
         output = forward(batch)
-        found = {name: output[name] for name in _LOGITS.values() if name in output}
+        found = {name: output[name] for name in LOGITS if name in output}
         if labels is not None:
             found["labels"] = labels
         if accelerator is not None:

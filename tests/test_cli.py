@@ -46,6 +46,8 @@ def test_it_fetches_by_name_and_says_where_it_lies(monkeypatch, tmp_path, capsys
     assert capsys.readouterr().out == f"{tmp_path}\n"
     cli.main(["fetch", "--help"])
     assert capsys.readouterr().out.startswith("usage: flip-hf fetch NAME\n")
+    with pytest.raises(ValueError, match="flip-hf fetch takes one name, such as flip-hf fetch minilm"):
+        cli.main(["fetch"])
     with pytest.raises(ValueError, match=r"nothing to fetch is called 'minilmm' \(did you mean 'minilm'\?\)"):
         cli.main(["fetch", "minilmm"])
 

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
+from flip_hf import FlipForCTR, FlipPretrainingCollator, FlipProcessor
 from flip_hf.data.sampling import LengthGroupedBatchSampler
 from flip_hf.nn.dropout import ByteDropout
 from flip_hf.outputs import FlipForPreTrainingOutput
@@ -771,3 +772,11 @@ def test_a_batch_comes_with_the_numbers_of_its_rows(rows):
     numbers, batch = WithRowNumbers(lambda table: table["input_ids"].to_pylist())(rows.with_format("arrow")[3:5])
     assert numbers.tolist() == [3, 4]
     assert batch == rows["input_ids"][3:5]
+
+
+def test_a_collator_of_another_model_is_refused_before_anything_begins(ctr_folder, click_rows):
+    model, processor = FlipForCTR.from_pretrained(ctr_folder), FlipProcessor.from_pretrained(ctr_folder)
+    rows, collator = processor.encode_dataset(click_rows), FlipPretrainingCollator(processor)
+    run = SimpleNamespace(accelerator=None)
+    with pytest.raises(ValueError, match="FlipPretrainingCollator makes batches for FlipForPreTraining"):
+        train(model, rows, collator, TrainingSettings(), run, None, None, processor)

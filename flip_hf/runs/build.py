@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 from flip_hf.configuration_flip import FlipConfig
+from flip_hf.modeling_flip import FlipForCTR
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.runs.data import ClickLog
 from flip_hf.runs.settings import ModelSettings
@@ -22,11 +23,10 @@ def fit_processor(log: ClickLog, settings: ModelSettings) -> FlipProcessor:
     )
 
 
-def load_finetuned(cls: type[Model], name: str, mode: str | None = None) -> Model:
+def load_finetuned(name: str, mode: str | None = None) -> FlipForCTR:
     """A model that has learned clicks, or one of its towers.
 
     Args:
-        cls: `FlipForCTR`.
         name: folder or repository of the model.
         mode: "id" or "text" loads one tower of a model of both; the default is the saved mode.
 
@@ -35,11 +35,9 @@ def load_finetuned(cls: type[Model], name: str, mode: str | None = None) -> Mode
         OSError: there is no such model.
     """
     check_towers(name, mode)
-    load: Any = cls
-    model: Any = load.from_pretrained(name, mode=mode)
+    model: FlipForCTR = FlipForCTR.from_pretrained(name, mode=mode)
     model.check_finetuned()
-    loaded: Model = model
-    return loaded
+    return model
 
 
 def check_towers(name: str, mode: str | None) -> None:

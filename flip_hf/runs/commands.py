@@ -128,7 +128,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     if settings.output is not None:
         settings.output.parent.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(settings.precision)
-    model = load_finetuned(FlipForCTR, settings.model, settings.mode)
+    model = load_finetuned(settings.model, settings.mode)
     processor = FlipProcessor.from_pretrained(settings.model)
     log = load_click_log(settings.data, processor, split=settings.rows)
     processor.label = log.label
@@ -150,7 +150,7 @@ def evaluate(settings: EvaluateSettings) -> None:
 def predict(settings: PredictSettings) -> None:
     """Scores the rows of files in a stream, writes click probabilities, and prints what was done."""
     accelerator = make_accelerator(settings.precision)
-    model = load_finetuned(FlipForCTR, settings.model, settings.mode)
+    model = load_finetuned(settings.model, settings.mode)
     processor = FlipProcessor.from_pretrained(settings.model)
     collator = FlipCTRCollator.from_model(processor, model)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)

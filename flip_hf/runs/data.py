@@ -26,7 +26,7 @@ class ClickLog:
         label: the label column; None if training rows for pretraining have none.
         sources: where each split comes from, for error messages.
         description: what a run's record says of the data.
-        places: the files of each split; empty for a named dataset.
+        files: the files of each split; empty for a named dataset.
         csv: how CSV files among them are written.
         group_field: the column whose values group the rows; None without metrics within groups.
     """
@@ -36,7 +36,7 @@ class ClickLog:
     label: str | None
     sources: dict[str, str]
     description: dict[str, Any]
-    places: Mapping[str, Place] = field(default_factory=dict)
+    files: Mapping[str, Place] = field(default_factory=dict)
     csv: CSVFormat | None = None
     group_field: str | None = None
 
@@ -57,7 +57,7 @@ class ClickLog:
                 f"the processor was fitted on {lacking[0]!r} too, and the log's fields are {', '.join(map(repr, own))}"
             )
         columns = own if self.group_field is None else list(dict.fromkeys([*own, self.group_field]))
-        with rows_located(self.places.get(split), columns, optional=[self.label] if self.label else [], csv=self.csv):
+        with rows_located(self.files.get(split), columns, optional=[self.label] if self.label else [], csv=self.csv):
             return processor.encode_dataset(
                 self.splits[split],
                 with_label=with_label,
@@ -85,8 +85,8 @@ def load_click_log(
         InputError: a file can't be read or lacks a column.
         flip_hf.fetch.FetchError: the named dataset can't be had.
     """
-    files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
-    given = {name: path for name, path in files.items() if path is not None}
+    named = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
+    given = {name: path for name, path in named.items() if path is not None}
     group_field = config.group_field if needs_label else None
     if (config.source is None) == (not given):
         raise ValueError("set either data.source or data.train_file and data.validation_file")
@@ -103,11 +103,12 @@ def load_click_log(
             fields = _chosen(config.fields, fields, config.source)
             if lost := set(config.histories) - {f.name for f in fields}:
                 raise ValueError(f"data.fields leaves out {min(lost)!r}, which data.histories asks for")
+        check_label(LABEL, [f.name for f in fields], group_field)
         columns = splits["train"].column_names
         if group_field is not None and group_field not in columns:
             there = ", ".join(columns)
             raise ValueError(f"data.group_field: {group_field!r} is not a column of {config.source}: {there}")
-        places, sources = {}, {name: f"{config.source} ({name})" for name in splits}
+        files, sources = {}, {name: f"{config.source} ({name})" for name in splits}
         description: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
         description["histories"] = config.histories
         description["dataset"] = {
@@ -139,13 +140,13 @@ def load_click_log(
             label = None
         sources = {name: shown(place) for name, place in given.items()}
         description = {"files": [name for place in given.values() for name in names_of(place)]}
-        places = given
+        files = given
     for name, most in (("train", config.max_train_rows), ("validation", config.max_validation_rows)):
         if most is not None and name in splits:
             splits[name] = splits[name].select(range(min(most, len(splits[name]))))
     description["rows"] = {name: len(rows) for name, rows in splits.items()}
     description["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
-    return ClickLog(splits, fields, label, sources, description, places, config.csv, group_field)
+    return ClickLog(splits, fields, label, sources, description, files, config.csv, group_field)
 
 
 def _chosen(

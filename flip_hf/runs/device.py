@@ -70,11 +70,11 @@ def usable_cores() -> int:
 
 def describe_hardware() -> dict[str, Any]:
     """Names and sizes of the processor, the memory and the accelerators."""
-    facts: dict[str, Any] = {
+    hardware: dict[str, Any] = {
         "processor": processor_name(),
         "cores": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
     }
     if torch.cuda.is_available():
-        facts["accelerators"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return facts
+        hardware["accelerators"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return hardware

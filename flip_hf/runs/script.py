@@ -1,4 +1,4 @@
-"""How the scripts in `examples/` end."""
+"""How programs of this package end: `flip-hf` and the scripts in `examples/`."""
 
 import dis
 import os

@@ -1,1 +1,1 @@
-"""What the example scripts share: the run's configuration, the one loop, and what it reports."""
+"""The engine: the training loop, what it optimises, saves and reports, and what Trainer is told."""

@@ -21,7 +21,7 @@ from flip_hf.metrics import compute_metrics
 from flip_hf.metrics.ece import calibration_bins
 from flip_hf.metrics.intervals import bootstrap_intervals
 from flip_hf.progress import progress_bar
-from flip_hf.scoring import click_logits, probabilities
+from flip_hf.scoring import LOGITS, click_logits, probabilities
 from flip_hf.training.protocols import PreparedModel, PretrainingModel
 
 
@@ -48,7 +48,7 @@ def ctr_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
     groups = np.ma.masked_equal(scores["groups"], NO_GROUP) if "groups" in scores else None
     both = "id_logits" in scores and "text_logits" in scores
     results: dict[str, float] = {}
-    for name in ("logits", "id_logits", "text_logits") if both else ("logits",):
+    for name in LOGITS if both else LOGITS[:1]:
         metrics = compute_metrics(labels, probabilities(scores[name]), groups)
         results.update({name.removesuffix("logits") + metric: value for metric, value in metrics.items()})
     return results

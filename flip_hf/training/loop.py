@@ -27,7 +27,7 @@ from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.meter import Progress, memory_in_use
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
-from flip_hf.training.protocols import PreparedModel, RunFolder, TrainableModel
+from flip_hf.training.protocols import PreparedModel, TrainableModel, TrainingRun
 from flip_hf.training.settings import TrainingSettings
 from flip_hf.training.signals import Stopped, StopSignals, delayed_signals, leave_signals_to_parent
 from flip_hf.training.state import TrainingState
@@ -82,7 +82,7 @@ def train(
     rows: Dataset,
     collator: Any,
     config: TrainingSettings,
-    run: RunFolder,
+    run: TrainingRun,
     goal: Goal,
     evaluate: Callable[[PreparedModel, str], dict[str, float]],
     processor: Any,
@@ -229,7 +229,7 @@ class _Training:
         loader: DataLoader[Any],
         collator: Any,
         config: TrainingSettings,
-        run: RunFolder,
+        run: TrainingRun,
         processor: Any,
     ) -> None:
         accelerator = run.accelerator
@@ -341,7 +341,7 @@ def _windows_from(
 
 
 def _step(
-    model: PreparedModel, optimizer: Any, window: Sequence[Any], config: TrainingSettings, run: RunFolder, step: int
+    model: PreparedModel, optimizer: Any, window: Sequence[Any], config: TrainingSettings, run: TrainingRun, step: int
 ) -> dict[str, float]:
     """One optimiser step over accumulated batches; returns what a log should show."""
     accelerator = run.accelerator
@@ -398,7 +398,7 @@ def count_items(model: TrainableModel, batches: Iterable[Any], accelerator: Acce
 
 
 def _not_finite(
-    message: str, step: int, parts: dict[str, torch.Tensor], rows: Sequence[torch.Tensor], run: RunFolder
+    message: str, step: int, parts: dict[str, torch.Tensor], rows: Sequence[torch.Tensor], run: TrainingRun
 ) -> FloatingPointError:
     losses = ", ".join(f"{name}={value.item():.4g}" for name, value in parts.items())
     return FloatingPointError(

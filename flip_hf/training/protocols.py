@@ -71,7 +71,7 @@ class JointModel(TrainableModel, Protocol):
         """What makes one logit of the towers' two."""
 
 
-class RunFolder(Protocol):
+class TrainingRun(Protocol):
     """Where the training loop logs and saves; `flip_hf.runs.run.Run` is one.
 
     Attributes:

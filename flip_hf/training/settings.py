@@ -35,7 +35,7 @@ class TrainingSettings:
         precision: "bf16" for autocast, "fp32", or "auto" for bf16 if the device computes in it.
         torch_compile: compile the text encoder with torch.compile. Use it on GPUs; on a CPU steps take 50% longer
             (benchmarks/README.md).
-        per_device_eval_batch_size: rows in an evaluation batch on each device. `pretrain.py` ignores it and validates
+        per_device_eval_batch_size: rows in an evaluation batch on each device. Pretraining ignores it and validates
             with `per_device_train_batch_size`, because the loss of ICL depends on the number of rows in a batch.
         evaluations_per_epoch: number of evaluations on the validation rows in each epoch.
         patience: stop after this many evaluations in a row without improvement.

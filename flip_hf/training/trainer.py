@@ -1,5 +1,6 @@
 """What `transformers.Trainer` is told about FLIP; docs/trainer.md shows it at work."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,19 +13,23 @@ from huggingface_hub import ModelCard
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from flip_hf.data.collator_checks import check_collator, check_training_rows, find_flip_model
 from flip_hf.data.collators import FlipCTRCollator, FlipPretrainingCollator
-from flip_hf.data.encoded_rows import check_stream
+from flip_hf.data.encoded_rows import check_stream, column_values, has_column
 from flip_hf.data.files import is_place, stream_tables
 from flip_hf.data.groups import GROUP_COLUMN
 from flip_hf.data.tables import column_names
 from flip_hf.hub import push_to_hub
+from flip_hf.scoring import LOGITS
 from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.evaluation import ctr_metrics
 from flip_hf.training.loop import count_items
 
 # By these, rows that are encoded are known.
+logger = logging.getLogger(__name__)
+
 _VIEWS = {"feature_ids", "input_ids"}
 
 
@@ -53,7 +58,9 @@ class CollatorEpochs(TrainerCallback):
                 "workers that outlive an epoch keep the masks of the first one; set dataloader_persistent_workers=False"
             )
         if kwargs["model"].sharded_parameters:
-            raise ValueError("Trainer can't train a sharded feature table; the package's own loop (examples/) does")
+            raise ValueError(
+                "Trainer can't train a sharded feature table; the package's own loop (flip-hf finetune) does"
+            )
         loader = kwargs.get("train_dataloader")
         _check(kwargs["model"], args, self.collator, getattr(loader, "dataset", None))
 
@@ -213,6 +220,14 @@ class FlipTrainer(Trainer):
             commit_message=commit_message or "End of training",
         )
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # With `push_to_hub=True` Trainer's own would upload its arguments, a pickle, and no code that loads the model.
+        if self.args.hub_strategy != HubStrategy.END:
+            try:
+                self.push_to_hub(f"Training in progress, step {self.state.global_step}")
+            except OSError as error:
+                logger.warning("%s was not pushed, and training goes on: %s", self.hub_model_id, error)
+
     def _default_collator(self) -> Any:
         processor: Any = self.processing_class
         if not hasattr(processor, "encode_dataset") or not self._kind:
@@ -238,6 +253,11 @@ class FlipTrainer(Trainer):
         fields = [f.name for f in getattr(processor, "fields", [])]
         columns = [] if is_place(rows) else column_names(rows)
         if rows is None or _VIEWS & (set(columns) - set(fields)):
+            if rows is not None and group_field is not None and GROUP_COLUMN not in columns:
+                raise ValueError(
+                    f"{name} is encoded without its groups: encode it with processor.encode_dataset(rows, "
+                    f"group_field={group_field!r}), or give FlipTrainer the rows as they are"
+                )
             return datasets.Dataset(rows) if isinstance(rows, pa.Table) else rows
         if isinstance(rows, TorchDataset) and not isinstance(rows, datasets.IterableDataset):
             return rows
@@ -323,10 +343,8 @@ class _WithGroups:
 
     def __call__(self, rows: Any) -> dict[str, torch.Tensor]:
         batch: dict[str, torch.Tensor] = self.collator(rows)
-        is_table = isinstance(rows, pa.Table)
-        if GROUP_COLUMN in (rows.column_names if is_table else rows[0]):
-            groups = rows[GROUP_COLUMN].to_pylist() if is_table else [int(row[GROUP_COLUMN]) for row in rows]
-            batch["groups"] = torch.tensor(groups)
+        if has_column(rows, GROUP_COLUMN):
+            batch["groups"] = torch.from_numpy(column_values(rows, GROUP_COLUMN).astype("int64"))
         return batch
 
 
@@ -353,8 +371,7 @@ def click_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """
     found: Any = prediction.predictions
     # One tower alone repeats the model's logits, under a name that nothing reads.
-    names = ("logits", "id_logits", "text_logits")
-    scores = dict(zip(names, found if isinstance(found, tuple) else (found,), strict=False))
+    scores = dict(zip(LOGITS, found if isinstance(found, tuple) else (found,), strict=False))
     labels: Any = prediction.label_ids
     if isinstance(labels, tuple):
         labels, scores["groups"] = labels

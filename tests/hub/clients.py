@@ -78,6 +78,21 @@ def push_trainer(model: str, folder: str, **settings: Any) -> list[Any]:
         return [f"{type(error).__name__}: {error}", trainer.hub_model_id]
 
 
+def train_and_push(model: str, folder: str, rows: str) -> str:
+    """Trains on a file's rows with `push_to_hub=True`, which pushes at each checkpoint; the repository's name."""
+    from transformers import TrainingArguments
+
+    from flip_hf import FlipForCTR, FlipProcessor, FlipTrainer
+
+    arguments = TrainingArguments(
+        folder, use_cpu=True, report_to="none", max_steps=2, save_steps=1, push_to_hub=True, disable_tqdm=True
+    )
+    processor = FlipProcessor.from_pretrained(model)
+    trainer = FlipTrainer(FlipForCTR.from_pretrained(model), arguments, train_dataset=rows, processing_class=processor)
+    trainer.train()
+    return str(trainer.hub_model_id)
+
+
 def weights(name: str) -> dict[str, Any]:
     """Of a model by name, as lists."""
     from flip_hf import FlipForCTR

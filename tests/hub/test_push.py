@@ -8,6 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest import mock
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hub import clients
 from hub.server import Fault, HubServer
@@ -182,6 +184,14 @@ def test_the_trainer_pushes_the_same_without_its_pickles(hub, client, ctr_folder
     client(clients.push_trainer, ctr_folder, folder, record=record)
     assert "MovieLens-100K" in files(hub, repo)["README.md"].decode()
     assert client(clients.push_trainer, ctr_folder, folder, blocking=False)[0].startswith("ValueError: blocking=False")
+
+
+def test_a_trainer_that_pushes_as_it_trains_pushes_no_pickles(hub, client, ctr_folder, click_rows, tmp_path):
+    pq.write_table(pa.table(click_rows).slice(0, 32), tmp_path / "rows.parquet")
+    repo = client(clients.train_and_push, ctr_folder, tmp_path / "passing", tmp_path / "rows.parquet")
+    messages = [commit.message for commit in hub.commits(repo)]
+    assert messages[:2] == ["Training in progress, step 2", "Training in progress, step 1"]
+    assert set(files(hub, repo)) == MODEL | PROCESSOR | {"README.md", "flip_hub.py"}
 
 
 def test_a_card_edited_by_hand_stays(hub, client, folder):
