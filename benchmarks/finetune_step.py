@@ -41,12 +41,9 @@ class PlainStep:
         self.optimizer = torch.optim.AdamW(parameter_groups(model, training))
 
     def batch(self, number: int) -> dict[str, torch.Tensor]:
-        first = (
-            number
-            * self.training.per_device_train_batch_size
-            % (len(self.rows) - self.training.per_device_train_batch_size)
-        )
-        return self.collator(self.rows[list(range(first, first + self.training.per_device_train_batch_size))])
+        size = self.training.per_device_train_batch_size
+        first = number * size % (len(self.rows) - size)
+        return self.collator(self.rows[list(range(first, first + size))])
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
         self.model.train()
