@@ -33,7 +33,7 @@ CHANGES = {
         "flip_hf/runs/commands.py",
         "training.seed + 1",
         "training.seed",
-        ["tests/test_settings.py", "tests/test_scripts.py"],
+        ["tests/test_settings_take_effect.py"],
     ),
 }
 
