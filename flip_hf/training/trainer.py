@@ -240,20 +240,27 @@ class FlipTrainer(Trainer):
             return FlipPretrainingCollator(processor, seed)
         return FlipCTRCollator.from_model(processor, self.model)
 
+    @property
+    def _field_names(self) -> list[str]:
+        """The processor's fields; none without a processor of ours."""
+        return [f.name for f in getattr(self.processing_class, "fields", [])]
+
     def _encoded_parts(self, rows: Any, name: str) -> Any:
         """One set of rows, or a dict of several, encoded."""
-        fields = [f.name for f in getattr(self.processing_class, "fields", [])]
+        fields = self._field_names
         if not isinstance(rows, Mapping) or (fields and set(fields) <= set(rows)):
             return self._encoded(rows, name, self._group_field)
         return {key: self._encoded(part, f"{name}[{key!r}]", self._group_field) for key, part in rows.items()}
 
     def _encoded(self, rows: Any, name: str, group_field: str | None = None, *, needs_label: bool = True) -> Any:
         """Rows that a DataLoader can read: encoded here, unless they are already."""
+        if rows is None:
+            return None
         processor: Any = self.processing_class
-        fields = [f.name for f in getattr(processor, "fields", [])]
+        fields = self._field_names
         columns = [] if is_place(rows) else column_names(rows)
-        if rows is None or _VIEWS & (set(columns) - set(fields)):
-            if rows is not None and group_field is not None and GROUP_COLUMN not in columns:
+        if _VIEWS & (set(columns) - set(fields)):
+            if group_field is not None and GROUP_COLUMN not in columns:
                 raise ValueError(
                     f"{name} is encoded without its groups: encode it with processor.encode_dataset(rows, "
                     f"group_field={group_field!r}), or give FlipTrainer the rows as they are"
