@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from records import make_record
 
+from flip_hf.data.sources import DATASETS
 from flip_hf.hub.card import is_untouched, public_record, render_card
 
 HOSTILE = [
@@ -96,6 +97,22 @@ def test_a_card_says_what_the_groups_are(record):
     assert "not what another seed would. GAUC and UAUC are AUCs among rows of the same user\\_id: GAUC is" in card
     (index,) = parts(card)[0]["model-index"]
     assert {"gauc", "uauc"} <= {metric["type"] for metric in index["results"][0]["metrics"]}
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ("random", "Split: random, 8:1:1, seed 4."),
+        ("item", "Split: item, 8:1:1 of the items, each with all of its rows, seed 4."),
+    ],
+)
+def test_a_card_says_how_a_named_dataset_was_split(record, split, said):
+    source = DATASETS["movielens-1m"]
+    record["data"] |= {"source": source.name, "split": split, "split_seed": 4, "histories": []}
+    record["data"]["dataset"] = {
+        name: getattr(source, name) for name in ("name", "description", "homepage", "licence", "citation")
+    }
+    assert f"\n{said}\n" in render_card(record, "org/name", {})
 
 
 def test_a_card_names_the_towers(record):

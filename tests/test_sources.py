@@ -256,6 +256,7 @@ def test_every_source_keeps_the_contract(name, request, tmp_path, monkeypatch, w
     assert dataset.column_names in (columns, [*columns, "timestamp"])
     assert dataset.features["label"].dtype == "int8"
     assert set(dataset["label"][:]) == {0, 1}
+    assert dataset.with_format("arrow")[:][source.item].null_count == 0
     if "timestamp" in dataset.column_names:
         assert dataset.features["timestamp"].dtype == "int64"
         assert dataset.with_format("arrow")[:]["timestamp"].null_count == 0
@@ -270,44 +271,93 @@ def test_every_source_keeps_the_contract(name, request, tmp_path, monkeypatch, w
 
 
 TIMES = np.random.RandomState(0).randint(0, 50, size=1234)
+ITEMS_OF_ROWS = np.random.RandomState(1).geometric(0.05, size=1234)
+
+
+def tiny_source(rows, **changed):
+    """A dataset of these rows alone."""
+    return replace(DATASETS["movielens-100k"], name="tiny", load=lambda: rows, **{"item": "item", **changed})
+
+
+def split_rows(kind, times=TIMES, items=ITEMS_OF_ROWS, seed=1):
+    rows = Dataset.from_dict({"timestamp": times, "item": items})
+    return split_indices(kind, rows, tiny_source(rows), seed)
 
 
 @pytest.mark.parametrize("kind", SPLITS)
 def test_splits_partition_the_rows(kind):
-    parts = split_indices(kind, TIMES, seed=1)
-    assert {name: len(rows) for name, rows in parts.items()} == {"train": 988, "validation": 123, "test": 123}
+    parts = split_rows(kind)
+    assert list(parts) == ["train", "validation", "test"]
     assert all(rows.dtype == np.int64 for rows in parts.values())
     assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(1234))
 
 
+@pytest.mark.parametrize("kind", ["random", "time"])
+def test_splits_are_of_tenths(kind):
+    assert {name: len(rows) for name, rows in split_rows(kind).items()} == {
+        "train": 988,
+        "validation": 123,
+        "test": 123,
+    }
+
+
 def test_random_split_is_seeded():
-    first, again, other = (split_indices("random", TIMES, seed=seed)["test"] for seed in (1, 1, 2))
+    first, again, other = (split_rows("random", seed=seed)["test"] for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-    assert split_indices("random", np.zeros(10), seed=0)["train"].tolist() == [2, 8, 4, 9, 1, 6, 7, 3]
+    assert split_rows("random", np.zeros(10), np.zeros(10), seed=0)["train"].tolist() == [2, 8, 4, 9, 1, 6, 7, 3]
 
 
 def test_time_split_keeps_order_and_breaks_ties_by_row():
-    parts = split_indices("time", TIMES, seed=1)
+    parts = split_rows("time")
     order = np.concatenate([parts["train"], parts["validation"], parts["test"]])
     times = TIMES[order]
     assert np.all(np.diff(times) >= 0)
     assert np.all(np.diff(order)[np.diff(times) == 0] > 0)
 
 
+@pytest.mark.parametrize("names", [ITEMS_OF_ROWS, [f" film {item}" for item in ITEMS_OF_ROWS]])
+def test_item_split_keeps_all_rows_of_an_item_together(names):
+    parts = split_rows("item", items=names)
+    items = {name: set(ITEMS_OF_ROWS[rows]) for name, rows in parts.items()}
+    number = len(set(ITEMS_OF_ROWS))
+    assert number > 50
+    assert len(items["validation"]) == len(items["test"]) == number // 10
+    assert sum(map(len, items.values())) == number
+    # Shuffled: the first training rows are those of many items.
+    assert np.any(np.diff(parts["train"]) < 0)
+
+
+def test_item_split_draws_items_by_the_seed_and_not_by_the_order_of_rows():
+    def items(part, order=slice(None), seed=1):
+        return set(ITEMS_OF_ROWS[order][split_rows("item", TIMES[order], ITEMS_OF_ROWS[order], seed)[part]])
+
+    order = np.random.RandomState(2).permutation(1234)
+    for part in ("validation", "test"):
+        assert items(part) == items(part, order)
+        assert items(part) != items(part, seed=2)
+    ten = split_rows("item", np.zeros(20), np.repeat(np.arange(10), 2), seed=0)
+    # The last two of the ten that the seed draws.
+    assert {part: (rows // 2).tolist() for part, rows in ten.items() if part != "train"} == {
+        "validation": [0, 0],
+        "test": [5, 5],
+    }
+
+
 def test_splits_refuse_what_they_cannot_do():
-    with pytest.raises(ValueError, match="unknown split 'user': choose one of random, time"):
-        split_indices("user", TIMES, seed=0)
-    with pytest.raises(ValueError, match="at least 10"):
-        split_indices("random", TIMES[:9], seed=0)
+    with pytest.raises(ValueError, match="unknown split 'user': choose one of random, time, item"):
+        split_rows("user")
+    with pytest.raises(ValueError, match="9 rows cannot be split 8:1:1: at least 10"):
+        split_rows("random", TIMES[:9], ITEMS_OF_ROWS[:9])
+    with pytest.raises(ValueError, match="9 values of item cannot be split 8:1:1: at least 10"):
+        split_rows("item", TIMES[:90], np.arange(90) // 10)
     with pytest.raises(ValueError, match="unknown dataset 'criteo': choose one of movielens-100k"):
         load_splits("criteo", "random", seed=0)
 
 
 def test_load_splits(monkeypatch):
     table = Dataset.from_dict({"label": [0, 1] * 10, "timestamp": list(range(19, -1, -1))})
-    source = type("Source", (), {"load": staticmethod(lambda: table)})
-    monkeypatch.setitem(DATASETS, "tiny", source)
+    monkeypatch.setitem(DATASETS, "tiny", tiny_source(table))
     parts = load_splits("tiny", "time", seed=0)
     assert {name: part["timestamp"][:] for name, part in parts.items()} == {
         "train": list(range(16)),
@@ -317,15 +367,18 @@ def test_load_splits(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("split", "expected"), [("time", ["good 0", "bad 1", "good 2"]), ("random", ["good 0", "good 2"])]
+    ("split", "expected"),
+    [("time", ["good 0", "bad 1", "good 2"]), ("random", ["good 0", "good 2"]), ("item", ["good 0", "good 2"])],
 )
 def test_histories_hold_what_was_known(monkeypatch, split, expected):
     times, items = list(range(20)), [str(i) for i in range(20)]
     table = Dataset.from_dict({"label": [1, 0] * 10, "timestamp": times, "user": ["ann"] * 20, "item": items})
-    source = type("Source", (), {"load": staticmethod(lambda: table)})
-    monkeypatch.setitem(DATASETS, "tiny", source)
-    # Row 1 is a test row of the random split: its label may be in nobody's history.
-    monkeypatch.setitem(splits.SPLITS, "random", lambda timestamps, seed: np.append(np.delete(np.arange(20), 1), 1))
+    monkeypatch.setitem(DATASETS, "tiny", tiny_source(table))
+    if split != "time":
+        # Row 1 is a test row: its label may be in nobody's history.
+        order = np.append(np.delete(np.arange(20), 1), 1)
+        fixed = replace(SPLITS[split], deal=lambda rows, source, seed: np.split(order, [16, 18]))
+        monkeypatch.setitem(splits.SPLITS, split, fixed)
     history = HistoryField(FieldConfig("seen", kind="sequence"), "user", "item", {0: "bad ", 1: "good "})
     parts = load_splits("tiny", split, 0, [history])
     row = next(row for part in parts.values() for row in part if row["timestamp"] == 3)
@@ -338,19 +391,18 @@ def test_histories_hold_what_was_known(monkeypatch, split, expected):
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(-5, 5)), min_size=10, max_size=30),
-    st.sampled_from(["time", "random"]),
+    st.sampled_from(["time", "random", "item"]),
     st.sampled_from([pa.int64(), pa.timestamp("ns"), pa.timestamp("s", "UTC"), pa.date32()]),
 )
 def test_no_split_has_a_history_of_rows_at_or_after_its_own_time(log, split, kind):
     users, times = (list(column) for column in zip(*log, strict=True))
     items = [f"f{i}" for i in range(len(log))]
     columns = {"label": [0] * len(log), "timestamp": pa.array(times, kind), "user": users, "item": items}
-    source = type("Source", (), {"load": staticmethod(lambda: Dataset(pa.table(columns)))})
     history = HistoryField(FieldConfig("seen", kind="sequence", max_values=50), "user", "item", {0: ""})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DATASETS, "tiny", source)
+        patch.setitem(DATASETS, "tiny", tiny_source(Dataset(pa.table(columns))))
         parts = load_splits("tiny", split, 7, [history])
-    known = parts["train"]["item"][:] if split == "random" else items
+    known = items if split == "time" else parts["train"]["item"][:]
     rows = [row for part in parts.values() for row in part]
     assert sorted(row["item"] for row in rows) == sorted(items)
     for row in rows:

@@ -279,14 +279,14 @@ def test_bookcrossing_is_read_from_its_archive(cache, monkeypatch):
     assert bookcrossing.load()["title"][1:3] == ["Flesh Tones: A Novel", 'R&D & "A";"B" \\']
 
 
-def test_rows_without_a_time_are_split_at_random_only(cache):
+def test_rows_without_a_time_are_not_split_by_it(cache):
     write(cache / "bookcrossing", BOOKCROSSING)
     with pytest.raises(ValueError, match="bookcrossing can't be split by time, as its rows have none"):
         load_splits("bookcrossing", "time", seed=0)
     parts = load_splits("bookcrossing", "random", seed=0)
     assert {name: len(rows) for name, rows in parts.items()} == {"train": 9, "validation": 1, "test": 1}
     assert sorted(label for rows in parts.values() for label in rows["label"][:]) == [*[0] * 9, 1, 1]
-    with pytest.raises(ValueError, match="unknown split 'user': choose one of random, time"):
+    with pytest.raises(ValueError, match="unknown split 'user': choose one of random, time, item"):
         load_splits("bookcrossing", "user", seed=0)
 
 

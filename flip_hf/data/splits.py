@@ -1,7 +1,8 @@
-"""Train, validation and test rows, 8:1:1, the same on every machine."""
+"""Train, validation and test rows of a named dataset, the same on every machine."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -10,78 +11,124 @@ from datasets import Dataset, DatasetDict
 
 from flip_hf.data.arrow_files import rows_on_disk
 from flip_hf.data.history import add_history, time_ranks
-from flip_hf.data.sources import HistoryField, dataset_source
+from flip_hf.data.schema import canonical_strings
+from flip_hf.data.sources import DatasetSource, HistoryField, dataset_source
 
 # Of rows that lie anywhere in a file, so many are gathered faster, a row, than more at a time.
 _PICKED_ROWS = 1 << 13
 _WORDED_ITEM = "the item of a history, with its words"
+_PARTS = ("train", "validation", "test")
 
 
-def _random_order(timestamps: np.ndarray, seed: int) -> np.ndarray:
+def _random(rows: Dataset, source: DatasetSource, seed: int) -> list[np.ndarray]:
+    return _tenths(_shuffled(len(rows), seed), "rows")
+
+
+def _by_time(rows: Dataset, source: DatasetSource, seed: int) -> list[np.ndarray]:
+    if "timestamp" not in rows.column_names:
+        raise ValueError(f"{source.name} can't be split by time, as its rows have none: choose another split")
+    return _tenths(np.argsort(time_ranks(_column(rows, "timestamp"), "timestamp"), kind="stable"), "rows")
+
+
+def _by_item(rows: Dataset, source: DatasetSource, seed: int) -> list[np.ndarray]:
+    encoded = _column(rows, source.item).combine_chunks().dictionary_encode()
+    names, _ = canonical_strings(encoded.dictionary, source.item)
+    # Items are drawn in the order of their names: the order of the rows must not matter.
+    items, place_of_value = np.unique(names.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    part_of_item = np.empty(len(items), dtype=np.int8)
+    for part, drawn in enumerate(_tenths(_shuffled(len(items), seed), f"values of {source.item}")):
+        part_of_item[drawn] = part
+    parts = part_of_item[place_of_value][encoded.indices.to_numpy()]
+    # Shuffled, or else the first training rows would be those of few users.
+    order = _shuffled(len(rows), seed)
+    return [order[parts[order] == part] for part in range(len(_PARTS))]
+
+
+def _shuffled(number: int, seed: int) -> np.ndarray:
     # RandomState's stream is frozen for good (NEP 19); a Generator's may change with the numpy version, and with it
     # which rows are test rows.
-    return np.random.RandomState(seed).permutation(len(timestamps))
+    return np.random.RandomState(seed).permutation(number)
 
 
-def _time_order(timestamps: np.ndarray, seed: int) -> np.ndarray:
-    return np.argsort(timestamps, kind="stable")
+def _tenths(order: np.ndarray, what: str) -> list[np.ndarray]:
+    if len(order) < 10:
+        raise ValueError(f"{len(order)} {what} cannot be split 8:1:1: at least 10 are needed")
+    tenth = len(order) // 10
+    return np.split(order, [len(order) - 2 * tenth, len(order) - tenth])
 
 
-SPLITS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "random": _random_order,
-    "time": _time_order,
+def _column(rows: Dataset, name: str) -> pa.ChunkedArray:
+    return rows.select_columns([name]).with_format("arrow")[:][name]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A way to divide rows into training, validation and test rows.
+
+    Attributes:
+        deal: gives the row numbers of the three parts, from the rows, their source and a seed (0 to 2**32 - 1).
+        follows_time: whether no row is older than any row of an earlier part. Histories then hold all earlier rows of
+            the three parts, as a server would know them. Otherwise they hold training rows only, because labels of
+            validation and test rows would be inputs of training.
+    """
+
+    deal: Callable[[Dataset, DatasetSource, int], list[np.ndarray]]
+    follows_time: bool
+
+
+SPLITS: dict[str, Split] = {
+    "random": Split(_random, follows_time=False),
+    "time": Split(_by_time, follows_time=True),
+    "item": Split(_by_item, follows_time=False),
 }
-"""Kind of split to the order, as row numbers, in which rows are dealt to train, then validation, then test."""
+"""Name of a split -> how it divides the rows."""
 
 
-def split_indices(kind: str, timestamps: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Row numbers (int64) of `"train"`, `"validation"` and `"test"`: a partition of all rows.
-
-    Validation and test get a tenth of the rows each, rounded down, and train the rest.
+def split_indices(kind: str, rows: Dataset, source: DatasetSource, seed: int) -> dict[str, np.ndarray]:
+    """Row numbers (int64) of `"train"`, `"validation"` and `"test"`. No row is in two of them.
 
     Args:
-        kind: `"random"`, shuffled by `seed`; or `"time"`, where no row is older than any row of an earlier split
-            (rows of the same timestamp keep their order and may fall on both sides of a cut), and `seed` is unused.
-        timestamps: one a row, `(rows,)`.
-        seed: 0 to 2**32 - 1.
+        kind: `"random"`: the rows are shuffled by `seed`; a tenth of them, rounded down, is for validation and another
+            for test. `"time"`: the same shares, but no row is older than any row of an earlier part; rows of the same
+            timestamp keep their order and may fall on both sides of a cut. `"item"`: all rows of a tenth of the items
+            are for validation and all rows of another tenth are for test. The items are drawn by `seed`, whatever the
+            order of the rows; each part's rows are shuffled.
+        rows: the rows, as `source.load` returns them.
+        source: whose rows they are.
+        seed: 0 to 2**32 - 1; the split by time does not use it.
 
     Raises:
-        ValueError: an unknown kind, or fewer than 10 rows, which would leave a split empty.
+        ValueError: an unknown kind; rows without times for a split by time; or fewer than 10 rows or items, which would
+            leave a part empty.
     """
+    parts = _split(kind).deal(rows, source, seed)
+    return {name: part.astype(np.int64) for name, part in zip(_PARTS, parts, strict=True)}
+
+
+def _split(kind: str) -> Split:
     if kind not in SPLITS:
         raise ValueError(f"unknown split {kind!r}: choose one of {', '.join(SPLITS)}")
-    if len(timestamps) < 10:
-        raise ValueError(f"{len(timestamps)} rows cannot be split 8:1:1: at least 10 are needed")
-    order = SPLITS[kind](timestamps, seed).astype(np.int64)
-    tenth = len(order) // 10
-    train, validation, test = np.split(order, [len(order) - 2 * tenth, len(order) - tenth])
-    return {"train": train, "validation": validation, "test": test}
+    return SPLITS[kind]
 
 
 def load_splits(source_name: str, split: str, seed: int, histories: Sequence[HistoryField] = ()) -> DatasetDict:
     """The dataset `source_name` of `DATASETS`, split as `split_indices` says.
 
-    A history, one of the source's, becomes a column more: what the row's user did in strictly earlier rows. With the
-    time split these are all earlier rows, as a server would know them; with the random split only training rows, or
-    else labels of validation and test rows would be among the inputs of training.
+    A history, one of the source's, becomes a column more: what the row's user did in strictly earlier rows, of those
+    that the split lets it know (`Split.follows_time`).
 
     Rows that the dataset keeps on disk stay there, each split in a file of its own.
 
     Raises:
-        ValueError: an unknown name or split, or a split by time of rows that have none.
+        ValueError: an unknown name or split, or a split that the rows do not allow.
         flip_hf.fetch.FetchError: the dataset cannot be had.
     """
-    dataset = dataset_source(source_name).load()
-    if "timestamp" in dataset.column_names:
-        timestamps = time_ranks(dataset.with_format("arrow")[:]["timestamp"], "timestamp")
-    elif split == "time":
-        raise ValueError(f"{source_name} can't be split by time, as its rows have none: choose the split random")
-    else:
-        timestamps = np.zeros(len(dataset))
-    indices = split_indices(split, timestamps, seed)
+    source, follows_time = dataset_source(source_name), _split(split).follows_time
+    dataset = source.load()
+    indices = split_indices(split, dataset, source, seed)
+    known = np.concatenate(list(indices.values())) if follows_time else indices["train"]
     for recipe in histories:
-        is_known = np.isin(np.arange(len(dataset)), indices["train"]) if split == "random" else None
-        dataset = _with_history(dataset, recipe, is_known)
+        dataset = _with_history(dataset, recipe, np.isin(np.arange(len(dataset)), known))
     if dataset.cache_files:
         return DatasetDict({name: _picked(dataset, rows, f"{source_name} ({name})") for name, rows in indices.items()})
     # Laid out anew: rows that are only picked lie in one chunk each, and every later pass over them would be slow.
@@ -101,7 +148,7 @@ def _picked(dataset: Dataset, rows: np.ndarray, source: str) -> Dataset:
     return rows_on_disk(["rows", dataset._fingerprint, which], tables, source)
 
 
-def _with_history(dataset: Dataset, recipe: HistoryField, is_known: np.ndarray | None) -> Dataset:
+def _with_history(dataset: Dataset, recipe: HistoryField, is_known: np.ndarray) -> Dataset:
     labels = dataset.with_format("numpy")["label"][:].tolist()
     words = pa.array([recipe.words.get(label) for label in labels], pa.string())
     items = dataset.with_format("arrow")[:][recipe.item].cast(pa.string())
@@ -112,6 +159,6 @@ def _with_history(dataset: Dataset, recipe: HistoryField, is_known: np.ndarray |
         user=recipe.user,
         item=_WORDED_ITEM,
         time="timestamp",
-        eligible=may_be_part if is_known is None else may_be_part & is_known,
+        eligible=may_be_part & is_known,
         max_values=recipe.field.max_values,
     ).remove_columns(_WORDED_ITEM)

@@ -38,6 +38,7 @@ class DatasetSource:
             files say when a row was, `timestamp` (int64, seconds since 1970-01-01 UTC). Fetches
             the raw files, and raises `ValueError` where they are not what they should be.
         fields: the fields in the order of the template, a column of `load()` each.
+        item: the column that says which item a row is about, never null. `split: item` keeps its values apart.
         histories: the histories that rows can have beside them.
         description: what a row is and how its label comes about, for model cards.
         homepage: where the data's owner describes it.
@@ -49,6 +50,7 @@ class DatasetSource:
     fetch: Callable[[], Path]
     load: Callable[[], Dataset]
     fields: tuple[FieldConfig, ...]
+    item: str
     histories: tuple[HistoryField, ...]
     description: str
     homepage: str

@@ -201,6 +201,7 @@ BOOKCROSSING = DatasetSource(
     fetch=fetch,
     load=load,
     fields=FIELDS,
+    item="isbn",
     histories=(),
     description=(
         "BookCrossing: 1,149,780 ratings of 271,379 books by 278,858 users of bookcrossing.com, gathered in August and "

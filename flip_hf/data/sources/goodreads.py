@@ -293,6 +293,7 @@ GOODREADS = DatasetSource(
     fetch=fetch,
     load=load,
     fields=FIELDS,
+    item="book_id",
     histories=(),
     description=(
         "GoodReads, of the UCSD Book Graph: ratings of books from users' public shelves on goodreads.com, gathered in "

@@ -157,6 +157,7 @@ MOVIELENS_100K = DatasetSource(
     fetch=fetch,
     load=load,
     fields=grouplens.FIELDS,
+    item="movie_id",
     histories=grouplens.HISTORIES,
     description=(
         "MovieLens-100K: 100,000 movie ratings from 943 users on 1,682 movies, September 1997 to April 1998. "

@@ -136,6 +136,7 @@ MOVIELENS_1M = DatasetSource(
     fetch=fetch,
     load=load,
     fields=grouplens.FIELDS,
+    item="movie_id",
     histories=grouplens.HISTORIES,
     description=(
         "MovieLens-1M: 1,000,209 movie ratings from 6,040 users who joined MovieLens in 2000, on 3,883 movies. A row "
