@@ -103,6 +103,7 @@ def test_a_card_says_what_the_groups_are(record):
     ("split", "said"),
     [
         ("random", "Split: random, 8:1:1, seed 4."),
+        ("months", "Split: months."),
         ("item", "Split: item, 8:1:1 of the items, each with all of its rows, seed 4."),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import urllib.error
 import urllib.request
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import datasets
@@ -32,8 +33,9 @@ from flip_hf.data.sources import DATASETS, bookcrossing, goodreads, movielens_1m
 from flip_hf.data.sources.bookcrossing import BOOKS, RATINGS, USERS
 from flip_hf.data.splits import load_splits
 from flip_hf.fetch import FetchError
+from flip_hf.runs.data import load_click_log
 from flip_hf.runs.parsing import parse_run
-from flip_hf.runs.settings import FinetuneSettings
+from flip_hf.runs.settings import DataSettings, FinetuneSettings
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
 INTERACTIONS, BOOKS_OF_POETRY = "goodreads_interactions_poetry.json.gz", "goodreads_books_poetry.json.gz"
@@ -141,6 +143,90 @@ def test_movielens_1m_has_histories(cache, monkeypatch):
     # The user's earlier rows, 978300760 on, of which that of rating 2 at 978300764 was not liked.
     assert last["liked_titles"] == ["Misérables, Les (1995)", "Who::What::Where (1999)"] * 2
     assert last["rated_titles"][2] == "disliked 2001: A Space Odyssey:\x85 (1968):"
+
+
+def write_dated_movielens_1m(cache, monkeypatch, ratings):
+    """An archive of these ratings: user, movie, rating, time in UTC."""
+    seconds = [int(datetime.fromisoformat(f"{time}+00:00").timestamp()) for _, _, _, time in ratings]
+    lines = [
+        f"{user}::{movie}::{rating}::{at}\n" for (user, movie, rating, _), at in zip(ratings, seconds, strict=True)
+    ]
+    write_movielens_1m(cache, monkeypatch, {**MOVIELENS_1M, "ratings.dat": "".join(lines)})
+
+
+DATED = [
+    # Not in the order of time.
+    (1, 1, 4, "2003-01-31 23:59:59"),
+    (1, 2, 5, "2001-05-31 23:59:59"),
+    (1, 3, 4, "2001-06-01 00:00:00"),
+    (2, 3, 5, "2002-03-31 23:59:59"),
+    (1, 1, 3, "2002-03-31 23:59:59"),
+    (1, 2, 5, "2002-04-01 00:00:00"),
+    (1, 3952, 5, "2002-04-01 00:00:00"),
+    (2, 3, 2, "2002-08-31 23:59:59"),
+    (1, 3, 1, "2002-09-01 00:00:00"),
+    (1, 3, 5, "2003-02-01 00:00:00"),
+    (2, 1, 4, "2000-09-01 00:00:00"),
+]
+
+
+def test_movielens_1m_split_by_months_keeps_threes_and_the_edges_of_months(cache, monkeypatch):
+    write_dated_movielens_1m(cache, monkeypatch, DATED)
+    parts = load_splits("movielens-1m", "months", 0)
+    found = {
+        part: [(row["user_id"], row["movie_id"], row["label"], str(datetime.fromtimestamp(row["timestamp"], UTC))[:19])
+               for row in rows]
+        for part, rows in parts.items()
+    }  # fmt: skip
+    assert found == {
+        "train": [
+            (1, 3, 1, "2001-06-01 00:00:00"),
+            (2, 3, 1, "2002-03-31 23:59:59"),
+            (1, 1, 0, "2002-03-31 23:59:59"),
+        ],
+        "validation": [
+            (1, 2, 1, "2002-04-01 00:00:00"),
+            (1, 3952, 1, "2002-04-01 00:00:00"),
+            (2, 3, 0, "2002-08-31 23:59:59"),
+        ],
+        "test": [(1, 3, 0, "2002-09-01 00:00:00"), (1, 1, 1, "2003-01-31 23:59:59")],
+    }
+    # The other splits drop ratings of 3.
+    assert sum(map(len, load_splits("movielens-1m", "random", 0).values())) == len(DATED) - 1
+
+
+def test_histories_of_a_split_by_months_hold_what_was_liked_earlier_in_these_months(cache, monkeypatch):
+    write_dated_movielens_1m(cache, monkeypatch, DATED)
+    source = DATASETS["movielens-1m"]
+    parts = load_splits("movielens-1m", "months", 0, source.histories)
+    first, *_ = parts["train"]
+    assert (first["liked_titles"], first["rated_titles"]) == ([], [])
+    space = "2001: A Space Odyssey:\x85 (1968):"
+    # Both at the same second: neither is in the other's.
+    assert [row["liked_titles"] for row in parts["validation"]][:2] == [[space], [space]]
+    assert parts["test"]["liked_titles"][1] == [space, "Misérables, Les (1995)", "Who::What::Where (1999)"]
+    assert parts["test"]["rated_titles"][1][1] == "disliked Toy Story (1995)"
+
+
+def test_what_can_not_be_split_by_months_says_so(cache, monkeypatch):
+    write_dated_movielens_1m(
+        cache, monkeypatch, [row for row in DATED if not row[3].startswith(("2002-09", "2003-01"))]
+    )
+    with pytest.raises(ValueError, match="movielens-1m has no rows of the months from 2002-09 on that its split"):
+        load_splits("movielens-1m", "months", 0)
+    write(cache / "bookcrossing", BOOKCROSSING)
+    with pytest.raises(ValueError, match="bookcrossing can't be split by months: choose another split"):
+        load_splits("bookcrossing", "months", 0)
+
+
+def test_the_record_of_a_run_says_which_labels_a_split_has(cache, monkeypatch):
+    write_dated_movielens_1m(cache, monkeypatch, DATED * 2)
+    described = {
+        split: load_click_log(DataSettings(source="movielens-1m", split=split)).description["dataset"]["description"]
+        for split in ("random", "months")
+    }
+    assert "ratings of 3 are dropped" in described["random"]
+    assert "ratings of 1, 2 and 3 are negative" in described["months"]
 
 
 def test_the_configuration_for_movielens_1m_is_one_that_a_model_takes(tmp_path):
@@ -286,7 +372,7 @@ def test_rows_without_a_time_are_not_split_by_it(cache):
     parts = load_splits("bookcrossing", "random", seed=0)
     assert {name: len(rows) for name, rows in parts.items()} == {"train": 9, "validation": 1, "test": 1}
     assert sorted(label for rows in parts.values() for label in rows["label"][:]) == [*[0] * 9, 1, 1]
-    with pytest.raises(ValueError, match="unknown split 'user': choose one of random, time, item"):
+    with pytest.raises(ValueError, match="unknown split 'user': choose one of random, time, item, months"):
         load_splits("bookcrossing", "user", seed=0)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from flip_hf.data.arrow_files import rows_on_disk
 from flip_hf.data.history import add_history, time_ranks
 from flip_hf.data.schema import canonical_strings
-from flip_hf.data.sources import DatasetSource, HistoryField, dataset_source
+from flip_hf.data.sources import DatasetSource, HistoryField, Months, dataset_source
 
 # Of rows that lie anywhere in a file, so many are gathered faster, a row, than more at a time.
 _PICKED_ROWS = 1 << 13
@@ -44,6 +45,27 @@ def _by_item(rows: Dataset, source: DatasetSource, seed: int) -> list[np.ndarray
     return [order[parts[order] == part] for part in range(len(_PARTS))]
 
 
+def _by_month(rows: Dataset, source: DatasetSource, seed: int) -> list[np.ndarray]:
+    times = _column(rows, "timestamp").to_numpy()
+    order = np.argsort(times, kind="stable")
+    starts = np.array(_months(source).starts, "datetime64[M]")
+    cuts = np.searchsorted(times[order], starts.astype("datetime64[s]").astype(np.int64))
+    for month, (start, end) in zip(starts, pairwise(cuts), strict=False):
+        if start == end:
+            raise ValueError(f"{source.name} has no rows of the months from {month} on that its split by months needs")
+    return [order[start:end] for start, end in pairwise(cuts)]
+
+
+def _months(source: DatasetSource) -> Months:
+    if source.months is None:
+        raise ValueError(f"{source.name} can't be split by months: choose another split")
+    return source.months
+
+
+def _itself(source: DatasetSource) -> DatasetSource:
+    return source
+
+
 def _shuffled(number: int, seed: int) -> np.ndarray:
     # RandomState's stream is frozen for good (NEP 19); a Generator's may change with the numpy version, and with it
     # which rows are test rows.
@@ -70,16 +92,20 @@ class Split:
         follows_time: whether no row is older than any row of an earlier part. Histories then hold all earlier rows of
             the three parts, as a server would know them. Otherwise they hold training rows only, because labels of
             validation and test rows would be inputs of training.
+        rows_of: gives what loads and describes the rows to divide, from their source; the source itself unless the
+            split has a label rule of its own.
     """
 
     deal: Callable[[Dataset, DatasetSource, int], list[np.ndarray]]
     follows_time: bool
+    rows_of: Callable[[DatasetSource], DatasetSource | Months] = _itself
 
 
 SPLITS: dict[str, Split] = {
     "random": Split(_random, follows_time=False),
     "time": Split(_by_time, follows_time=True),
     "item": Split(_by_item, follows_time=False),
+    "months": Split(_by_month, follows_time=True, rows_of=_months),
 }
 """Name of a split -> how it divides the rows."""
 
@@ -92,20 +118,22 @@ def split_indices(kind: str, rows: Dataset, source: DatasetSource, seed: int) ->
             for test. `"time"`: the same shares, but no row is older than any row of an earlier part; rows of the same
             timestamp keep their order and may fall on both sides of a cut. `"item"`: all rows of a tenth of the items
             are for validation and all rows of another tenth are for test. The items are drawn by `seed`, whatever the
-            order of the rows; each part's rows are shuffled.
-        rows: the rows, as `source.load` returns them.
+            order of the rows; each part's rows are shuffled. `"months"`: the calendar months of `source.months`, in the
+            order of time; rows of other months are in no part.
+        rows: the rows, as `SPLITS[kind].rows_of(source).load` returns them.
         source: whose rows they are.
-        seed: 0 to 2**32 - 1; the split by time does not use it.
+        seed: 0 to 2**32 - 1; `"time"` and `"months"` do not use it.
 
     Raises:
-        ValueError: an unknown kind; rows without times for a split by time; or fewer than 10 rows or items, which would
-            leave a part empty.
+        ValueError: an unknown kind; rows without times for a split by time; no months for a split by months; fewer than
+            10 rows or items; or months without rows. No part is ever empty.
     """
-    parts = _split(kind).deal(rows, source, seed)
+    parts = find_split(kind).deal(rows, source, seed)
     return {name: part.astype(np.int64) for name, part in zip(_PARTS, parts, strict=True)}
 
 
-def _split(kind: str) -> Split:
+def find_split(kind: str) -> Split:
+    """The split of that name, or a ValueError that lists the names."""
     if kind not in SPLITS:
         raise ValueError(f"unknown split {kind!r}: choose one of {', '.join(SPLITS)}")
     return SPLITS[kind]
@@ -123,10 +151,10 @@ def load_splits(source_name: str, split: str, seed: int, histories: Sequence[His
         ValueError: an unknown name or split, or a split that the rows do not allow.
         flip_hf.fetch.FetchError: the dataset cannot be had.
     """
-    source, follows_time = dataset_source(source_name), _split(split).follows_time
-    dataset = source.load()
+    source, way = dataset_source(source_name), find_split(split)
+    dataset = way.rows_of(source).load()
     indices = split_indices(split, dataset, source, seed)
-    known = np.concatenate(list(indices.values())) if follows_time else indices["train"]
+    known = np.concatenate(list(indices.values())) if way.follows_time else indices["train"]
     for recipe in histories:
         dataset = _with_history(dataset, recipe, np.isin(np.arange(len(dataset)), known))
     if dataset.cache_files:

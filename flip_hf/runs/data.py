@@ -10,7 +10,7 @@ from flip_hf.data.arrow_files import open_files
 from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import Place, names_of, rows_located, shown
 from flip_hf.data.sources import dataset_source
-from flip_hf.data.splits import load_splits
+from flip_hf.data.splits import find_split, load_splits
 from flip_hf.fields import FieldConfig, as_fields
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.runs.settings import LABEL, DataSettings, check_label
@@ -112,7 +112,9 @@ def load_click_log(
         description: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
         description["histories"] = config.histories
         description["dataset"] = {
-            name: getattr(source, name) for name in ("name", "description", "homepage", "licence", "citation")
+            "name": source.name,
+            "description": find_split(config.split).rows_of(source).description,
+            **{name: getattr(source, name) for name in ("homepage", "licence", "citation")},
         }
     else:
         for name in [split] if split else ["train", "validation"]:

@@ -48,7 +48,8 @@ class DataSettings:
         source: name of a dataset: movielens-100k, movielens-1m, bookcrossing or goodreads. Leave it out to read files.
         split: how a named dataset is split into training, validation and test rows. "random" shuffles the rows and cuts
             them 8:1:1. "time" cuts them 8:1:1 in the order of time. "item" cuts the items 8:1:1 at random, and all rows
-            of an item go where it goes.
+            of an item go where it goes. "months" is for movielens-1m: 10, 5 and 5 calendar months, June 2001 to January
+            2003, with ratings of 3 as negatives.
         split_seed: seed of the splits "random" and "item".
         histories: fields to add to a named dataset that list what the user did before, such as `liked_titles`.
         train_file: CSV or Parquet files of training rows: a file, a folder, a pattern such as `logs/*.csv`, a URL such

@@ -1,6 +1,6 @@
 """Named public datasets. A new one is a file beside this one and a line in `DATASETS`."""
 
-from flip_hf.data.sources.base import DatasetSource, HistoryField
+from flip_hf.data.sources.base import DatasetSource, HistoryField, Months
 from flip_hf.data.sources.bookcrossing import BOOKCROSSING
 from flip_hf.data.sources.goodreads import GOODREADS
 from flip_hf.data.sources.movielens_1m import MOVIELENS_1M
@@ -21,4 +21,4 @@ def dataset_source(name: str) -> DatasetSource:
     return DATASETS[name]
 
 
-__all__ = ["DATASETS", "DatasetSource", "HistoryField", "dataset_source"]
+__all__ = ["DATASETS", "DatasetSource", "HistoryField", "Months", "dataset_source"]

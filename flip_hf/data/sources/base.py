@@ -27,6 +27,23 @@ class HistoryField:
 
 
 @dataclass(frozen=True)
+class Months:
+    """The rows of some calendar months (UTC), for `split: months`. Their label rule is this split's own.
+
+    Attributes:
+        load: as `DatasetSource.load`, with `timestamp`, but by this split's label rule. Rows of other months may be
+            among them; the split leaves them out.
+        starts: the first month of the training, of the validation and of the test rows, and the month after the last
+            one, each as `YYYY-MM`.
+        description: what a row is and how its label comes about, for model cards; it replaces that of the source.
+    """
+
+    load: Callable[[], Dataset]
+    starts: tuple[str, str, str, str]
+    description: str
+
+
+@dataclass(frozen=True)
 class DatasetSource:
     """A named click log.
 
@@ -44,6 +61,7 @@ class DatasetSource:
         homepage: where the data's owner describes it.
         licence: what the data's owner allows.
         citation: BibTeX.
+        months: the rows of `split: months`; None for a dataset without this split.
     """
 
     name: str
@@ -56,3 +74,4 @@ class DatasetSource:
     homepage: str
     licence: str
     citation: str
+    months: Months | None = None

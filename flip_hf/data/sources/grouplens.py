@@ -115,17 +115,18 @@ def check_counts(name: str, folder: Path, raw: RawTables, published: tuple[int, 
         )
 
 
-def label_ratings(name: str, raw: RawTables) -> pa.Table:
-    """One row a rating other than 3: the eight fields, `label` (int8; 1 above 3, 0 below), `timestamp` (int64).
+def label_ratings(name: str, raw: RawTables, *, drops_threes: bool = True) -> pa.Table:
+    """One row a rating: the eight fields, `label` (int8; 1 above 3, else 0), `timestamp` (int64).
 
     Args:
         name: the dataset's, for errors.
         raw: its tables.
+        drops_threes: whether ratings of 3 give no row; otherwise they are negative.
 
     Raises:
         ValueError: a rating's user or movie is in no table.
     """
-    ratings = raw.ratings.filter(pc.not_equal(raw.ratings["rating"], 3))
+    ratings = raw.ratings.filter(pc.not_equal(raw.ratings["rating"], 3)) if drops_threes else raw.ratings
     columns = {name: ratings[name] for name in ratings.column_names}
     for key, table in (("user_id", raw.users), ("movie_id", raw.movies)):
         rows = pc.index_in(ratings[key], table[key])

@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from flip_hf.data.sources import grouplens
-from flip_hf.data.sources.base import DatasetSource
+from flip_hf.data.sources.base import DatasetSource, Months
 from flip_hf.data.sources.grouplens import RawTables, integers, read_columns
 from flip_hf.fetch import cache_dir, check_file, download, first_of
 
@@ -112,10 +112,24 @@ def load() -> Dataset:
         FetchError: as in `fetch`.
         ValueError: the tables have not the published numbers of rows.
     """
+    return Dataset(grouplens.label_ratings("MovieLens-1M", _read()))
+
+
+def load_with_threes() -> Dataset:
+    """All rows in the order of ratings.dat, those of rating 3 too, which are negative. See `Months.load`.
+
+    Raises:
+        FetchError: as in `fetch`.
+        ValueError: as in `load`.
+    """
+    return Dataset(grouplens.label_ratings("MovieLens-1M", _read(), drops_threes=False))
+
+
+def _read() -> RawTables:
     archive = fetch()
     raw = parse_grouplens(zipfile.Path(archive, "ml-1m/"))
     grouplens.check_counts("MovieLens-1M", archive.parent, raw, (N_RATINGS, N_USERS, N_MOVIES))
-    return Dataset(grouplens.label_ratings("MovieLens-1M", raw))
+    return raw
 
 
 def _split_movie(line: str) -> list[str]:
@@ -146,4 +160,14 @@ MOVIELENS_1M = DatasetSource(
     homepage="https://grouplens.org/datasets/movielens/1m/",
     licence=grouplens.LICENCE,
     citation=grouplens.CITATION,
+    months=Months(
+        load=load_with_threes,
+        starts=("2001-06", "2002-04", "2002-09", "2003-02"),
+        description=(
+            "MovieLens-1M, June 2001 to January 2003 (UTC): movie ratings from users who joined MovieLens in 2000. A "
+            "row is one rating with the user's and the movie's fields. Ratings of 4 and 5 are positive, and ratings "
+            "of 1, 2 and 3 are negative. The first ten months are training rows, the next five validation rows and the "
+            "last five test rows, as in CoLLM (Zhang et al., arXiv 2310.19488)."
+        ),
+    ),
 )
