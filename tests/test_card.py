@@ -116,6 +116,17 @@ def test_a_card_says_how_a_named_dataset_was_split(record, split, said):
     assert f"\n{said}\n" in render_card(record, "org/name", {})
 
 
+def test_a_card_names_the_data_set_that_files_hold(record):
+    assert parts(render_card(record, "o/n", {}))[0]["model-index"][0]["results"][0]["dataset"]["name"] == (
+        "files of the user's own"
+    )
+    record["data"]["name"] = "ml1m-months"
+    card = render_card(record, "org/name", {})
+    (result,) = parts(card)[0]["model-index"][0]["results"]
+    assert (result["dataset"]["name"], result["dataset"]["type"]) == ("ml1m-months", "ml1m-months")
+    assert "\nml1m-months, in files of the user's own: train.parquet, validation.parquet, test.parquet.\n" in card
+
+
 def test_a_card_names_the_towers(record):
     assert "RecSys 2024): an ID-based model and a text encoder, whose" in render_card(record, "org/name", {})
     record["model"] |= {"mode": "text", "text_towers": None}
@@ -142,13 +153,17 @@ def test_pretraining_is_told_beside_finetuning(record):
 def test_names_from_strangers_have_no_effect(record, text):
     record["model"]["fields"] = [{"name": text, "kind": "categorical", "features": 5}]
     record["model"]["text_base_model"] = text
-    record["data"]["files"] = [text]
+    record["data"] |= {"name": text, "files": [text]}
     record["settings"]["data"] = {"fields": [text], text: text, "group_field": text}
     record["result"]["validation"]["gauc"] = 0.5
     card = render_card(record, "org/name", {})
     plain = render_card(record_of("plain", record, text), "org/name", {})
     metadata, tokens = parts(card)
     expected, plain_tokens = parts(plain)
+    # The metadata name the data set.
+    dataset = metadata["model-index"][0]["results"][0]["dataset"]
+    assert dataset["name"] == dataset["type"] == " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    dataset |= {"name": "plain", "type": "plain"}
     assert {k: v for k, v in metadata.items() if k != "base_model"} == {
         k: v for k, v in expected.items() if k != "base_model"
     }

@@ -221,9 +221,12 @@ def test_what_is_not_as_it_was_is_refused(workplace, tmp_path, interrupted, chan
     with pytest.raises(ValueError, match=rf"step-3 can't be resumed, as not all is as it was: .*{message}"):
         script(name)([*arguments, "--resume", "true", *change])
     assert (contents(folder / "checkpoints" / "step-3"), (folder / "log.jsonl").read_bytes()) == before
-    # The same rows in another place are the same data.
+    # The same rows in another place, or under another name, are the same data.
     shutil.copy(workplace / "train.parquet", tmp_path / "moved.parquet")
-    script(name)([*arguments, "--resume", "true", "--data.train_file", str(tmp_path / "moved.parquet")])
+    moved = ["--data.train_file", str(tmp_path / "moved.parquet"), "--data.name", "films"]
+    script(name)([*arguments, "--resume", "true", *moved])
+    data = json.loads((folder / "run.json").read_text())["data"]
+    assert (data["name"], data["files"]) == ("films", ["moved.parquet", "validation.parquet", "test.parquet"])
 
 
 def test_a_run_that_died_after_its_fusion_was_fitted_fits_it_anew(workplace, tmp_path, monkeypatch):

@@ -251,6 +251,31 @@ def test_finetuning_needs_no_pretraining(workplace, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["result"]["steps"] == 3
 
 
+def test_the_configuration_for_ml1m_months_learns_from_files_of_its_columns(workplace, tmp_path):
+    rows = {
+        "user_id": [1, 2, 3, 4] * 10,
+        "movie_id": [1, 2, 3, 4, 5] * 8,
+        "title": ["Toy Story (1995)", "Heat (1995)", "Fargo (1996)", "Alien (1979)", "Brazil (1985)"] * 8,
+        "timestamp": range(40),
+        "label": [0, 1] * 20,
+        "is_warm": [True] * 40,
+        "liked_movie_ids": [[], [1], [5, 2], [1, 2, 3, 4] * 20] * 10,
+        "liked_titles": [["Heat (1995)"]] * 40,
+    }
+    files = [str(tmp_path / f"{part}.parquet") for part in ("train", "validation", "test")]
+    for file in files:
+        pq.write_table(pa.table(rows), file)
+    config = ["--config", str(EXAMPLES / "configs" / "ml1m-months" / "dcnv2.yaml"), "--output_dir", str(tmp_path / "r")]
+    names = ("--data.train_file", "--data.validation_file", "--data.test_file")
+    given = [part for pair in zip(names, files, strict=True) for part in pair]
+    script("finetune")([*config, *given, "--model.text_encoder", str(workplace / "encoder")])
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert record["data"]["name"] == "ml1m-months"
+    assert {"auc", "uauc"} <= set(record["result"]["test"])
+    liked = FlipProcessor.from_pretrained(tmp_path / "r" / "model").fields[3]
+    assert (liked.share_embedding, liked.target, liked.max_values) == ("movie_id", "movie_id", 50)
+
+
 def unseen_rows():
     """Rows that were not part of the data: new users, new titles, a missing kind; 50 of them."""
     return {

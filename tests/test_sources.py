@@ -426,6 +426,13 @@ def test_what_a_click_log_can_not_be_is_named(tmp_path):
         load_click_log(DataSettings(**files, histories=["liked_titles"]))
 
 
+def test_a_data_set_has_one_name():
+    with pytest.raises(ValueError, match=r"data\.name=films is for files; data\.source=movielens-1m has a name"):
+        DataSettings(source="movielens-1m", name="films")
+    with pytest.raises(ValueError, match=r"data\.name is empty"):
+        DataSettings(name=" ")
+
+
 def test_a_named_dataset_may_show_some_of_its_fields(monkeypatch):
     columns = {name: list(range(20)) for name in ("timestamp", "user", "item")}
     source = Mock(fields=(FieldConfig("user"), FieldConfig("item", max_tokens=5)), histories=())

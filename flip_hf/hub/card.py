@@ -46,8 +46,11 @@ def escaped(value: object) -> Markdown:
     """A value as Markdown shows it letter by letter, on one line: neither Markdown nor HTML in it has any effect."""
     if isinstance(value, Markdown):
         return value
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return Markdown(_MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False)))
+    return Markdown(_MARKDOWN.sub(r"\\\1", html.escape(_on_one_line(value), quote=False)))
+
+
+def _on_one_line(value: object) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
 def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +136,7 @@ def _towers(record: Mapping[str, Any]) -> str:
 
 def _metadata(record: Mapping[str, Any], repo_id: str) -> ModelCardData:
     model, data, result = record["model"], record["data"], record["result"]
-    dataset = data.get("dataset") or {"name": "files of the user's own"}
+    dataset = data.get("dataset") or {"name": _on_one_line(data.get("name", "files of the user's own"))}
     results = [
         EvalResult(
             task_type=_HUB_TASK,

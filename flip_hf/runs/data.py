@@ -141,7 +141,8 @@ def load_click_log(
         if label not in next(iter(splits.values())).column_names:
             label = None
         sources = {name: shown(place) for name, place in given.items()}
-        description = {"files": [name for place in given.values() for name in names_of(place)]}
+        description = {} if config.name is None else {"name": config.name}
+        description["files"] = [name for place in given.values() for name in names_of(place)]
         files = given
     for name, most in (("train", config.max_train_rows), ("validation", config.max_validation_rows)):
         if most is not None and name in splits:

@@ -52,6 +52,8 @@ class DataSettings:
             2003, with ratings of 3 as negatives.
         split_seed: seed of the splits "random" and "item".
         histories: fields to add to a named dataset that list what the user did before, such as `liked_titles`.
+        name: name of the data set that the files hold, such as `ml1m-months`, for run.json and model cards. A named
+            dataset has its own.
         train_file: CSV or Parquet files of training rows: a file, a folder, a pattern such as `logs/*.csv`, a URL such
             as `s3://bucket/logs`, or a list of these.
         validation_file: files of validation rows.
@@ -74,6 +76,7 @@ class DataSettings:
     split: str = "random"
     split_seed: int = 0
     histories: list[str] = field(default_factory=list)
+    name: str | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     # Of files it counts what they hold.
     train_file: Files | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     validation_file: Files | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
@@ -90,6 +93,10 @@ class DataSettings:
             if isinstance(value, dict):
                 FieldConfig.check_names(value)
         check_ranges(self, "data")
+        if self.name is not None and not self.name.strip():
+            raise ValueError("data.name is empty: name the data set that the files hold, or leave it out")
+        if self.name is not None and self.source is not None:
+            raise ValueError(f"data.name={self.name} is for files; data.source={self.source} has a name: leave one out")
         if self.source is None:
             names = [f if isinstance(f, str) else f.get("name") for f in self.fields]
             check_label(self.label or LABEL, names, self.group_field)
