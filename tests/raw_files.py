@@ -5,7 +5,7 @@ import hashlib
 import json
 import zipfile
 
-from flip_hf.data.sources import movielens_1m
+from flip_hf.data.sources import bookcrossing_core, movielens_1m
 from flip_hf.data.sources.bookcrossing import BOOKS, COLUMNS, RATINGS, USERS
 
 # Latin-1 throughout; U+0085 ends a line for str.splitlines.
@@ -48,6 +48,31 @@ BOOKCROSSING = {
     + quoted("2", "034545104X", "5")
     + quoted("3", "0001", "10")
     + quoted("2", "0001", "4") * 8,
+}
+
+
+def _core_book(*values):
+    pictures = (f"http://images.amazon.com/images/P/{values[1]}.01.{size}.jpg" for size in ("THUMBZZZ", "MZ", "LZ"))
+    return "\t".join([*values, *pictures]) + "\t\n"
+
+
+# UTF-8. Semicolons became tabs, within values too.
+BOOKCROSSING_CORE = {
+    bookcrossing_core.USERS: "User-ID\tLocation\tAge\n"
+    + "1\tminneapolis, minnesota, usa\t24\t\n"
+    + "2\tvitoria, álava, spain\tNULL\t\n",
+    bookcrossing_core.BOOKS: "\t".join(bookcrossing_core.COLUMNS[bookcrossing_core.BOOKS].split())
+    + "\n"
+    + _core_book("1", "0060973129", "1984", "George Orwell", "1980", "HarperPerennial")
+    + _core_book(
+        "2", "0393045218", "Ben &amp", " Jerry's Ice Cream &amp", " Book", "E. J. Barber", "0", "Norton &amp", " Co"
+    )
+    + _core_book(
+        "3", "0762102543", "5 Novels : Mars", " Slaves", " The Guru", "Scott Turow", "1999", "Merchandise &amp", ""
+    ),
+    bookcrossing_core.RATINGS: "user\titem\trating\n1\t1\t5.000000\n2\t2\t4.000000\n",
+    bookcrossing_core.HISTORY: "user\titem\taccessed\n"
+    + "".join(f"{user}\t{book}\t1\n" for user, book in [(1, 1), (1, 3), (2, 2), (2, 1), (1, 2), (2, 3)] * 2),
 }
 
 
@@ -116,8 +141,22 @@ def write_movielens_1m(cache, monkeypatch, files=MOVIELENS_1M):
         monkeypatch.setattr(movielens_1m, name, files[table].count("\n"))
 
 
+def write_bookcrossing_core(cache, monkeypatch, files=BOOKCROSSING_CORE):
+    """The archive in the cache, with its own hash and counts in place of the real ones."""
+    folder = cache / "bookcrossing-core"
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / "book_crossing.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, text in files.items():
+            file.writestr(f"book_crossing/{name}", text.encode())
+    monkeypatch.setattr(bookcrossing_core, "SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    for name, count in (("N_ROWS", 12), ("N_USERS", 2), ("N_BOOKS", 3)):
+        monkeypatch.setattr(bookcrossing_core, name, count)
+
+
 WRITERS = {
     "movielens-1m": write_movielens_1m,
+    "bookcrossing-core": write_bookcrossing_core,
     "bookcrossing": lambda cache, monkeypatch: write(cache / "bookcrossing", BOOKCROSSING),
     "goodreads": lambda cache, monkeypatch: write(cache / "goodreads", GOODREADS),
 }

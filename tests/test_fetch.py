@@ -361,6 +361,7 @@ def test_the_public_name_says_nothing_of_the_machine(tmp_path):
 
 
 def test_what_the_command_line_fetches_is_named():
-    assert set(FETCHABLE) == {"minilm", "movielens-100k", "movielens-1m", "bookcrossing", "goodreads"}
+    books = {"bookcrossing", "bookcrossing-core", "goodreads"}
+    assert set(FETCHABLE) == {"minilm", "movielens-100k", "movielens-1m", *books}
     with pytest.raises(FetchError, match="Could not get GoodReads"):
         FETCHABLE["goodreads"]()

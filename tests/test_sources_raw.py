@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from raw_files import (
     BOOKCROSSING,
+    BOOKCROSSING_CORE,
     GOODREADS,
     MOVIELENS_1M,
     goodreads_author,
@@ -22,6 +23,7 @@ from raw_files import (
     goodreads_rating,
     quoted,
     write,
+    write_bookcrossing_core,
     write_movielens_1m,
 )
 from transformers import BertConfig
@@ -29,7 +31,7 @@ from transformers import BertConfig
 from flip_hf import FlipConfig, FlipForCTR
 from flip_hf.data import arrow_files
 from flip_hf.data.schema import InputError
-from flip_hf.data.sources import DATASETS, bookcrossing, goodreads, movielens_1m
+from flip_hf.data.sources import DATASETS, bookcrossing, bookcrossing_core, goodreads, movielens_1m
 from flip_hf.data.sources.bookcrossing import BOOKS, RATINGS, USERS
 from flip_hf.data.splits import load_splits
 from flip_hf.fetch import FetchError
@@ -374,6 +376,99 @@ def test_rows_without_a_time_are_not_split_by_it(cache):
     assert sorted(label for rows in parts.values() for label in rows["label"][:]) == [*[0] * 9, 1, 1]
     with pytest.raises(ValueError, match="unknown split 'user': choose one of random, time, item, months"):
         load_splits("bookcrossing", "user", seed=0)
+
+
+# BookCrossing, core
+
+
+def test_bookcrossing_core(cache, monkeypatch):
+    write_bookcrossing_core(cache, monkeypatch)
+    rows = bookcrossing_core.load()
+    assert rows["label"][:] == [1, 0, 0, 0, 0, 0] * 2
+    assert rows[0] == {
+        "user_id": "1",
+        "location": "minneapolis, minnesota, usa",
+        "age": "24",
+        "isbn": "0060973129",
+        "title": "1984",
+        "author": "George Orwell",
+        "year": "1980",
+        "publisher": "HarperPerennial",
+        "label": 1,
+    }
+    # The user rated this book 4.
+    assert rows[2] == {
+        "user_id": "2",
+        "location": "vitoria, álava, spain",
+        "age": None,
+        "isbn": "0393045218",
+        "title": "Ben & Jerry's Ice Cream & Book",
+        "author": "E. J. Barber",
+        "year": None,
+        "publisher": "Norton & Co",
+        "label": 0,
+    }
+    third = rows[1]
+    assert third["title"] == "5 Novels : Mars; Slaves; The Guru"
+    assert (third["author"], third["year"], third["publisher"]) == ("Scott Turow", "1999", "Merchandise &")
+    monkeypatch.setattr(bookcrossing_core, "N_BOOKS", 4)
+    with pytest.raises(ValueError, match="has 12 rows, 2 users and 3 books; expected 12, 2 and 4"):
+        bookcrossing_core.load()
+
+
+def test_bookcrossing_core_is_fetched_or_put_by_hand(cache):
+    with pytest.raises(FetchError) as caught:
+        bookcrossing_core.load()
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines[1:-1]] == ["  - archive in the cache", "  - GitHub"]
+    archive = cache / "bookcrossing-core" / "book_crossing.zip"
+    assert f"put it at {archive} as it is" in lines[-1]
+    write(archive.parent, {archive.name: "another archive"})
+    with pytest.raises(FetchError, match=r"book_crossing\.zip has sha256 .*, expected a796eb89"):
+        bookcrossing_core.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "message"),
+    [
+        (
+            bookcrossing_core.USERS,
+            "Location",
+            "Place",
+            r"users_info\.dat, line 1: the columns are User-ID, Place, Age; expected",
+        ),
+        (bookcrossing_core.USERS, "\t24", "", r"users_info\.dat, line 2: 2 columns, expected 3"),
+        (
+            bookcrossing_core.BOOKS,
+            "1984\tGeorge Orwell\t1980",
+            "1984\t1980",
+            r"items_info\.dat, line 2: 8 columns, expected 9",
+        ),
+        (
+            bookcrossing_core.BOOKS,
+            "1984\tGeorge Orwell\t1980",
+            "1984\tOrwell\t1980\tOne",
+            r"items_info\.dat, line 2: the year is 'One'",
+        ),
+        (
+            bookcrossing_core.HISTORY,
+            "1\t3\t1",
+            "1\t4\t1",
+            r"book_history\.dat, line 3: items_info\.dat does not have '4'",
+        ),
+        (
+            bookcrossing_core.HISTORY,
+            "1\t3\t1",
+            "9\t3\t1",
+            r"book_history\.dat, line 3: users_info\.dat does not have '9'",
+        ),
+    ],
+)
+def test_bookcrossing_core_refuses_other_lines(cache, monkeypatch, name, before, after, message):
+    changed = {**BOOKCROSSING_CORE, name: BOOKCROSSING_CORE[name].replace(before, after, 1)}
+    write_bookcrossing_core(cache, monkeypatch, changed)
+    with pytest.raises(ValueError, match=message):
+        bookcrossing_core.load()
 
 
 # GoodReads

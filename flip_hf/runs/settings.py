@@ -45,7 +45,8 @@ class DataSettings:
     """The click log: a named dataset, or files.
 
     Args:
-        source: name of a dataset: movielens-100k, movielens-1m, bookcrossing or goodreads. Leave it out to read files.
+        source: name of a dataset: movielens-100k, movielens-1m, bookcrossing, bookcrossing-core or goodreads. Leave it
+            out to read files.
         split: how a named dataset is split into training, validation and test rows. "random" shuffles the rows and cuts
             them 8:1:1. "time" cuts them 8:1:1 in the order of time. "item" cuts the items 8:1:1 at random, and all rows
             of an item go where it goes. "months" is for movielens-1m: 10, 5 and 5 calendar months, June 2001 to January

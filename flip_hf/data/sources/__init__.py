@@ -2,6 +2,7 @@
 
 from flip_hf.data.sources.base import DatasetSource, HistoryField, Months
 from flip_hf.data.sources.bookcrossing import BOOKCROSSING
+from flip_hf.data.sources.bookcrossing_core import BOOKCROSSING_CORE
 from flip_hf.data.sources.goodreads import GOODREADS
 from flip_hf.data.sources.movielens_1m import MOVIELENS_1M
 from flip_hf.data.sources.movielens_100k import MOVIELENS_100K
@@ -10,6 +11,7 @@ DATASETS: dict[str, DatasetSource] = {
     "movielens-100k": MOVIELENS_100K,
     "movielens-1m": MOVIELENS_1M,
     "bookcrossing": BOOKCROSSING,
+    "bookcrossing-core": BOOKCROSSING_CORE,
     "goodreads": GOODREADS,
 }
 

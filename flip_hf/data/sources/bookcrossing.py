@@ -12,7 +12,7 @@ import html.entities
 import logging
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -94,7 +94,12 @@ def parse_files(folder: _AnyPath) -> pa.Table:
     odd.report()
     taken = [column.take(pa.array(user_rows, pa.int64())) for column in users]
     taken += [column.take(pa.array(book_rows, pa.int64())) for column in books]
-    columns = dict(zip((field.name for field in FIELDS), taken, strict=True))
+    return labelled_rows(taken, labels)
+
+
+def labelled_rows(values: Sequence[pa.Array], labels: Sequence[int]) -> pa.Table:
+    """The rows of these columns, in the order of `FIELDS`, and `label` (int8). The year 0 is null."""
+    columns = dict(zip((field.name for field in FIELDS), values, strict=True))
     columns["year"] = pc.if_else(pc.equal(columns["year"], "0"), pa.scalar(None, pa.string()), columns["year"])
     return pa.table({**columns, "label": pa.array(labels, pa.int8())})
 
@@ -183,11 +188,12 @@ def _value(text: str) -> str | None:
     if text == "NULL":
         return None
     text = text[1:-1]
-    if "\\" in text:
-        text = _ESCAPED.sub(r"\1", text)
-    if "&" in text:
-        text = _ENTITY.sub(_character, text)
-    return text.strip() or None
+    return plain_text(_ESCAPED.sub(r"\1", text) if "\\" in text else text)
+
+
+def plain_text(text: str) -> str | None:
+    """The text with what its HTML entities stand for; None where it is blank."""
+    return (_ENTITY.sub(_character, text) if "&" in text else text).strip() or None
 
 
 def _character(entity: re.Match[str]) -> str:
@@ -195,6 +201,22 @@ def _character(entity: re.Match[str]) -> str:
     is_entity = entity[1].startswith("#") or entity[1] in html.entities.html5
     return html.unescape(entity[0]) if is_entity else entity[0]
 
+
+HOMEPAGE = "http://www2.informatik.uni-freiburg.de/~cziegler/BX/"
+LICENCE = (
+    "The authors' own terms: freely available for research use with acknowledgement of their paper. This package "
+    "does not carry the data."
+)
+CITATION = (
+    "@inproceedings{ziegler2005improving,\n"
+    "  author    = {Ziegler, Cai-Nicolas and McNee, Sean M. and Konstan, Joseph A. and Lausen, Georg},\n"
+    "  title     = {Improving Recommendation Lists Through Topic Diversification},\n"
+    "  booktitle = {Proceedings of the 14th International Conference on World Wide Web},\n"
+    "  pages     = {22--32},\n"
+    "  year      = {2005},\n"
+    "  doi       = {10.1145/1060745.1060754}\n"
+    "}"
+)
 
 BOOKCROSSING = DatasetSource(
     name="bookcrossing",
@@ -209,19 +231,7 @@ BOOKCROSSING = DatasetSource(
         "the book's fields. Ratings of 5 or more are positive, lower and implicit ones negative. Nothing says when a "
         "book was rated."
     ),
-    homepage="http://www2.informatik.uni-freiburg.de/~cziegler/BX/",
-    licence=(
-        "The authors' own terms: freely available for research use with acknowledgement of their paper. This package "
-        "does not carry the data."
-    ),
-    citation=(
-        "@inproceedings{ziegler2005improving,\n"
-        "  author    = {Ziegler, Cai-Nicolas and McNee, Sean M. and Konstan, Joseph A. and Lausen, Georg},\n"
-        "  title     = {Improving Recommendation Lists Through Topic Diversification},\n"
-        "  booktitle = {Proceedings of the 14th International Conference on World Wide Web},\n"
-        "  pages     = {22--32},\n"
-        "  year      = {2005},\n"
-        "  doi       = {10.1145/1060745.1060754}\n"
-        "}"
-    ),
+    homepage=HOMEPAGE,
+    licence=LICENCE,
+    citation=CITATION,
 )

@@ -1,7 +1,6 @@
 """What GroupLens' MovieLens datasets share (Harper and Konstan 2015, https://doi.org/10.1145/2827872)."""
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,21 +70,6 @@ class RawTables(NamedTuple):
     ratings: pa.Table
     users: pa.Table
     movies: pa.Table
-
-
-def read_columns(path: Path | zipfile.Path, n_columns: int, split: Callable[[str], list[str]]) -> list[list[str]]:
-    """The columns of a file whose lines `split` takes apart.
-
-    Raises:
-        ValueError: a line has another number of columns; the message names file and line.
-    """
-    # Not splitlines: it also breaks at characters that Latin-1 text may hold, such as U+0085.
-    lines = path.read_bytes().decode("latin-1").removesuffix("\n").split("\n")
-    rows = [split(line.removesuffix("\r")) for line in lines]
-    for number, row in enumerate(rows, start=1):
-        if len(row) != n_columns:
-            raise ValueError(f"{path}, line {number}: {len(row)} columns, expected {n_columns}")
-    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def integers(path: Path | zipfile.Path, name: str, column: list[str]) -> np.ndarray:

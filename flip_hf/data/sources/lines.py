@@ -1,11 +1,29 @@
-"""Lines of raw files that are not what they should be: counted, and said in the log."""
+"""Reads the lines of raw files; counts those that are not what they should be, for the log."""
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from zipfile import Path as ZipPath
 
 logger = logging.getLogger(__name__)
+
+
+def read_columns(
+    path: Path | ZipPath, n_columns: int, split: Callable[[str], list[str]], encoding: str = "latin-1"
+) -> list[list[str]]:
+    """The columns of a file whose lines `split` takes apart.
+
+    Raises:
+        ValueError: a line has another number of columns; the message names file and line.
+    """
+    # Not splitlines: it also breaks at characters that Latin-1 text may hold, such as U+0085.
+    lines = path.read_bytes().decode(encoding).removesuffix("\n").split("\n")
+    rows = [split(line.removesuffix("\r")) for line in lines]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != n_columns:
+            raise ValueError(f"{path}, line {number}: {len(row)} columns, expected {n_columns}")
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 class OddLines:

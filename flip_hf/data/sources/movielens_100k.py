@@ -15,7 +15,8 @@ from datasets import Dataset
 
 from flip_hf.data.sources import grouplens
 from flip_hf.data.sources.base import DatasetSource
-from flip_hf.data.sources.grouplens import RawTables, integers, read_columns
+from flip_hf.data.sources.grouplens import RawTables, integers
+from flip_hf.data.sources.lines import read_columns
 from flip_hf.fetch import (
     PackagedFiles,
     cache_dir,

@@ -13,7 +13,8 @@ from datasets import Dataset
 
 from flip_hf.data.sources import grouplens
 from flip_hf.data.sources.base import DatasetSource, Months
-from flip_hf.data.sources.grouplens import RawTables, integers, read_columns
+from flip_hf.data.sources.grouplens import RawTables, integers
+from flip_hf.data.sources.lines import read_columns
 from flip_hf.fetch import cache_dir, check_file, download, first_of
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
