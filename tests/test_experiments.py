@@ -16,8 +16,10 @@ from datasets import Dataset, DatasetDict
 from records import make_record
 from significance import delong, paired_t
 
+from flip_hf.data.splits import SPLITS
 from flip_hf.metrics.auc import auc
 from flip_hf.metrics.gauc import gauc
+from flip_hf.metrics.uauc import uauc
 
 FOLDER = Path(__file__).parents[1] / "examples" / "experiments"
 MODELS = {
@@ -141,8 +143,15 @@ def test_what_is_recorded_is_not_run_again(workplace):
     assert str(folder) not in run.RUNS_FILE.read_text(), "no path of a machine"
     assert both["curves"]["train"]["text_loss"] == [[10, 20], [0.6123, 0.6123]]
     assert "rows_per_second" not in both["curves"]["train"]
+    users = np.arange(NUM_ROWS) % 7
+    clicks = 1 / (1 + np.exp(-logits("both", 1)))
+    assert both["result"]["test"]["uauc"] == pytest.approx(uauc(LABELS, clicks, users))
     slices = both["result"]["slices"]
-    assert slices["unseen user"]["rows"] == sum(i % 7 == 6 for i in range(NUM_ROWS))
+    assert slices["unseen user"]["rows"] == sum(users == 6)
+    assert slices["unseen item"]["rows"] == 0
+    seen = users < 6
+    assert slices["seen"]["rows"] == sum(seen)
+    assert slices["seen"]["uauc"] == pytest.approx(uauc(LABELS[seen], clicks[seen], users[seen]))
     compared = lines(run.COMPARISONS_FILE)
     kept = [logits(model, 0).astype(np.float16).astype(float) for model in ("plain", "words", "both")]
     clicks = [1 / (1 + np.exp(-values)) for values in kept]
@@ -293,14 +302,24 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     assert f"| Both | {np.mean(aucs['both']):.4f} ± {reach:.4f} | " in text
     test = paired_t(np.subtract(aucs["both"], aucs["plain"]), 1 / 8)
     users = rows_of("random", 0)["test"]["user_id"]
-    within = {
-        model: [gauc(LABELS, 1 / (1 + np.exp(-logits(model, seed))), np.array(users)) for seed in range(2)]
-        for model in aucs
-    }
-    gained = paired_t(np.subtract(within["both"], within["plain"]), 1 / 8)
+    gained = []
+    for metric in (gauc, uauc):
+        within = {
+            model: [metric(LABELS, 1 / (1 + np.exp(-logits(model, seed))), np.array(users)) for seed in range(2)]
+            for model in aucs
+        }
+        test_within = paired_t(np.subtract(within["both"], within["plain"]), 1 / 8)
+        gained += [f"{test_within.difference:+.4f}", f"{test_within.p:.4f}"]
     line = re.search(r"^\| Both over Plain \| 2 \| (.*) \|$", text, re.MULTILINE)[1].split(" | ")
     assert line[:3] == [f"{test.difference:+.4f}", f"{test.low:+.4f} to {test.high:+.4f}", f"{test.p:.4f}"]
-    assert line[-2:] == [f"{gained.difference:+.4f}", f"{gained.p:.4f}"]
+    assert line[-4:] == gained
+    assert "| comparison | seeds | AUC | 95% interval | p | rows, +/- | LogLoss | p | GAUC | p | UAUC | p |" in text
+    assert "| model | AUC | LogLoss | GAUC | UAUC | ECE | seeds | minutes |" in text
+    # Seven users of 60 rows, of whom one has no training row; no item is unseen.
+    assert "| AUC on rows of | unseen user (8 of seed 0) | " in text
+    on_slices = re.search(r"^\| UAUC on rows of \|.*\| seen \(52 of seed 0\) \|\n.*\n(.*)", text, re.MULTILINE)[1]
+    assert on_slices.startswith("| Mean | ")
+    assert re.search(r"\| 0\.\d{4} \|$", on_slices)
     for picture in ("calibration-one-random", "learning-one-random"):
         assert (folder / "docs" / "results" / f"{picture}.png").stat().st_size > 5_000
         assert f"(results/{picture}.png)" in text
@@ -422,6 +441,32 @@ def test_slices_of_other_training_rows_show_their_counts(workplace, monkeypatch)
     assert header.split(" | ")[1] == "unseen user (of seed 0)"
     # Of 60 rows of 7 users those of one have no training row, of four none among the first three: too few for an AUC.
     assert [line.split("|")[2].split() for line in (plain, other)] == [["(8)"], ["(33)"]]
+
+
+def test_records_of_before_uauc_and_the_slice_of_seen_rows_are_shown(workplace, monkeypatch):
+    _, run, report, _, folder = workplace
+    run.main()
+
+    def without(value):
+        if not isinstance(value, dict):
+            return value
+        return {name: without(inner) for name, inner in value.items() if name not in ("uauc", "seen")}
+
+    old = [without(line) for line in lines(run.RUNS_FILE)]
+    run.RUNS_FILE.write_text("".join(json.dumps(line) + "\n" for line in old))
+    monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
+    report.main()
+    text = (folder / "docs" / "results.md").read_text()
+    assert "UAUC" not in text
+    assert "| rare item (" in text
+    assert not re.search(r"\| seen \(", text)
+
+
+def test_a_split_that_each_seed_draws_anew_corrects_for_shared_rows(workplace):
+    *_, report, _, _ = workplace
+    runs = {"one": {"run": {"data": {"rows": {"train": 800, "test": 100}}}}}
+    ratios = {split: report.test_ratio({0: {"key": "one", "split": split}}, runs) for split in SPLITS}
+    assert ratios == {"random": 1 / 8, "item": 1 / 8, "time": 0, "months": 0}
 
 
 def test_minutes_are_those_of_each_device(workplace):

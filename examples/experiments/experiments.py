@@ -30,7 +30,7 @@ class PlannedRun:
     Attributes:
         model: the model's name in models.yaml; or a mapping with that name as `model`, and with further settings:
             `first` for the run that the others start from, such as the backbone, and `last` for the last run.
-        split: how the rows are split, "random" or "time".
+        split: how the rows are split, one of `flip_hf.data.splits.SPLITS`.
         seed: the seed of the split and of the run.
         script: "pretrain" or "finetune".
         settings: settings that the script's configuration file does not have.

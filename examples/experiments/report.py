@@ -30,8 +30,11 @@ CARD_MODELS = {
     "ml-100k-flip-plm": "flip-plm",
     "ml-100k-flip": "flip-tuned",
 }
-METRICS = {"auc": "AUC", "logloss": "LogLoss", "gauc": "GAUC", "ece": "ECE"}
-SLICES = ("unseen user", "rare user", "unseen item", "rare item", "frequent")
+METRICS = {"auc": "AUC", "logloss": "LogLoss", "gauc": "GAUC", "uauc": "UAUC", "ece": "ECE"}
+COMPARED = ("auc", "logloss", "gauc", "uauc")
+SLICES = ("unseen user", "rare user", "unseen item", "rare item", "frequent", "seen")
+# Each seed draws these splits anew from the same rows.
+DRAWN = ("random", "item")
 # The AUC of fewer rows says nothing.
 FEW_ROWS = 50
 # README's tables go between these.
@@ -98,18 +101,19 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
             continue
         parts.append(f"### Split: {split}\n")
         parts.append(models_table(found, runs, table.shows))
+        compared = [name for name in recorded_metrics(found, "test") if name in COMPARED]
         tests = [
-            comparison(f"{first} over {second}", every[first], every[second], runs, comparisons)
+            comparison(f"{first} over {second}", every[first], every[second], runs, comparisons, compared)
             for first, others in table.compare.items()
             for second in others
             if every[first].keys() & every[second].keys()
         ]
         if tests:
             header = ["comparison", "seeds", "AUC", "95% interval", "p", "rows, +/-"]
-            header += [cell for name in ("logloss", "gauc") for cell in (METRICS[name], "p")]
+            header += [cell for name in compared if name != "auc" for cell in (METRICS[name], "p")]
             parts.append(markdown(header, tests) + "\n")
         if table.shows == "test":
-            parts.append(slices_table(found))
+            parts += [slices_table(found, name) for name in ("auc", "uauc") if has_slices(found, name)]
         if open_rows := [row for row, records in every.items() if len(records) < table.seeds]:
             parts.append(f"Fewer than {table.seeds} seeds are recorded of: {'; '.join(open_rows)}.\n")
         first_seed = {row: found[row][0] for row in table.pictures if 0 in found.get(row, {})}
@@ -205,13 +209,24 @@ def headline(table: Table, runs: Mapping[str, Any]) -> str:
 def models_table(found: Mapping[str, Mapping[int, Any]], runs: Mapping[str, Any], shows: str) -> str:
     """What each row of a table is worth on test rows, or on validation rows."""
     rows = []
-    # Of validation rows users are not recorded, so no GAUC.
-    names = [name for name in METRICS if shows == "test" or name != "gauc"]
+    names = recorded_metrics(found, shows)
     for row, records in found.items():
         cells = [spread(measured(records, shows, name), test_ratio(records, runs)) for name in names]
         rows.append([row, *cells, len(records), minutes(records.values())])
     where = "" if shows == "test" else f", {shows}"
     return markdown(["model", *(METRICS[name] + where for name in names), "seeds", "minutes"], rows) + "\n"
+
+
+def recorded_metrics(found: Mapping[str, Mapping[int, Any]], shows: str) -> list[str]:
+    """The metrics that any of a table's records has. Some have no GAUC, and records of earlier versions no UAUC."""
+    results = [record["result"].get(shows, {}) for records in found.values() for record in records.values()]
+    return [name for name in METRICS if any(name in result for result in results)]
+
+
+def has_slices(found: Mapping[str, Mapping[int, Any]], metric: str) -> bool:
+    """Whether any of a table's records has this metric on slices."""
+    records = [record for of_row in found.values() for record in of_row.values()]
+    return any(metric in part for record in records for part in record["result"]["slices"].values())
 
 
 def minutes(records: Iterable[Any]) -> str:
@@ -233,16 +248,17 @@ def comparison(
     second: Mapping[int, Any],
     runs: Mapping[str, Any],
     comparisons: Mapping[Any, Any],
+    metrics: Sequence[str],
 ) -> list[Any]:
     """The cells of one row beside another over the seeds that have both."""
     seeds = [seed for seed in first if seed in second]
     by_rows = [tests["auc"] for seed in seeds if (tests := comparisons.get((first[seed]["key"], second[seed]["key"])))]
     sure = [tested["difference"] > 0 for tested in by_rows if tested["p"] < 0.05]
     cells: list[Any] = [title, len(seeds)]
-    for name in ("auc", "logloss", "gauc"):
+    for name in metrics:
         found = differences(first, second, name)
         over_seeds = paired_t(found, test_ratio(first, runs)) if len(found) > 1 else None
-        cells.append(f"{statistics.fmean(found):+.4f}")
+        cells.append(f"{statistics.fmean(found):+.4f}" if found else "")
         if name == "auc":
             cells.append(f"{over_seeds.low:+.4f} to {over_seeds.high:+.4f}" if over_seeds else "")
         cells.append(shown_p(over_seeds.p) if over_seeds else "")
@@ -253,20 +269,23 @@ def comparison(
 
 def measured(records: Mapping[int, Any], shows: str, metric: str) -> list[float]:
     """A metric of a row's seeds, of those where it has a value."""
-    values = (record["result"][shows][metric] for record in records.values())
+    values = (record["result"][shows].get(metric) for record in records.values())
     return [value for value in values if value is not None]
 
 
 def differences(first: Mapping[int, Any], second: Mapping[int, Any], metric: str) -> list[float]:
-    """By how much a row's test metric is above another's, over the seeds that have both."""
-    pairs = [(record["result"], second[seed]["result"]) for seed, record in first.items() if seed in second]
-    return [one["test"][metric] - other["test"][metric] for one, other in pairs]
+    """By how much a row's test metric is above another's, over the seeds where both have a value."""
+    pairs = [
+        (record["result"]["test"], second[seed]["result"]["test"]) for seed, record in first.items() if seed in second
+    ]
+    values = [(one.get(metric), other.get(metric)) for one, other in pairs]
+    return [one - other for one, other in values if one is not None and other is not None]
 
 
 def test_ratio(records: Mapping[int, Any], runs: Mapping[str, Any]) -> float:
     """Test rows divided by training rows, where each seed has another split of the same rows; else 0."""
     record = next(iter(records.values()))
-    if record["split"] != "random":
+    if record["split"] not in DRAWN:
         return 0.0
     # Of an average the first part's.
     rows = runs[record["key"].split(" + ")[0]]["run"]["data"]["rows"]
@@ -274,31 +293,31 @@ def test_ratio(records: Mapping[int, Any], runs: Mapping[str, Any]) -> float:
     return ratio
 
 
-def slices_table(found: Mapping[str, Mapping[int, Any]]) -> str:
-    """AUC on slices of the test rows."""
+def slices_table(found: Mapping[str, Mapping[int, Any]], metric: str) -> str:
+    """A metric on slices of the test rows. Records of earlier versions lack some slices."""
     seed = min(seed for records in found.values() for seed in records)
+    slices = {row: {seed: record["result"]["slices"] for seed, record in of.items()} for row, of in found.items()}
+    names = [name for name in SLICES if any(name in one for of_row in slices.values() for one in of_row.values())]
     numbers = {
-        name: {
-            row: records[seed]["result"]["slices"][name]["rows"] for row, records in found.items() if seed in records
-        }
-        for name in SLICES
+        name: {row: of[seed][name]["rows"] for row, of in slices.items() if name in of.get(seed, {})} for name in names
     }
     # What is rare depends on the rows that were trained on.
     alike = {name: len(set(counts.values())) == 1 for name, counts in numbers.items()}
     rows = []
-    for row, records in found.items():
+    for row, of_row in slices.items():
         cells = []
-        for name in SLICES:
-            slices = [record["result"]["slices"][name] for record in records.values()]
-            values = [part["auc"] for part in slices if part["rows"] >= FEW_ROWS and part["auc"] is not None]
+        for name in names:
+            parts = [one[name] for one in of_row.values() if name in one]
+            known = [part.get(metric) for part in parts if part["rows"] >= FEW_ROWS]
+            values = [value for value in known if value is not None]
             cell = f"{statistics.fmean(values):.4f}" if values else ""
             cells.append(cell if alike[name] or row not in numbers[name] else f"{cell} ({numbers[name][row]:,})")
         rows.append([row, *cells])
     header = [
         f"{name} ({next(iter(numbers[name].values())):,} of seed {seed})" if alike[name] else f"{name} (of seed {seed})"
-        for name in SLICES
+        for name in names
     ]
-    return markdown(["AUC on rows of", *header], rows) + "\n"
+    return markdown([f"{METRICS[metric]} on rows of", *header], rows) + "\n"
 
 
 def aligned(line: Mapping[str, Any], folder: Path) -> str:

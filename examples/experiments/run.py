@@ -177,13 +177,17 @@ def kept_scores(runs: Sequence[PlannedRun]) -> dict[str, np.ndarray]:
 
 
 def measure(scores: Mapping[str, np.ndarray], run: PlannedRun) -> dict[str, Any]:
-    """Metrics of the test rows with intervals, calibration, GAUC and slices."""
+    """Metrics of the test rows with intervals, calibration, GAUC, UAUC and slices."""
     rows = rows_of(run.split, run.seed)
     labels, clicks = scores["labels"], probabilities(scores["logits"])
     users = rows["test"].with_format("arrow").select_columns([USER])[:][USER]
-    found = evidence({**scores, "groups": group_ids(users, USER)})
+    groups = group_ids(users, USER)
+    found = evidence({**scores, "groups": groups})
     found["slices"] = {
-        name: {"rows": int(mask.sum()), **(compute_metrics(labels[mask], clicks[mask]) if mask.any() else {})}
+        name: {
+            "rows": int(mask.sum()),
+            **(compute_metrics(labels[mask], clicks[mask], groups[mask]) if mask.any() else {}),
+        }
         for name, mask in slices(rows, run.settings.get("data.max_train_rows")).items()
     }
     return found
@@ -198,8 +202,9 @@ def slices(rows: DatasetDict, max_train_rows: int | None) -> dict[str, np.ndarra
         places = np.minimum(np.searchsorted(known, values), len(known) - 1)
         number = np.where(known[places] == values, counts[places], 0)
         masks |= {f"unseen {word}": number == 0, f"rare {word}": (number > 0) & (number <= RARE)}
-    masks["frequent"] = ~np.any(list(masks.values()), axis=0)
-    return masks
+    frequent = ~np.any(list(masks.values()), axis=0)
+    seen = ~(masks["unseen user"] | masks["unseen item"])
+    return {**masks, "frequent": frequent, "seen": seen}
 
 
 @cache
