@@ -231,6 +231,17 @@ def test_the_record_of_a_run_says_which_labels_a_split_has(cache, monkeypatch):
     assert "ratings of 1, 2 and 3 are negative" in described["months"]
 
 
+def test_a_history_is_as_long_as_its_field_says(cache, monkeypatch):
+    write_movielens_1m(cache, monkeypatch)
+    settings = {"source": "movielens-1m", "split": "time", "histories": ["liked_titles"]}
+    longest = {}
+    for most in (20, 1):
+        fields = ["title", {"name": "liked_titles", "max_values": most}]
+        parts = load_click_log(DataSettings(**settings, fields=fields)).splits
+        longest[most] = max(len(titles) for rows in parts.values() for titles in rows["liked_titles"][:])
+    assert longest == {20: 4, 1: 1}
+
+
 def test_the_configuration_for_movielens_1m_is_one_that_a_model_takes(tmp_path):
     config = CONFIGS / "ml-1m" / "dcnv2.yaml"
     run = parse_run(FinetuneSettings, ["--config", str(config), "--output_dir", str(tmp_path)])

@@ -1,7 +1,7 @@
 """The click log of a run, split and with its fields."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -95,14 +95,15 @@ def load_click_log(
         offered = {history.field.name: history for history in source.histories}
         if unknown := sorted(set(config.histories) - set(offered)):
             raise ValueError(f"data.histories: {unknown[0]!r} is not one of {', '.join(offered)}")
-        histories = [offered[name] for name in config.histories]
-        splits = load_splits(config.source, config.split, config.split_seed, histories)
         label: str | None = LABEL
-        fields: Sequence[FieldConfig] = [*source.fields, *(history.field for history in histories)]
+        fields: Sequence[FieldConfig] = [*source.fields, *(offered[name].field for name in config.histories)]
         if config.fields:
             fields = _chosen(config.fields, fields, config.source)
             if lost := set(config.histories) - {f.name for f in fields}:
                 raise ValueError(f"data.fields leaves out {min(lost)!r}, which data.histories asks for")
+        # As long as the fields' settings say.
+        histories = [replace(offered[f.name], field=f) for f in fields if f.name in config.histories]
+        splits = load_splits(config.source, config.split, config.split_seed, histories)
         check_label(LABEL, [f.name for f in fields], group_field)
         columns = splits["train"].column_names
         if group_field is not None and group_field not in columns:

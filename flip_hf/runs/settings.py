@@ -52,7 +52,8 @@ class DataSettings:
             of an item go where it goes. "months" is for movielens-1m: 10, 5 and 5 calendar months, June 2001 to January
             2003, with ratings of 3 as negatives.
         split_seed: seed of the splits "random" and "item".
-        histories: fields to add to a named dataset that list what the user did before, such as `liked_titles`.
+        histories: fields to add to a named dataset that list what the user did before, such as `liked_titles`. The
+            `max_values` of such a field, which `fields` may set, limits their number.
         name: name of the data set that the files hold, such as `ml1m-months`, for run.json and model cards. A named
             dataset has its own.
         train_file: CSV or Parquet files of training rows: a file, a folder, a pattern such as `logs/*.csv`, a URL such
