@@ -27,7 +27,7 @@ from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.meter import Progress, memory_in_use
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
-from flip_hf.training.protocols import PreparedModel, TrainableModel, TrainingRun
+from flip_hf.training.protocols import PreparedModel, SavedProcessor, TrainableModel, TrainingCollator, TrainingRun
 from flip_hf.training.settings import TrainingSettings
 from flip_hf.training.signals import Stopped, StopSignals, delayed_signals, leave_signals_to_parent
 from flip_hf.training.state import TrainingState
@@ -70,7 +70,7 @@ def click_goal(labels: np.ndarray) -> Goal:
 class WithRowNumbers:
     """A collator whose batches come with the numbers of their rows, so that an error can name them."""
 
-    def __init__(self, collator: Callable[[Any], dict[str, torch.Tensor]]) -> None:
+    def __init__(self, collator: Callable[[pa.Table], dict[str, torch.Tensor]]) -> None:
         self.collator = collator
 
     def __call__(self, rows: pa.Table) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -80,12 +80,12 @@ class WithRowNumbers:
 def train(
     model: TrainableModel,
     rows: Dataset,
-    collator: Any,
+    collator: TrainingCollator,
     config: TrainingSettings,
     run: TrainingRun,
     goal: Goal,
     evaluate: Callable[[PreparedModel, str], dict[str, float]],
-    processor: Any,
+    processor: SavedProcessor,
 ) -> dict[str, Any]:
     """Trains until the epochs or steps are done or validation stops getting better; keeps the best model.
 
@@ -134,7 +134,7 @@ def train(
 
 
 def check_training(
-    model: TrainableModel, rows: Dataset, collator: Any, config: TrainingSettings, accelerator: Accelerator
+    model: TrainableModel, rows: Dataset, collator: TrainingCollator, config: TrainingSettings, accelerator: Accelerator
 ) -> None:
     """Raises the ValueErrors of `train` that are known before the first step; arguments as there."""
     check_collator(collator, model)
@@ -144,7 +144,7 @@ def check_training(
             "the encoded rows lack the column 'row', by which errors name them: encode with processor.encode_dataset, "
             "or number them with rows.add_column('row', list(range(len(rows))))"
         )
-    if config.contrastive_batches == "window" and "icl" not in getattr(model, "objectives", {}):
+    if config.contrastive_batches == "window" and not model.contrasts_rows:
         raise ValueError(
             "training.contrastive_batches is 'window', but this model has no contrastive objective; it is for "
             "pretraining with a positive weight of icl in model.options.objectives"
@@ -161,7 +161,9 @@ def check_training(
         )
 
 
-def _loader(rows: Dataset, collator: Any, config: TrainingSettings, accelerator: Accelerator) -> DataLoader[Any]:
+def _loader(
+    rows: Dataset, collator: TrainingCollator, config: TrainingSettings, accelerator: Accelerator
+) -> DataLoader[Any]:
     sampler = LengthGroupedBatchSampler(
         text_lengths(rows),
         config.per_device_train_batch_size,
@@ -227,10 +229,10 @@ class _Training:
         self,
         model: TrainableModel,
         loader: DataLoader[Any],
-        collator: Any,
+        collator: TrainingCollator,
         config: TrainingSettings,
         run: TrainingRun,
-        processor: Any,
+        processor: SavedProcessor,
     ) -> None:
         accelerator = run.accelerator
         # A checkpoint is what one process has.
@@ -326,7 +328,7 @@ class _Training:
 
 
 def _windows_from(
-    step: int, steps_per_epoch: int, loader: Any, collator: Any, size: int
+    step: int, steps_per_epoch: int, loader: Any, collator: TrainingCollator, size: int
 ) -> Generator[tuple[int, list[Any]], None, None]:
     """The epoch and the batches of each optimiser step after `step`, without end; rows before them are not loaded."""
     first_epoch, steps_done = divmod(step, steps_per_epoch)
@@ -341,7 +343,12 @@ def _windows_from(
 
 
 def _step(
-    model: PreparedModel, optimizer: Any, window: Sequence[Any], config: TrainingSettings, run: TrainingRun, step: int
+    model: PreparedModel,
+    optimizer: torch.optim.Optimizer,
+    window: Sequence[Any],
+    config: TrainingSettings,
+    run: TrainingRun,
+    step: int,
 ) -> dict[str, float]:
     """One optimiser step over accumulated batches; returns what a log should show."""
     accelerator = run.accelerator

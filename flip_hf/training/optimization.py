@@ -35,7 +35,7 @@ def parameter_groups(model: TrainableModel, config: TrainingSettings) -> list[di
     ]
 
 
-def learning_rates(optimizer: Any) -> dict[str, float]:
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The present learning rates of an optimizer over `parameter_groups`, by the names of their settings."""
     return {group["rate"]: group["lr"] for group in optimizer.param_groups}
 
