@@ -130,9 +130,9 @@ def test_every_row_is_read_once_in_a_resumed_epoch(workplace, tmp_path, monkeypa
     rows, loaded = {}, []
     real, load = loop._step, EncodedRows.__getitems__
 
-    def step(model, optimizer, window, config, run, number):
+    def step(model, optimizer, window, settings, run, number):
         rows[number] = torch.cat([numbers for numbers, _ in window]).tolist()
-        return real(model, optimizer, window, config, run, number)
+        return real(model, optimizer, window, settings, run, number)
 
     def getitems(self, numbers):
         loaded.extend(numbers)
@@ -540,7 +540,7 @@ TWO_PROCESSES = """
     name, stop_at, rows_file, *arguments = sys.argv[1:]
     real = loop._step
 
-    def step(model, optimizer, window, config, run, number):
+    def step(model, optimizer, window, settings, run, number):
         assert run.accelerator.num_processes == 2
         rank = run.accelerator.process_index
         with open(f"{rows_file}-{rank}", "a") as file:
@@ -549,7 +549,7 @@ TWO_PROCESSES = """
         # One of the two is told; both must stop, at the same step.
         if rank == 1 and number == int(stop_at):
             signal.raise_signal(signal.SIGTERM)
-        return real(model, optimizer, window, config, run, number)
+        return real(model, optimizer, window, settings, run, number)
 
     loop._step = step
     try:
