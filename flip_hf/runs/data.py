@@ -11,9 +11,9 @@ from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import Place, names_of, rows_located, shown
 from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import load_splits
-from flip_hf.fields import FieldConfig, as_fields
+from flip_hf.fields import FieldConfig, as_fields, check_label
 from flip_hf.processing_flip import FlipProcessor
-from flip_hf.runs.settings import LABEL, DataSettings, check_label
+from flip_hf.runs.settings import LABEL, DataSettings
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def load_click_log(
             fields = _chosen(settings.fields, fields, settings.source)
             if lost := set(settings.histories) - {f.name for f in fields}:
                 raise ValueError(f"data.fields leaves out {min(lost)!r}, which data.histories asks for")
-        check_label(LABEL, [f.name for f in fields], group_field)
+        check_label(LABEL, [f.name for f in fields], group_field, "data.")
         columns = splits["train"].column_names
         if group_field is not None and group_field not in columns:
             there = ", ".join(columns)
@@ -132,7 +132,7 @@ def load_click_log(
         given = {split: given[split]} if split else given
         fields = as_fields(settings.fields) if settings.fields or processor is None else processor.fields
         label = settings.label or (processor.label if processor else None) or LABEL
-        check_label(label, [f.name for f in fields], group_field)
+        check_label(label, [f.name for f in fields], group_field, "data.")
         splits = DatasetDict(
             {
                 name: open_click_log_file(

@@ -1,6 +1,6 @@
 """Settings of a run: plain dataclasses, read from YAML files and overridden on the command line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from flip_hf.configuration_flip import FlipConfig, check_settings
 from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import without_credentials
 from flip_hf.fetch import MINILM
-from flip_hf.fields import FieldConfig
+from flip_hf.fields import FieldConfig, check_label
 from flip_hf.runs.folder import MODEL_FOLDER, RECORD_NAME
 from flip_hf.runs.table_writers import check_output, check_output_folder, ending_of
 from flip_hf.training.ranges import check_ranges
@@ -89,7 +89,7 @@ class DataSettings:
         check_ranges(self, "data")
         if self.source is None:
             names = [f if isinstance(f, str) else f.get("name") for f in self.fields]
-            check_label(self.label or LABEL, names, self.group_field)
+            check_label(self.label or LABEL, names, self.group_field, "data.")
 
 
 @dataclass
@@ -338,17 +338,6 @@ def _errors_of_options(setting: str) -> Iterator[None]:
         # What transformers' checks of types and ranges wrap says it all.
         cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
         raise ValueError(f"{setting}: {cause}") from error
-
-
-def check_label(label: str, fields: Sequence[str | None], group_field: str | None) -> None:
-    """Raises a ValueError where the label column is one of the fields or groups the rows."""
-    if label == group_field:
-        raise ValueError(f"data.group_field: {label!r} is the label; name a column such as user_id")
-    if label in fields:
-        raise ValueError(
-            f"data.fields names {label!r}, which is the label: the model would read the answer. Leave it out of the "
-            "fields, or set data.label"
-        )
 
 
 def check_model_folder(name: str, setting: str) -> None:
