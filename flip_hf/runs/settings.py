@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME
 from flip_hf.backbones import build_backbone, check_backbone_options
 from flip_hf.configuration_flip import FlipConfig, check_settings
 from flip_hf.data.csv_files import CSVFormat
-from flip_hf.data.files import without_credentials
+from flip_hf.data.files import Place, without_credentials
 from flip_hf.fetch import MINILM
 from flip_hf.fields import FieldConfig, check_label
 from flip_hf.runs.folder import MODEL_FOLDER, RECORD_NAME
@@ -35,9 +35,6 @@ _NOT_OPTIONS = {
     "text_config": "model.text_encoder",
     "text_layers": "model.text_layers",
 }
-
-# A file, folder, pattern or URL, or a list of these. The command line tries the types in this order.
-Files = list[str] | str | Path
 
 
 @dataclass
@@ -72,9 +69,9 @@ class DataSettings:
     split_seed: int = 0
     histories: list[str] = field(default_factory=list)
     # Of files it counts what they hold.
-    train_file: Files | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
-    validation_file: Files | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
-    test_file: Files | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
+    train_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
+    validation_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
+    test_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     csv: CSVFormat = field(default_factory=CSVFormat, metadata=CHANGES_NO_WEIGHT)
     fields: list[str | dict[str, Any]] = field(default_factory=list)
     label: str | None = None
@@ -292,7 +289,7 @@ class PredictSettings:
     """
 
     model: str
-    input: Files
+    input: Place
     output: Path
     keep: list[str] = field(default_factory=list)
     mode: Literal["joint", "id", "text"] | None = None
