@@ -226,6 +226,23 @@ def test_what_is_not_as_it_was_is_refused(workplace, tmp_path, interrupted, chan
     script(name)([*arguments, "--resume", "true", "--data.train_file", str(tmp_path / "moved.parquet")])
 
 
+def test_a_resumed_run_may_group_its_rows(workplace, tmp_path, interrupted):
+    results, models = [], []
+    for kind in ("whole", "stopped"):
+        folder = tmp_path / kind
+        name, arguments = arguments_of(workplace, "finetune", folder, "--mode", "id", "--training.max_steps", "4")
+        if kind == "stopped":
+            interrupted(name, arguments, 2)
+            arguments += ["--resume", "true", "--data.group_field", "user_id"]
+        script(name)(arguments)
+        results.append(json.loads((folder / "run.json").read_text())["result"])
+        models.append((folder / "model" / "model.safetensors").read_bytes())
+    assert models[0] == models[1]
+    whole, stopped = (result["test"] for result in results)
+    assert stopped == whole | {"gauc": stopped["gauc"], "uauc": stopped["uauc"]}
+    assert "gauc" not in whole
+
+
 def test_a_run_that_died_after_its_fusion_was_fitted_fits_it_anew(workplace, tmp_path, monkeypatch):
     flags = ["--mode", "joint", "--fusion_rows", "validation", "--training.max_steps", "4"]
     runs = {}

@@ -75,7 +75,7 @@ class DataSettings:
     csv: CSVFormat = field(default_factory=CSVFormat, metadata=CHANGES_NO_WEIGHT)
     fields: list[str | dict[str, Any]] = field(default_factory=list)
     label: str | None = None
-    group_field: str | None = None
+    group_field: str | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     max_train_rows: int | None = None
     max_validation_rows: int | None = None
 
