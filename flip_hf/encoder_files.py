@@ -63,7 +63,7 @@ class EncoderFiles:
         saved = _read_settings(folder / "config.json")
         if saved.get("model_type") != FlipConfig.model_type:
             return cls(folder, saved, _plain_config(folder))
-        if FlipConfig.from_pretrained(folder).mode == "id":
+        if saved.get("mode") == "id":
             raise ValueError(f"{folder}: a FLIP model of mode='id' has no text encoder")
         # Text towers share one encoder, which reads the text as a whole here.
         config = FlipConfig.from_pretrained(folder, mode="text", text_towers=None)

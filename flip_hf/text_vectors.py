@@ -101,6 +101,10 @@ class TextVectorizer:
         self.normalize = self._files.normalize if normalize is None else normalize
         self.size: int = self._text_config.hidden_size
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process loads the weights itself, onto its own device, if it needs them at all.
+        return {name: value for name, value in self.__dict__.items() if name != "_encoder"}
+
     @cached_property
     def max_length(self) -> int:
         """Most tokens of a text, special tokens included."""
@@ -197,14 +201,11 @@ class TextVectorizer:
         return vectors
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        # What transformers would call, without what it makes of each text beside the tokens.
-        tokenizer = _without_lengths(self._tokenizer)
-        tokenizer.enable_truncation(self.max_length, direction=self._tokenizer.truncation_side)
         if self._files.lower_case:
             texts = [text.lower() for text in texts]
         # An encoder must read something.
         nothing = [self._tokenizer.pad_token_id or 0]
-        return [encoded.ids or nothing for encoded in tokenizer.encode_batch_fast(texts)]
+        return [encoded.ids or nothing for encoded in self._backend.encode_batch_fast(texts)]
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -217,6 +218,13 @@ class TextVectorizer:
         return tokenizer
 
     @cached_property
+    def _backend(self) -> Tokenizer:
+        """What transformers would call, without what it makes of each text beside the tokens."""
+        backend = _without_lengths(self._tokenizer)
+        backend.enable_truncation(self.max_length, direction=self._tokenizer.truncation_side)
+        return backend
+
+    @cached_property
     def _encoder(self) -> Any:
         folder = str(self._files.folder)
         # On a CPU, half precision in the file would be half precision in every layer.
@@ -225,6 +233,8 @@ class TextVectorizer:
             encoder = FlipModel.from_pretrained(folder, config=config, **settings).text_model
         else:
             encoder = load_text_encoder(folder, self._text_config, **settings)
+        # Decoders would keep what they need to write on.
+        encoder.config.use_cache = False
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return encoder.eval().to(accelerator or "cpu")
 

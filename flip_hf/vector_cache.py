@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -39,10 +39,8 @@ class VectorCache:
         self._size = size
         path.parent.mkdir(parents=True, exist_ok=True)
         with _errors_of(path):
-            # Two processes that switch a new file to WAL at the same moment would lock each other out.
-            with FileLock(path.with_suffix(".lock")):
-                if not path.exists():
-                    _create(path)
+            if not path.exists():
+                _create(path)
             self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_LOCKED_S)
             # A power failure may then lose transactions, but never damages the file.
             self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -103,17 +101,19 @@ class VectorCache:
 
 
 def _create(path: Path) -> None:
-    # Whole or not at all: a file without its table would count as damaged.
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    connection = sqlite3.connect(partial)
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("CREATE TABLE vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INT NOT NULL)")
-        connection.commit()
-    finally:
-        connection.close()
-    partial.replace(path)
+    with FileLock(path.with_suffix(".lock")):
+        # Another process may have created it meanwhile.
+        if path.exists():
+            return
+        # Whole or not at all: a file without its table would count as damaged.
+        partial = path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        with closing(sqlite3.connect(partial)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(
+                "CREATE TABLE vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INT NOT NULL)"
+            )
+        partial.replace(path)
 
 
 def _as_bytes(keys: np.ndarray) -> list[bytes]:

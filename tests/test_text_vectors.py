@@ -1,8 +1,10 @@
 """Vectors of texts: held against transformers alone, whatever the batch; computed once, by whoever comes first."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import sqlite3
 
@@ -307,6 +309,35 @@ def test_repeated_texts_are_encoded_once(plain, monkeypatch):
     assert_close(vectors, reference(plain, texts))
     np.testing.assert_array_equal(vectorizer(["c", "c"]), vectors[[3, 3]])
     assert entries(vectorizer) == 3
+
+
+def test_a_copy_in_another_process_has_no_weights_of_its_own(plain, monkeypatch):
+    vectorizer = TextVectorizer(plain)
+    vectors, known = vectorizer(TEXTS), vectorizer._encoder
+    copied = pickle.loads(pickle.dumps(vectorizer))
+    assert "_encoder" not in copied.__dict__
+    assert vectorizer._encoder is known
+    assert copied.identity == vectorizer.identity
+    np.testing.assert_array_equal(copied._encode(TEXTS, lambda count: None), vectors)
+
+
+@pytest.mark.parametrize(("cached", "is_shown"), [(0, True), (7, True), (8, False), (10, False)])
+def test_long_encodings_show_their_progress(plain, monkeypatch, cached, is_shown):
+    texts, bars = [f"film {i}" for i in range(10)], []
+
+    class Bar(contextlib.nullcontext):
+        def __init__(self, total, desc, leave, disable):
+            super().__init__(self)
+            self.total, self.is_shown, self.done = total, not disable, 0
+            bars.append(self)
+
+        def update(self, count):
+            self.done += count
+
+    TextVectorizer(plain)(texts[:cached])
+    monkeypatch.setattr(text_vectors, "progress_bar", Bar)
+    TextVectorizer(plain, batch_size=2)(texts)
+    assert [(bar.total, bar.done, bar.is_shown) for bar in bars] == [(10 - cached, 10 - cached, is_shown)]
 
 
 def test_no_texts_are_no_vectors(plain):
