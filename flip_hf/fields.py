@@ -313,6 +313,28 @@ def as_fields(values: Sequence[FieldConfig | dict[str, Any] | str]) -> list[Fiel
     return result
 
 
+def check_label(
+    label: str | None, fields: Collection[str | None], group_field: str | None = None, section: str = ""
+) -> None:
+    """Raises a ValueError if the label column is one of the fields or groups the rows.
+
+    Args:
+        label: the label column; None is right.
+        fields: names of the fields.
+        group_field: the column that groups the rows, if any.
+        section: what stands before the settings' names in the error, such as "data.".
+    """
+    if label is None:
+        return
+    if label == group_field:
+        raise ValueError(f"{section}group_field: {label!r} is the label; name a column such as user_id")
+    if label in fields:
+        raise ValueError(
+            f"{section}fields names {label!r}, which is the label: the model would read the answer. Leave it out of "
+            f"the fields, or set {section}label"
+        )
+
+
 def tabular_fields(fields: Sequence[FieldConfig]) -> list[FieldConfig]:
     """The fields that the tabular view shows, in order."""
     return [f for f in fields if f.traits.has_features]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flip_hf.fields import NUM_RESERVED_FEATURES, FieldConfig, num_features, owned_ranges
+from flip_hf.fields import NUM_RESERVED_FEATURES, FieldConfig, num_features, oov_id, owned_ranges
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.ridge import ridge_predictions
 from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding
@@ -73,12 +73,12 @@ def resize_feature_table(towers: Any, growth: FeatureGrowth, init: str) -> Featu
     _check_growth(towers.config.fields, growth.fields)
     old: torch.Tensor = embeddings.weight
     table = torch.cat([old, old.new_zeros(num_features(growth.fields) - len(old), old.shape[1])])
-    for ranges in owned_ranges(growth.fields):
-        ids = torch.cat([torch.arange(*bounds) for bounds in ranges or [(0, 0)]]).to(old.device)
+    for ranges in filter(None, owned_ranges(growth.fields)):
+        ids = torch.cat([torch.arange(*bounds) for bounds in ranges]).to(old.device)
         valued = ids[NUM_RESERVED_FEATURES:]
         known = valued[valued < len(old)]
         # A field that knew no value yet has its OOV feature to go by.
-        table[valued[valued >= len(old)]] = old[known if len(known) else ids[:1]].mean(dim=0)
+        table[valued[valued >= len(old)]] = old[known].mean(dim=0) if len(known) else old[oov_id(ranges)]
     if init == "text":
         for known_texts, new_texts in growth.texts():
             table[new_texts.feature_ids.to(old.device)] = ridge_predictions(

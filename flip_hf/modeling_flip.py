@@ -109,6 +109,11 @@ class FlipForPreTraining(FlipPreTrainedModel):
             objective.grow(self.config, growth.feature_counts)
         return embeddings
 
+    @property
+    def contrasts_rows(self) -> bool:
+        """Whether an objective contrasts the rows of a batch with each other, as ICL does."""
+        return "icl" in self.objectives
+
     def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What each objective's loss over this batch is summed over, int64 (): masked tokens, features or rows."""
         counts = {}
@@ -319,6 +324,11 @@ class FlipForCTR(FlipPreTrainedModel):
         alone.biases_without_clicks = self.biases_without_clicks
         alone.fresh_parameters = tuple(n for n in self.fresh_parameters if n in alone.state_dict())
         return alone.train(self.training)
+
+    @property
+    def contrasts_rows(self) -> bool:
+        """False: each row has a click loss of its own."""
+        return False
 
     def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What the loss over this batch is summed over, int64 (): rows.

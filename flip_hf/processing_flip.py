@@ -33,7 +33,7 @@ from flip_hf.data.tables import to_table
 from flip_hf.data.template import TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
-from flip_hf.fields import FieldConfig, as_fields, tabular_fields
+from flip_hf.fields import FieldConfig, as_fields, check_label, tabular_fields
 from flip_hf.growth import FeatureGrowth, FeatureTexts
 from flip_hf.hub import push_to_hub
 from flip_hf.standard_json import settings_json
@@ -99,10 +99,9 @@ class FlipProcessor(ProcessorMixin):
     def columns_read(self, with_label: bool = False, group_field: str | None = None) -> list[str]:
         """The columns of raw rows that encoding reads."""
         label = self._label_name() if with_label else None
-        if group_field is not None and group_field == self.label:
-            raise ValueError(f"group_field={group_field!r} is the label; name a column such as user_id")
-        others = [name for name in (label, group_field) if name is not None]
-        return list(dict.fromkeys([*(f.name for f in self.fields), *others]))
+        names = [f.name for f in self.fields]
+        check_label(self.label, names, group_field)
+        return list(dict.fromkeys([*names, *(name for name in (label, group_field) if name is not None)]))
 
     @classmethod
     def fit(
@@ -139,9 +138,7 @@ class FlipProcessor(ProcessorMixin):
             source = source or shown(dataset)
         if not unfitted:
             raise ValueError("a processor needs at least one field: fields=[FieldConfig('user_id'), ...]")
-        if label in [f.name for f in unfitted]:
-            raise ValueError(f"{label!r} is the label and can't be a field as well: the model would read the answer")
-
+        check_label(label, [f.name for f in unfitted])
         if not tabular_fields(unfitted):
             raise ValueError("at least one field must have ids; all of these are of the kind 'text'")
         vocabulary = FeatureVocabulary.fit(value_batches(dataset, unfitted, label, source, csv), unfitted)

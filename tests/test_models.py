@@ -434,6 +434,12 @@ def test_pretraining_needs_both_towers():
         FlipForPreTraining(make_config(mode="id"))
 
 
+def test_only_pretraining_with_icl_contrasts_rows():
+    assert FlipForPreTraining(make_config()).contrasts_rows
+    assert not FlipForPreTraining(make_config(objectives={"mlm": 1.0, "icl": 0.0})).contrasts_rows
+    assert not FlipForCTR(make_config()).contrasts_rows
+
+
 def test_fields_must_be_fitted():
     with pytest.raises(ValueError, match=r"field 'user' is not fitted; .*processor\.fields"):
         FlipForCTR(make_config(fields=[FieldConfig("user")]))

@@ -273,11 +273,17 @@ def test_a_column_groups_the_encoded_rows(processor, click_rows, tmp_path):
 def test_a_column_that_can_not_group_the_rows_is_refused(processor, click_rows, tmp_path):
     with pytest.raises(InputError, match="field 'session': the column is missing"):
         processor.encode(click_rows, group_field="session")
-    with pytest.raises(ValueError, match="group_field='label' is the label; name a column such as user_id"):
+    with pytest.raises(ValueError, match="group_field: 'label' is the label; name a column such as user_id"):
         processor.encode_dataset(click_rows, group_field="label")
     pq.write_table(pa.table(click_rows | {"score": [0.5] * 300}), tmp_path / "log.parquet")
     with pytest.raises(InputError, match=r"log.parquet, field 'score', row 0, value 0.5: an id must be a whole number"):
         processor.encode_dataset(str(tmp_path / "log.parquet"), group_field="score")
+
+
+def test_the_label_is_no_field(wordpiece, click_rows):
+    message = "^fields names 'label', which is the label: the model would read the answer. .* or set label$"
+    with pytest.raises(ValueError, match=message):
+        FlipProcessor.fit(click_rows, ["user_id", "label"], wordpiece, label="label")
 
 
 @pytest.mark.parametrize(("available", "multiple"), [(True, 8), (False, 2)])
@@ -351,8 +357,6 @@ def test_errors_name_what_is_wrong(processor, click_rows, field_names, wordpiece
     bad = {**{name: values[:3] for name, values in click_rows.items()}, "label": [0.0, 1.0, 0.5]}
     with pytest.raises(InputError, match=r"field 'label', row 2, value 0\.5"):
         processor.encode(bad, with_label=True)
-    with pytest.raises(ValueError, match="label and can't be a field"):
-        FlipProcessor.fit(click_rows, [*field_names, "label"], wordpiece, label="label")
     with pytest.raises(ValueError, match="at least one field"):
         FlipProcessor.fit(click_rows, [], wordpiece)
     with pytest.raises(ValueError, match="without a label column"):

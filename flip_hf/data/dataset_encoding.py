@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class RowEncoder(Protocol):
-    """What `encode_dataset` asks of a processor; its methods are those of `FlipProcessor`."""
+    """What `encode_dataset` and `flip_hf.scoring` ask of a processor; its methods are those of `FlipProcessor`."""
 
     vocabulary: FeatureVocabulary
 
@@ -52,6 +52,7 @@ class RowEncoder(Protocol):
         *,
         first_row: int = 0,
         with_label: bool = False,
+        with_text: bool = True,
         source: str | None = None,
         group_field: str | None = None,
     ) -> pa.Table:

@@ -1,7 +1,7 @@
 """Encoded rows as collators read them, lists of dicts or Arrow tables, and errors for rows that can't be read."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import datasets
 import numpy as np
@@ -22,6 +22,17 @@ Row = Mapping[str, Any]
 
 Rows: TypeAlias = Sequence[Row] | pa.Table
 """Encoded rows of a batch: a list of them, or, much faster, an Arrow table."""
+
+
+class Collator(Protocol):
+    """Makes batches of encoded rows; `FlipCTRCollator` and `FlipPretrainingCollator` are ones."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns of the encoded rows that it reads."""
+
+    def __call__(self, rows: Rows, /) -> dict[str, torch.Tensor]:
+        """The batch of some rows, by the names of the arguments of the model's `forward`."""
 
 
 class EncodedRows(TorchDataset[pa.Table]):

@@ -26,8 +26,11 @@ from flip_hf.data.tables import wanted_columns
 
 logger = logging.getLogger(__name__)
 
-Place = str | Path | Sequence[str | Path]
-"""A file, a folder of files, a pattern such as `logs/*.csv`, a URL of any of these that fsspec opens, or a list."""
+Place = Sequence[str | Path] | str | Path
+"""A file, a folder of files, a pattern such as `logs/*.csv`, a URL of any of these that fsspec opens, or a list.
+
+The command line tries the types of such a setting in this order.
+"""
 
 # What Hive, Spark and pandas name the folder of a missing value.
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"

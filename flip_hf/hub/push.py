@@ -99,7 +99,7 @@ class HubRepo:
             OSError: the Hub refuses or can't be reached.
         """
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        check_files(files, self.token)
+        check_publishable(files, self.token)
 
         def commit() -> str:
             api = self._api
@@ -255,7 +255,7 @@ def write_card(folder: Path, repo_id: str, record: Mapping[str, Any], pictures: 
     (folder / _RECORD).write_text(text + "\n", encoding="utf-8")
 
 
-def check_files(files: Mapping[str, Path], token: str | None = None) -> None:
+def check_publishable(files: Mapping[str, Path], token: str | None = None) -> None:
     """Raises a ValueError where a file is of a kind that a repository must not hold, or holds a token of the Hub's.
 
     Args:

@@ -34,6 +34,7 @@ from flip_hf.training.evaluation import (
 )
 from flip_hf.training.fusion import fit_fusion
 from flip_hf.training.loop import Goal, click_goal, train
+from flip_hf.training.protocols import PreparedModel
 
 
 def pretrain(settings: PretrainSettings) -> None:
@@ -58,7 +59,7 @@ def pretrain(settings: PretrainSettings) -> None:
     # Masks that training never sees, the same at every evaluation.
     validation_collator = FlipPretrainingCollator(processor, training.seed + 1, *shares)
 
-    def evaluate(prepared: Any, moment: str) -> dict[str, float]:
+    def evaluate(prepared: PreparedModel, moment: str) -> dict[str, float]:
         size = training.per_device_train_batch_size
         return evaluate_pretraining(prepared, validation_rows, validation_collator, size, run.accelerator, moment)
 
@@ -95,7 +96,7 @@ def finetune(settings: FinetuneSettings) -> None:
     collator = FlipCTRCollator.from_model(processor, model)
     training_collator = FlipCTRCollator.from_model(processor, model, training.oov_dropout, training.seed)
 
-    def evaluate(prepared: Any, moment: str) -> dict[str, float]:
+    def evaluate(prepared: PreparedModel, moment: str) -> dict[str, float]:
         size = training.per_device_eval_batch_size
         return evaluate_ctr(prepared, rows["validation"], collator, size, run.accelerator, moment)
 

@@ -11,9 +11,9 @@ from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import Place, names_of, rows_located, shown
 from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import load_splits
-from flip_hf.fields import FieldConfig, as_fields
+from flip_hf.fields import FieldConfig, as_fields, check_label
 from flip_hf.processing_flip import FlipProcessor
-from flip_hf.runs.settings import LABEL, DataSettings, check_label
+from flip_hf.runs.settings import LABEL, DataSettings
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,16 @@ class ClickLog:
 
 
 def load_click_log(
-    config: DataSettings, processor: FlipProcessor | None = None, *, split: str | None = None, needs_label: bool = True
+    settings: DataSettings,
+    processor: FlipProcessor | None = None,
+    *,
+    split: str | None = None,
+    needs_label: bool = True,
 ) -> ClickLog:
     """The click log that a run's settings name.
 
     Args:
-        config: the settings.
+        settings: what names it.
         processor: the processor of the model to start from. Its fields and its label are used where
             the settings name none.
         split: "train", "validation" or "test" reads this split alone; by default training and validation rows must be
@@ -85,32 +89,33 @@ def load_click_log(
         InputError: a file can't be read or lacks a column.
         flip_hf.fetch.FetchError: the named dataset can't be had.
     """
-    named = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
+    named = {"train": settings.train_file, "validation": settings.validation_file, "test": settings.test_file}
     given = {name: path for name, path in named.items() if path is not None}
-    group_field = config.group_field if needs_label else None
-    if (config.source is None) == (not given):
+    group_field = settings.group_field if needs_label else None
+    if (settings.source is None) == (not given):
         raise ValueError("set either data.source or data.train_file and data.validation_file")
-    if config.source is not None:
-        source = dataset_source(config.source)
+    if settings.source is not None:
+        source = dataset_source(settings.source)
         offered = {history.field.name: history for history in source.histories}
-        if unknown := sorted(set(config.histories) - set(offered)):
+        if unknown := sorted(set(settings.histories) - set(offered)):
             raise ValueError(f"data.histories: {unknown[0]!r} is not one of {', '.join(offered)}")
-        histories = [offered[name] for name in config.histories]
-        splits = load_splits(config.source, config.split, config.split_seed, histories)
+        histories = [offered[name] for name in settings.histories]
+        splits = load_splits(settings.source, settings.split, settings.split_seed, histories)
         label: str | None = LABEL
         fields: Sequence[FieldConfig] = [*source.fields, *(history.field for history in histories)]
-        if config.fields:
-            fields = _chosen(config.fields, fields, config.source)
-            if lost := set(config.histories) - {f.name for f in fields}:
+        if settings.fields:
+            fields = _chosen(settings.fields, fields, settings.source)
+            if lost := set(settings.histories) - {f.name for f in fields}:
                 raise ValueError(f"data.fields leaves out {min(lost)!r}, which data.histories asks for")
-        check_label(LABEL, [f.name for f in fields], group_field)
+        check_label(LABEL, [f.name for f in fields], group_field, "data.")
         columns = splits["train"].column_names
         if group_field is not None and group_field not in columns:
             there = ", ".join(columns)
-            raise ValueError(f"data.group_field: {group_field!r} is not a column of {config.source}: {there}")
-        files, sources = {}, {name: f"{config.source} ({name})" for name in splits}
-        description: dict[str, Any] = {"source": config.source, "split": config.split, "split_seed": config.split_seed}
-        description["histories"] = config.histories
+            raise ValueError(f"data.group_field: {group_field!r} is not a column of {settings.source}: {there}")
+        files, sources = {}, {name: f"{settings.source} ({name})" for name in splits}
+        description: dict[str, Any] = {
+            name: getattr(settings, name) for name in ("source", "split", "split_seed", "histories")
+        }
         description["dataset"] = {
             name: getattr(source, name) for name in ("name", "description", "homepage", "licence", "citation")
         }
@@ -118,20 +123,20 @@ def load_click_log(
         for name in [split] if split else ["train", "validation"]:
             if name not in given:
                 raise ValueError(f"data.{name}_file is not set: name the file of {name} rows")
-        if not config.fields and processor is None:
+        if not settings.fields and processor is None:
             raise ValueError("data.fields is not set: list the files' columns to learn from, such as [user_id, title]")
-        if config.histories:
+        if settings.histories:
             raise ValueError(
                 "data.histories are those of a named dataset; flip_hf.data.history.add_history makes them for files"
             )
         given = {split: given[split]} if split else given
-        fields = as_fields(config.fields) if config.fields or processor is None else processor.fields
-        label = config.label or (processor.label if processor else None) or LABEL
-        check_label(label, [f.name for f in fields], group_field)
+        fields = as_fields(settings.fields) if settings.fields or processor is None else processor.fields
+        label = settings.label or (processor.label if processor else None) or LABEL
+        check_label(label, [f.name for f in fields], group_field, "data.")
         splits = DatasetDict(
             {
                 name: open_click_log_file(
-                    place, fields, label, config.csv, needs_label=needs_label, group_field=group_field
+                    place, fields, label, settings.csv, needs_label=needs_label, group_field=group_field
                 )
                 for name, place in given.items()
             }
@@ -141,12 +146,12 @@ def load_click_log(
         sources = {name: shown(place) for name, place in given.items()}
         description = {"files": [name for place in given.values() for name in names_of(place)]}
         files = given
-    for name, most in (("train", config.max_train_rows), ("validation", config.max_validation_rows)):
+    for name, most in (("train", settings.max_train_rows), ("validation", settings.max_validation_rows)):
         if most is not None and name in splits:
             splits[name] = splits[name].select(range(min(most, len(splits[name]))))
     description["rows"] = {name: len(rows) for name, rows in splits.items()}
     description["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
-    return ClickLog(splits, fields, label, sources, description, files, config.csv, group_field)
+    return ClickLog(splits, fields, label, sources, description, files, settings.csv, group_field)
 
 
 def _chosen(

@@ -3,23 +3,27 @@
 import contextlib
 import itertools
 import os
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from accelerate import Accelerator
 
+from flip_hf.data.encoded_rows import Collator
 from flip_hf.data.files import rows_located, shown, stream_tables
 from flip_hf.fields import printable
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.progress import progress_bar
 from flip_hf.runs.settings import PredictSettings
 from flip_hf.runs.table_writers import check_values, ending_of, open_writer
-from flip_hf.scoring import ClickScorer, check_text_budget, probabilities, probability_names
+from flip_hf.scoring import ClickScorer, ScoredModel, check_text_budget, probabilities, probability_names
 
 
 def predict_file(
-    model: Any, processor: FlipProcessor, collator: Any, settings: PredictSettings, accelerator: Accelerator
+    model: ScoredModel,
+    processor: FlipProcessor,
+    collator: Collator,
+    settings: PredictSettings,
+    accelerator: Accelerator,
 ) -> str:
     """Scores CSV or Parquet files chunk by chunk; memory does not grow with the files.
 

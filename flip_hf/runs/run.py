@@ -22,6 +22,7 @@ from flip_hf.runs.settings import RunSettings, as_plain
 from flip_hf.runs.tracking import PROJECT, make_trackers, trackable
 from flip_hf.standard_json import measures_json
 from flip_hf.training.checkpoints import Checkpoints, read_metadata, recover_folder, replace_file, replace_folder
+from flip_hf.training.protocols import PreparedModel, SavedProcessor
 from flip_hf.training.state import TrainingState, seed_everything
 
 MEASURED = frozenset({"seconds", "rows_per_second", "memory_gib", "device_peak_memory_gib"})
@@ -182,7 +183,7 @@ class Run:
         self._step = values.get("step", self._step)
         self.accelerator.log(trackable(event, values), step=self._step)
 
-    def save_model(self, model: Any, processor: Any, result: Mapping[str, Any]) -> None:
+    def save_model(self, model: PreparedModel, processor: SavedProcessor, result: Mapping[str, Any]) -> None:
         """Replaces the best model so far by this one.
 
         Args:
@@ -208,7 +209,9 @@ class Run:
             record = with_measures({**self.record, "result": result}, self._started)
             self._publisher.push_best(result["best_step"], record)
 
-    def save_checkpoint(self, step: int, state: TrainingState, progress: Mapping[str, Any], processor: Any) -> None:
+    def save_checkpoint(
+        self, step: int, state: TrainingState, progress: Mapping[str, Any], processor: SavedProcessor
+    ) -> None:
         """Saves all that a run needs to go on from here; every process must call this.
 
         Args:

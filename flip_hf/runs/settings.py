@@ -1,6 +1,6 @@
 """Settings of a run: plain dataclasses, read from YAML files and overridden on the command line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ from transformers.utils import CONFIG_NAME
 from flip_hf.backbones import build_backbone, check_backbone_options
 from flip_hf.configuration_flip import FlipConfig, check_settings
 from flip_hf.data.csv_files import CSVFormat
-from flip_hf.data.files import without_credentials
+from flip_hf.data.files import Place, without_credentials
 from flip_hf.fetch import MINILM
-from flip_hf.fields import FieldConfig
+from flip_hf.fields import FieldConfig, check_label
 from flip_hf.runs.folder import MODEL_FOLDER, RECORD_NAME
 from flip_hf.runs.table_writers import check_output, check_output_folder, ending_of
 from flip_hf.training.ranges import check_ranges
@@ -35,9 +35,6 @@ _NOT_OPTIONS = {
     "text_config": "model.text_encoder",
     "text_layers": "model.text_layers",
 }
-
-# A file, folder, pattern or URL, or a list of these. The command line tries the types in this order.
-Files = list[str] | str | Path
 
 
 @dataclass
@@ -72,13 +69,13 @@ class DataSettings:
     split_seed: int = 0
     histories: list[str] = field(default_factory=list)
     # Of files it counts what they hold.
-    train_file: Files | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
-    validation_file: Files | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
-    test_file: Files | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
+    train_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
+    validation_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
+    test_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     csv: CSVFormat = field(default_factory=CSVFormat, metadata=CHANGES_NO_WEIGHT)
     fields: list[str | dict[str, Any]] = field(default_factory=list)
     label: str | None = None
-    group_field: str | None = None
+    group_field: str | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     max_train_rows: int | None = None
     max_validation_rows: int | None = None
 
@@ -89,7 +86,7 @@ class DataSettings:
         check_ranges(self, "data")
         if self.source is None:
             names = [f if isinstance(f, str) else f.get("name") for f in self.fields]
-            check_label(self.label or LABEL, names, self.group_field)
+            check_label(self.label or LABEL, names, self.group_field, "data.")
 
 
 @dataclass
@@ -292,7 +289,7 @@ class PredictSettings:
     """
 
     model: str
-    input: Files
+    input: Place
     output: Path
     keep: list[str] = field(default_factory=list)
     mode: Literal["joint", "id", "text"] | None = None
@@ -338,17 +335,6 @@ def _errors_of_options(setting: str) -> Iterator[None]:
         # What transformers' checks of types and ranges wrap says it all.
         cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
         raise ValueError(f"{setting}: {cause}") from error
-
-
-def check_label(label: str, fields: Sequence[str | None], group_field: str | None) -> None:
-    """Raises a ValueError where the label column is one of the fields or groups the rows."""
-    if label == group_field:
-        raise ValueError(f"data.group_field: {label!r} is the label; name a column such as user_id")
-    if label in fields:
-        raise ValueError(
-            f"data.fields names {label!r}, which is the label: the model would read the answer. Leave it out of the "
-            "fields, or set data.label"
-        )
 
 
 def check_model_folder(name: str, setting: str) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
+from flip_hf.data.files import Place
 from flip_hf.data.schema import InputError
 from flip_hf.standard_json import measures_json
 
@@ -141,7 +142,7 @@ def check_output_folder(folder: Path, setting: str) -> None:
             return
 
 
-def check_output(output: Path, inputs: Iterable[list[str] | str | Path | None]) -> None:
+def check_output(output: Path, inputs: Iterable[Place | None]) -> None:
     """Checks that a file to write overwrites no file that is read.
 
     Args:
@@ -155,7 +156,7 @@ def check_output(output: Path, inputs: Iterable[list[str] | str | Path | None]) 
     if output.is_dir():
         raise ValueError(f"output={output} is a folder; name a file")
     check_output_folder(output.parent, "the folder of output")
-    parts = [part for place in inputs if place for part in (place if isinstance(place, list) else [place])]
+    parts = [part for place in inputs if place for part in ([place] if isinstance(place, str | Path) else place)]
     for source in [Path(found) for part in parts for found in (part, *glob.glob(str(part), recursive=True))]:
         if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
             raise ValueError(f"output={output} lies in the input folder {source}; write it to another one")

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from flip_hf.data.collator_checks import check_collator
-from flip_hf.data.encoded_rows import EncodedRows
+from flip_hf.data.encoded_rows import Collator, EncodedRows
 from flip_hf.data.groups import NO_GROUP
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
@@ -26,7 +26,7 @@ from flip_hf.training.protocols import PreparedModel, PretrainingModel
 
 
 def evaluate_ctr(
-    model: PreparedModel, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
+    model: PreparedModel, rows: Dataset, collator: Collator, batch_size: int, accelerator: Accelerator, description: str
 ) -> dict[str, float]:
     """The metrics of the model's logits, and with both towers of each tower's, as `id_auc` and `text_auc`; those within
     groups (GAUC, UAUC) where the rows were encoded with `group_field`.
@@ -129,7 +129,7 @@ def slice_metrics(scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarr
 
 @torch.no_grad()
 def evaluate_pretraining(
-    model: PreparedModel, rows: Dataset, collator: Any, batch_size: int, accelerator: Accelerator, description: str
+    model: PreparedModel, rows: Dataset, collator: Collator, batch_size: int, accelerator: Accelerator, description: str
 ) -> dict[str, float]:
     """The pretraining losses and metrics, each a mean over all items of all rows; arguments as in `click_logits`.
 
@@ -141,7 +141,9 @@ def evaluate_pretraining(
     sampler = LengthGroupedBatchSampler(
         text_lengths(rows), batch_size, 0, accelerator.num_processes, accelerator.process_index
     )
-    loader: Any = DataLoader(EncodedRows(rows, collator.columns), batch_sampler=sampler, collate_fn=collator)
+    loader: DataLoader[Any] = DataLoader(
+        EncodedRows(rows, collator.columns), batch_sampler=sampler, collate_fn=collator
+    )
     plain: PretrainingModel = accelerator.unwrap_model(model)
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, torch.Tensor] = {}

@@ -27,7 +27,7 @@ from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.gradient_cache import contrast_over_window
 from flip_hf.training.meter import Progress, memory_in_use
 from flip_hf.training.optimization import build_optimizer, build_schedule, clip_gradients, learning_rates
-from flip_hf.training.protocols import PreparedModel, TrainableModel, TrainingRun
+from flip_hf.training.protocols import PreparedModel, SavedProcessor, TrainableModel, TrainingCollator, TrainingRun
 from flip_hf.training.settings import TrainingSettings
 from flip_hf.training.signals import Stopped, StopSignals, delayed_signals, leave_signals_to_parent
 from flip_hf.training.state import TrainingState
@@ -70,7 +70,7 @@ def click_goal(labels: np.ndarray) -> Goal:
 class WithRowNumbers:
     """A collator whose batches come with the numbers of their rows, so that an error can name them."""
 
-    def __init__(self, collator: Callable[[Any], dict[str, torch.Tensor]]) -> None:
+    def __init__(self, collator: Callable[[pa.Table], dict[str, torch.Tensor]]) -> None:
         self.collator = collator
 
     def __call__(self, rows: pa.Table) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -80,12 +80,12 @@ class WithRowNumbers:
 def train(
     model: TrainableModel,
     rows: Dataset,
-    collator: Any,
-    config: TrainingSettings,
+    collator: TrainingCollator,
+    settings: TrainingSettings,
     run: TrainingRun,
     goal: Goal,
     evaluate: Callable[[PreparedModel, str], dict[str, float]],
-    processor: Any,
+    processor: SavedProcessor,
 ) -> dict[str, Any]:
     """Trains until the epochs or steps are done or validation stops getting better; keeps the best model.
 
@@ -96,7 +96,7 @@ def train(
         model: `FlipForPreTraining` or `FlipForCTR`.
         rows: the encoded training rows.
         collator: makes a batch of them; its `set_epoch` is told each epoch.
-        config: how.
+        settings: how to train.
         run: where the log, the checkpoints and the best model go.
         goal: what is best.
         evaluate: validation metrics of the prepared model; the second argument describes the moment.
@@ -114,10 +114,10 @@ def train(
             `flip_hf.training.signals.EXIT_STOPPED`.
         OSError: a checkpoint or model could not be written; those that were there before are whole.
     """
-    check_training(model, rows, collator, config, run.accelerator)
-    loader = _loader(rows, collator, config, run.accelerator)
+    check_training(model, rows, collator, settings, run.accelerator)
+    loader = _loader(rows, collator, settings, run.accelerator)
     run.record["goal"] = asdict(goal)
-    with _Training(model, loader, collator, config, run, processor) as training:
+    with _Training(model, loader, collator, settings, run, processor) as training:
         plan, progress = training.plan, training.progress
         while True:
             # First, as a checkpoint may have been saved between a step and its evaluation.
@@ -125,7 +125,7 @@ def train(
                 training.take_metrics(evaluate(training.model, f"validation at step {progress.step}"), goal)
                 # A signal may have come while the rows were read.
                 training.stop_if_told()
-            if progress.step == plan.total_steps or progress.without_better >= config.patience:
+            if progress.step == plan.total_steps or progress.without_better >= settings.patience:
                 return progress.result(plan.total_steps)
             training.take_step()
             # Before the evaluation, which may take longer than whoever sent the signal waits.
@@ -134,7 +134,11 @@ def train(
 
 
 def check_training(
-    model: TrainableModel, rows: Dataset, collator: Any, config: TrainingSettings, accelerator: Accelerator
+    model: TrainableModel,
+    rows: Dataset,
+    collator: TrainingCollator,
+    settings: TrainingSettings,
+    accelerator: Accelerator,
 ) -> None:
     """Raises the ValueErrors of `train` that are known before the first step; arguments as there."""
     check_collator(collator, model)
@@ -144,7 +148,7 @@ def check_training(
             "the encoded rows lack the column 'row', by which errors name them: encode with processor.encode_dataset, "
             "or number them with rows.add_column('row', list(range(len(rows))))"
         )
-    if config.contrastive_batches == "window" and "icl" not in getattr(model, "objectives", {}):
+    if settings.contrastive_batches == "window" and not model.contrasts_rows:
         raise ValueError(
             "training.contrastive_batches is 'window', but this model has no contrastive objective; it is for "
             "pretraining with a positive weight of icl in model.options.objectives"
@@ -154,18 +158,20 @@ def check_training(
             "training.shard_features and FSDP would both spread the feature table over processes: set shard_features "
             "to false, or launch without FSDP"
         )
-    if config.feature_updates == "rows" and accelerator.num_processes > 1 and not model.sharded_parameters:
+    if settings.feature_updates == "rows" and accelerator.num_processes > 1 and not model.sharded_parameters:
         raise ValueError(
             "training.feature_updates is 'rows', and processes that hold the whole table each would have to tell each "
             "other their rows: set training.shard_features to true, or feature_updates to 'dense'"
         )
 
 
-def _loader(rows: Dataset, collator: Any, config: TrainingSettings, accelerator: Accelerator) -> DataLoader[Any]:
+def _loader(
+    rows: Dataset, collator: TrainingCollator, settings: TrainingSettings, accelerator: Accelerator
+) -> DataLoader[Any]:
     sampler = LengthGroupedBatchSampler(
         text_lengths(rows),
-        config.per_device_train_batch_size,
-        config.seed,
+        settings.per_device_train_batch_size,
+        settings.seed,
         accelerator.num_processes,
         accelerator.process_index,
     )
@@ -173,7 +179,7 @@ def _loader(rows: Dataset, collator: Any, config: TrainingSettings, accelerator:
         EncodedRows(rows, collator.columns),
         batch_sampler=sampler,
         collate_fn=WithRowNumbers(collator),
-        num_workers=config.dataloader_num_workers,
+        num_workers=settings.dataloader_num_workers,
         worker_init_fn=leave_signals_to_parent,
         # Else it draws a seed for its workers where the model draws its dropout.
         generator=torch.Generator(),
@@ -195,10 +201,10 @@ class _Plan:
     evaluate_at: frozenset[int]
 
     @classmethod
-    def of(cls, config: TrainingSettings, num_batches: int) -> "_Plan":
-        steps_per_epoch = -(-num_batches // config.gradient_accumulation_steps)
-        total_steps = min(config.num_train_epochs * steps_per_epoch, config.max_steps or sys.maxsize)
-        parts = config.evaluations_per_epoch
+    def of(cls, settings: TrainingSettings, num_batches: int) -> "_Plan":
+        steps_per_epoch = -(-num_batches // settings.gradient_accumulation_steps)
+        total_steps = min(settings.num_train_epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
+        parts = settings.evaluations_per_epoch
         evaluate_at = {round(steps_per_epoch * i / parts) for i in range(1, parts + 1)}
         return cls(steps_per_epoch, total_steps, frozenset(evaluate_at))
 
@@ -218,7 +224,7 @@ class _Training:
         model: not prepared.
         loader: the training rows' batches.
         collator: the loader's.
-        config: how.
+        settings: how to train.
         run: where everything goes.
         processor: saved beside the model.
     """
@@ -227,31 +233,31 @@ class _Training:
         self,
         model: TrainableModel,
         loader: DataLoader[Any],
-        collator: Any,
-        config: TrainingSettings,
+        collator: TrainingCollator,
+        settings: TrainingSettings,
         run: TrainingRun,
-        processor: Any,
+        processor: SavedProcessor,
     ) -> None:
         accelerator = run.accelerator
         # A checkpoint is what one process has.
         self.is_resumable = not model.sharded_parameters and accelerator.distributed_type != DistributedType.FSDP
         if not self.is_resumable:
             logger.warning("parameters are spread over processes: this run saves no checkpoints and can't be resumed")
-        if config.torch_compile:
+        if settings.torch_compile:
             compile_text_encoder(model, accelerator.device)
-        self.config, self.run, self.processor = config, run, processor
-        self.plan = _Plan.of(config, len(loader))
+        self.settings, self.run, self.processor = settings, run, processor
+        self.plan = _Plan.of(settings, len(loader))
         self._speed_up = fast_cpu_training(model, accelerator.device)
-        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, config))
-        self.schedule = build_schedule(self.optimizer, config, self.plan.total_steps)
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, settings))
+        self.schedule = build_schedule(self.optimizer, settings, self.plan.total_steps)
         if accelerator.process_index > 0:
             # All processes have built the same model. From here on each draws its own dropout and negatives.
-            torch.manual_seed(config.seed + accelerator.process_index)
+            torch.manual_seed(settings.seed + accelerator.process_index)
         self.state = TrainingState(accelerator, self.model, self.optimizer, self.schedule)
         saved = run.resume(self.state) if self.is_resumable else None
         self.progress = Progress() if saved is None else Progress.of(saved)
         self.windows = _windows_from(
-            self.progress.step, self.plan.steps_per_epoch, loader, collator, config.gradient_accumulation_steps
+            self.progress.step, self.plan.steps_per_epoch, loader, collator, settings.gradient_accumulation_steps
         )
 
     def __enter__(self) -> Self:
@@ -295,12 +301,12 @@ class _Training:
         epoch, window = next(self.windows)
         window = send_to_device(window, accelerator.device)
         self.model.train()
-        values = _step(self.model, self.optimizer, window, self.config, run, progress.step + 1)
+        values = _step(self.model, self.optimizer, window, self.settings, run, progress.step + 1)
         self.schedule.step()
         num_rows = sum(len(numbers) for numbers, _ in window) * accelerator.num_processes
         progress.add_step(values, num_rows, monotonic() - started)
         self.bar.update()
-        if progress.step % self.config.logging_steps == 0 or progress.step == self.plan.total_steps:
+        if progress.step % self.settings.logging_steps == 0 or progress.step == self.plan.total_steps:
             averages = progress.take_averages()
             shown = {k: f"{v:.3g}" for k, v in averages.items() if k.endswith(("loss", "rows_per_second"))}
             self.bar.set_postfix(shown)
@@ -318,7 +324,7 @@ class _Training:
 
     def save_if_due(self) -> None:
         """Saves a checkpoint every `save_steps` steps."""
-        if self.is_resumable and self.progress.step % self.config.save_steps == 0:
+        if self.is_resumable and self.progress.step % self.settings.save_steps == 0:
             self._save()
 
     def _save(self) -> None:
@@ -326,7 +332,7 @@ class _Training:
 
 
 def _windows_from(
-    step: int, steps_per_epoch: int, loader: Any, collator: Any, size: int
+    step: int, steps_per_epoch: int, loader: Any, collator: TrainingCollator, size: int
 ) -> Generator[tuple[int, list[Any]], None, None]:
     """The epoch and the batches of each optimiser step after `step`, without end; rows before them are not loaded."""
     first_epoch, steps_done = divmod(step, steps_per_epoch)
@@ -341,7 +347,12 @@ def _windows_from(
 
 
 def _step(
-    model: PreparedModel, optimizer: Any, window: Sequence[Any], config: TrainingSettings, run: TrainingRun, step: int
+    model: PreparedModel,
+    optimizer: torch.optim.Optimizer,
+    window: Sequence[Any],
+    settings: TrainingSettings,
+    run: TrainingRun,
+    step: int,
 ) -> dict[str, float]:
     """One optimiser step over accumulated batches; returns what a log should show."""
     accelerator = run.accelerator
@@ -351,7 +362,7 @@ def _step(
     totals = count_items(accelerator.unwrap_model(model), batches, accelerator)
     num_items = {name: total / accelerator.num_processes for name, total in totals.items()}
 
-    over_window = config.contrastive_batches == "window"
+    over_window = settings.contrastive_batches == "window"
     forwards = contrast_over_window(model, batches, accelerator) if over_window else [model] * len(window)
 
     values: dict[str, torch.Tensor] = {}
@@ -360,8 +371,8 @@ def _step(
         with accelerator.no_sync(model) if not last else nullcontext():
             output = forwards[i](**batch, num_items_in_batch=num_items)
             loss = output.loss
-            if config.feature_l2 and output.feature_penalty is not None:
-                loss = loss + 0.5 * config.feature_l2 * output.feature_penalty / len(window)
+            if settings.feature_l2 and output.feature_penalty is not None:
+                loss = loss + 0.5 * settings.feature_l2 * output.feature_penalty / len(window)
             parts = {k: v.detach() for k, v in output.items() if k.endswith("loss")}
             if not torch.isfinite(loss.detach()):
                 raise _not_finite(f"the loss is {loss.item()}", step, parts, [numbers], run)
@@ -370,7 +381,7 @@ def _step(
             values[name] = values.get(name, torch.zeros_like(value)) + value
         for name, value in (output.get("metrics") or {}).items():
             values[name] = values.get(name, torch.zeros_like(value)) + value / len(window)
-    gradient_norm = clip_gradients(model, accelerator, config.max_grad_norm)
+    gradient_norm = clip_gradients(model, accelerator, settings.max_grad_norm)
     if not torch.isfinite(gradient_norm):
         message = f"the gradient's norm is {gradient_norm.item()}"
         raise _not_finite(message, step, values, [numbers for numbers, _ in window], run)

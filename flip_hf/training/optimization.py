@@ -13,7 +13,7 @@ from flip_hf.training.protocols import PreparedModel, TrainableModel
 from flip_hf.training.settings import TrainingSettings
 
 
-def parameter_groups(model: TrainableModel, config: TrainingSettings) -> list[dict[str, Any]]:
+def parameter_groups(model: TrainableModel, settings: TrainingSettings) -> list[dict[str, Any]]:
     """Groups by learning rate (text encoder or the rest) and weight decay (matrices other than embeddings, or not).
 
     Embeddings are not decayed: decay would also shrink the rows that a batch does not read. A group's `rate` is the
@@ -27,15 +27,15 @@ def parameter_groups(model: TrainableModel, config: TrainingSettings) -> list[di
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         rate = "text_learning_rate" if id(parameter) in in_text_encoder else "learning_rate"
-        decay = config.weight_decay if parameter.ndim >= 2 and id(parameter) not in embeddings else 0.0
+        decay = settings.weight_decay if parameter.ndim >= 2 and id(parameter) not in embeddings else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [
-        {"params": params, "lr": getattr(config, rate), "weight_decay": decay, "rate": rate}
+        {"params": params, "lr": getattr(settings, rate), "weight_decay": decay, "rate": rate}
         for (rate, decay), params in groups.items()
     ]
 
 
-def learning_rates(optimizer: Any) -> dict[str, float]:
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The present learning rates of an optimizer over `parameter_groups`, by the names of their settings."""
     return {group["rate"]: group["lr"] for group in optimizer.param_groups}
 
@@ -82,13 +82,13 @@ def _is_sparse(gradient: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
     return gradient is not None and gradient.layout == torch.sparse_coo
 
 
-def build_optimizer(model: TrainableModel, config: TrainingSettings) -> torch.optim.Optimizer:
+def build_optimizer(model: TrainableModel, settings: TrainingSettings) -> torch.optim.Optimizer:
     """AdamW with the implementation that does all parameters in one pass; the feature table by `feature_updates`."""
-    if config.feature_updates == "dense":
-        return torch.optim.AdamW(parameter_groups(model, config), fused=True)
+    if settings.feature_updates == "dense":
+        return torch.optim.AdamW(parameter_groups(model, settings), fused=True)
     if model.base_model.feature_embeddings is not None:
         model.base_model.feature_embeddings.sparse = True
-    return LazyAdamW(parameter_groups(model, config), fused=True)
+    return LazyAdamW(parameter_groups(model, settings), fused=True)
 
 
 def clip_gradients(model: PreparedModel, accelerator: Accelerator, max_norm: float) -> torch.Tensor:
@@ -126,10 +126,10 @@ def _norm(parameters: list[nn.Parameter]) -> torch.Tensor:
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainingSettings, total_steps: int
+    optimizer: torch.optim.Optimizer, settings: TrainingSettings, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """A linear rise, then a cosine down to zero at `total_steps`."""
     schedule: torch.optim.lr_scheduler.LRScheduler = get_cosine_schedule_with_warmup(
-        optimizer, round(config.warmup_ratio * total_steps), total_steps
+        optimizer, round(settings.warmup_ratio * total_steps), total_steps
     )
     return schedule

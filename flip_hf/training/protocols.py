@@ -1,6 +1,6 @@
 """What the engine asks of those that use it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,27 +8,31 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from flip_hf.data.encoded_rows import Collator
 from flip_hf.nn.fusion import GatedFusion, LearnedWeightFusion
+from flip_hf.scoring import ScoredModel
 from flip_hf.training.state import TrainingState
 
 
-class PreparedModel(Protocol):
-    """A model as accelerate prepared it: a FLIP model, or a wrapper around one such as DistributedDataParallel."""
+class TrainingCollator(Collator, Protocol):
+    """A collator whose batches may differ from epoch to epoch."""
 
-    def __call__(self, **batch: Any) -> Any:
-        """What `forward` makes of a batch, by keyword; in training the output has a `loss`."""
+    def set_epoch(self, epoch: int) -> None:
+        """Tells it the epoch, from 0, that the next batches belong to."""
+
+
+class SavedProcessor(Protocol):
+    """What is saved beside a model; `FlipProcessor` is one."""
+
+    def save_pretrained(self, save_directory: Path, /) -> Any:
+        """Writes its files into a folder."""
+
+
+class PreparedModel(ScoredModel, Protocol):
+    """A model as accelerate prepared it; in training its output has a `loss`."""
 
     def train(self, mode: bool = True) -> Any:
         """Switches to training."""
-
-    def eval(self) -> Any:
-        """Switches to evaluation."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters."""
-
-    def modules(self) -> Iterator[nn.Module]:
-        """All modules, the model itself among them."""
 
 
 class TrainableModel(PreparedModel, Protocol):
@@ -45,6 +49,10 @@ class TrainableModel(PreparedModel, Protocol):
     @property
     def sharded_parameters(self) -> dict[str, nn.Parameter]:
         """By name, the parameters of which every process holds rows of its own."""
+
+    @property
+    def contrasts_rows(self) -> bool:
+        """Whether a part of its loss contrasts the rows of a batch with each other."""
 
     def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What each part of the loss over a batch is summed over, by the part's name, int64 ()."""
@@ -89,10 +97,12 @@ class TrainingRun(Protocol):
     def log(self, event: str, values: Mapping[str, Any]) -> None:
         """Adds a line to the log."""
 
-    def save_model(self, model: PreparedModel, processor: Any, result: Mapping[str, Any]) -> None:
+    def save_model(self, model: PreparedModel, processor: SavedProcessor, result: Mapping[str, Any]) -> None:
         """Replaces the best model so far by this one."""
 
-    def save_checkpoint(self, step: int, state: TrainingState, progress: Mapping[str, Any], processor: Any) -> None:
+    def save_checkpoint(
+        self, step: int, state: TrainingState, progress: Mapping[str, Any], processor: SavedProcessor
+    ) -> None:
         """Saves all that a run needs to go on from here."""
 
     def resume(self, state: TrainingState) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import nn
 
 from flip_hf.standard_json import settings_json
 
@@ -76,7 +77,13 @@ class TrainingState:
         schedule: of the learning rates.
     """
 
-    def __init__(self, accelerator: Accelerator, model: Any, optimizer: Any, schedule: Any) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+    ) -> None:
         self.accelerator = accelerator
         self.model = accelerator.unwrap_model(model)
         self.optimizer = optimizer

@@ -1,7 +1,7 @@
 """What `transformers.Trainer` is told about FLIP; docs/trainer.md shows it at work."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from flip_hf.scoring import LOGITS
 from flip_hf.training.cpu import fast_cpu_training
 from flip_hf.training.evaluation import ctr_metrics
 from flip_hf.training.loop import count_items
+from flip_hf.training.protocols import TrainingCollator
 
-# By these, rows that are encoded are known.
 logger = logging.getLogger(__name__)
 
+# By these, rows that are encoded are known.
 _VIEWS = {"feature_ids", "input_ids"}
 
 
@@ -47,7 +48,7 @@ class CollatorEpochs(TrainerCallback):
             set.
     """
 
-    def __init__(self, collator: Any) -> None:
+    def __init__(self, collator: TrainingCollator) -> None:
         self.collator = collator
         self._num_passes = 0
 
@@ -128,10 +129,11 @@ class FlipTrainer(Trainer):
         self.train_dataset = self._encoded(train_dataset, "train_dataset")
         self.eval_dataset = self._encoded_parts(eval_dataset, "eval_dataset")
         _check(self.model, self.args, self.data_collator, self.train_dataset)
-        if getattr(self.data_collator, "reads_numbers", False) and not any(
+        collator: Any = self.data_collator
+        if getattr(collator, "reads_numbers", False) and not any(
             isinstance(callback, CollatorEpochs) for callback in self.callback_handler.callbacks
         ):
-            self.add_callback(CollatorEpochs(self.data_collator))
+            self.add_callback(CollatorEpochs(collator))
         # The metrics need all rows at once.
         if self._kind == "FlipForCTR" and self.compute_metrics is None and not self.args.batch_eval_metrics:
             self.compute_metrics = click_metrics
@@ -345,11 +347,11 @@ class FlipTrainer(Trainer):
 class _WithGroups:
     """A collator whose batches come with the groups of rows that have one."""
 
-    def __init__(self, collator: Any) -> None:
+    def __init__(self, collator: Callable[[Any], dict[str, torch.Tensor]]) -> None:
         self.collator = collator
 
     def __call__(self, rows: Any) -> dict[str, torch.Tensor]:
-        batch: dict[str, torch.Tensor] = self.collator(rows)
+        batch = self.collator(rows)
         if has_column(rows, GROUP_COLUMN):
             batch["groups"] = torch.from_numpy(column_values(rows, GROUP_COLUMN).astype("int64"))
         return batch

@@ -20,7 +20,7 @@ from flip_hf.fetch import (
     PackagedFiles,
     cache_dir,
     check_file,
-    check_files,
+    check_hashes,
     download,
     first_of,
     installed_files,
@@ -125,7 +125,7 @@ def fetch() -> Path:
         "MovieLens-100K",
         [
             ("archive in the cache", lambda: check_file(archive, "md5", MD5)),
-            ("Parquet files in the cache", lambda: check_files(PACKAGED, packaged)),
+            ("Parquet files in the cache", lambda: check_hashes(PACKAGED, packaged)),
             (f"installed package {PACKAGED.distribution}", lambda: installed_files(PACKAGED)),
             ("GroupLens", lambda: download(URL, archive, "md5", MD5)),
             ("PyPI", lambda: pip_files(PACKAGED, packaged)),

@@ -41,7 +41,7 @@ found = {}
 for case, settings in cases.items():
     cls = FlipForCTR if case == "ctr" else FlipForPreTraining
     for accumulation in (1, 2, 4):
-        config = TrainingSettings(
+        training = TrainingSettings(
             per_device_train_batch_size=24 // accumulation // ARGUMENTS["processes"],
             gradient_accumulation_steps=accumulation,
             precision="fp32",
@@ -49,7 +49,7 @@ for case, settings in cases.items():
         )
         model = build(cls, processor, **settings)
         folder = Path(ARGUMENTS["report"]).parent / case
-        result = train_in(folder, model, rows.select(range(24)), config, processor)
+        result = train_in(folder, model, rows.select(range(24)), training, processor)
         assert result["steps"] == 1
         found[f"{case} {accumulation}"] = {"sent": len(sent)}
         sent.clear()

@@ -79,11 +79,11 @@ def collator_of(cls, processor, mode="joint"):
     return FlipPretrainingCollator(processor, 0) if cls is FlipForPreTraining else FlipCTRCollator(processor, mode)
 
 
-def train_in(folder, model, rows, config, processor):
+def train_in(folder, model, rows, settings, processor):
     """Runs the package's own loop without validation; what it ends with is saved as the best model."""
-    run = Run(FinetuneSettings(output_dir=folder, training=config))
+    run = Run(FinetuneSettings(output_dir=folder, training=settings))
     collator, goal = collator_of(type(model), processor), Goal("nothing", larger_is_better=True)
-    return train(model, rows, collator, config, run, goal, lambda *_: {"nothing": 0.0}, processor)
+    return train(model, rows, collator, settings, run, goal, lambda *_: {"nothing": 0.0}, processor)
 
 
 def difference(found, expected):

@@ -10,7 +10,7 @@ from flip_hf import FlipForCTR, FlipForPreTraining
 from flip_hf.nn.sharded_embeddings import sharded_features
 from flip_hf.training.settings import TrainingSettings
 
-config = TrainingSettings(
+settings = TrainingSettings(
     max_steps=10,
     per_device_train_batch_size=12 // ARGUMENTS["processes"],
     precision="fp32",
@@ -23,11 +23,11 @@ check_processes()
 folder = Path(ARGUMENTS["folder"])
 processor, rows = load_log()
 for cls in (FlipForPreTraining, FlipForCTR):
-    with sharded_features(config.shard_features):
+    with sharded_features(settings.shard_features):
         # Adam turns the rounding of a gradient that is zero into a step: hence double precision. Nothing is drawn: all
         # features of a field are MTM's negatives.
         model = build(cls, processor, torch.float64, mtm_loss="nce", mtm_num_negatives=500)
-    result = train_in(folder / cls.__name__, model, rows, config, processor)
+    result = train_in(folder / cls.__name__, model, rows, settings, processor)
     assert result["steps"] == 10
-    assert bool(model.sharded_parameters) == (config.shard_features and num_processes() > 1)
+    assert bool(model.sharded_parameters) == (settings.shard_features and num_processes() > 1)
 report({})
