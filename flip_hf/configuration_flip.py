@@ -106,7 +106,7 @@ class FlipConfig(PreTrainedConfig):
         self.problem_type = "multi_label_classification"
         if self.text_layers is not None:
             # A copy: the caller's text configuration may serve other models too.
-            self.text_config = _first_layers(copy.deepcopy(self.text_config), self.text_layers)
+            self.text_config = first_layers(copy.deepcopy(self.text_config), self.text_layers)
 
     def validate_choices(self) -> None:
         """Each setting that is one of a few words."""
@@ -295,10 +295,15 @@ def _is_setting(name: str) -> bool:
     )
 
 
-def _first_layers(text_config: Any, layers: int) -> Any:
+def first_layers(text_config: Any, layers: int) -> Any:
+    """Changes the configuration of a text encoder to its first layers, and returns it.
+
+    Raises:
+        ValueError: the text encoder has fewer layers.
+    """
     depth = text_config.num_hidden_layers
     if not 1 <= layers <= depth:
-        raise ValueError(f"FlipConfig: text_layers={layers}, but the text encoder has {depth} layers")
+        raise ValueError(f"text_layers={layers}, but the text encoder has {depth} layers")
     text_config.num_hidden_layers = layers
     # Encoders with more than one kind of layer list the kinds, one a layer.
     if getattr(text_config, "layer_types", None) is not None:

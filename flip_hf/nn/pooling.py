@@ -16,6 +16,12 @@ def mean_pooling(token_states: torch.Tensor, attention_mask: torch.Tensor) -> to
     return (token_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
+def last_pooling(token_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The state of the last token before the padding: float (B, T, C), int64 (B, T) -> float (B, C)."""
+    rows = torch.arange(len(token_states), device=token_states.device)
+    return token_states[rows, attention_mask.sum(dim=1) - 1]
+
+
 TEXT_POOLING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "cls": cls_pooling,
     "mean": mean_pooling,

@@ -12,6 +12,8 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import GeneralTracker
 
+from flip_hf.nn.precision import computes_bf16
+
 
 def make_accelerator(precision: str, trackers: Sequence[GeneralTracker] = ()) -> Accelerator:
     """An Accelerator for the devices there are.
@@ -44,15 +46,6 @@ def leave_process_group() -> None:
     # torch can wait for a thread that waits for the interpreter.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def computes_bf16() -> bool:
-    """Whether the device multiplies matrices in bfloat16; emulation would be slower than single precision."""
-    if torch.accelerator.is_available():
-        return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
-    # Older versions of torch can't say.
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
 def processor_name() -> str:
