@@ -14,6 +14,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from flip_hf.configuration_flip import FlipConfig
 from flip_hf.data.collators import FlipCTRCollator, FlipPretrainingCollator
+from flip_hf.data.text_features import TextFeatures
 from flip_hf.fields import FieldConfig
 from flip_hf.hub import push_to_hub
 from flip_hf.modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel
@@ -37,6 +38,7 @@ __all__ = [
     "FlipPretrainingCollator",
     "FlipProcessor",
     "FlipTrainer",
+    "TextFeatures",
     "add_history",
     "push_to_hub",
 ]

@@ -48,6 +48,7 @@ class FlipConfig(PreTrainedConfig):
         embedding_dim: width of a feature's embedding.
         feature_initializer_range: standard deviation of the feature table at the start. Much smaller values leave
             the tabular vector almost the same for every row, and the contrastive loss does not move.
+        vector_hidden_dim: width between the two layers that project the vectors of vector fields and text features.
         backbone: name of the ID-based model, a key of `flip_hf.backbones.BACKBONES`.
         backbone_options: keyword arguments of that backbone, such as `{"hidden_sizes": [256, 128]}`.
         text_base_model: the checkpoint that the text encoder's weights came from, for the model card; set by
@@ -81,6 +82,7 @@ class FlipConfig(PreTrainedConfig):
     mode: str = "joint"
     embedding_dim: int = 32
     feature_initializer_range: int | float = 0.1
+    vector_hidden_dim: int = 128
     backbone: str = "dcnv2"
     backbone_options: dict[str, Any] = field(default_factory=dict)
     text_base_model: str | None = None
@@ -133,7 +135,7 @@ class FlipConfig(PreTrainedConfig):
 
     def validate_ranges(self) -> None:
         """Each setting that is a number with bounds."""
-        for setting in ("embedding_dim", "projection_dim", "mtm_num_negatives"):
+        for setting in ("embedding_dim", "vector_hidden_dim", "projection_dim", "mtm_num_negatives"):
             if (value := getattr(self, setting)) < 1:
                 raise ValueError(f"FlipConfig: {setting}={value} must be at least 1")
         if not 0 < self.contrastive_temperature < math.inf:

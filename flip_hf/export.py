@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from flip_hf.fields import vector_sizes
 from flip_hf.modeling_flip import FlipForCTR
 from flip_hf.scoring import probabilities
 
 _TABULAR, _TEXT = ("feature_ids",), ("input_ids", "attention_mask")
+_PLACES, _VECTORS = "vector_places", "vectors"
 _LOGITS = "logits"
 
 # Sizes of the axes that have any, which no number in a graph is taken for: export makes 0 and 1 constants.
@@ -38,8 +40,11 @@ class _ClickLogits(nn.Module):
         feature_ids: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        vector_places: torch.Tensor | None = None,
+        vectors: dict[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        logits: torch.Tensor = self.model(feature_ids, input_ids, attention_mask, return_dict=True).logits
+        extra = {} if vectors is None else {_PLACES: vector_places, _VECTORS: vectors}
+        logits: torch.Tensor = self.model(feature_ids, input_ids, attention_mask, return_dict=True, **extra).logits
         return logits.float()
 
 
@@ -48,7 +53,9 @@ def export_program(model: FlipForCTR) -> ExportedProgram:
 
     `program.module()` takes the model's inputs by name, those of its mode only: `feature_ids` int64 (B, P), `input_ids`
     and `attention_mask` int64 (B, T), with `text_towers` (B, towers, T), for any B and T from 1 that the text encoder
-    reads. It returns the click logits, float32 (B,). It computes in the model's dtype, on the model's device, and holds
+    reads. Where fields have vectors, it also takes `vector_places` int64 (B, P) and `vectors`, a dict of float32
+    (1, vectors, size) with any number of vectors, by the names of the fields that own them. It returns the click
+    logits, float32 (B,). It computes in the model's dtype, on the model's device, and holds
     the model's own weights: nothing is copied. Ids are not checked: make them with the processor that was saved with
     the model.
 
@@ -60,11 +67,19 @@ def export_program(model: FlipForCTR) -> ExportedProgram:
     """
     _check_servable(model)
     # Which lengths the text encoder can read, export finds out by itself.
-    axes, example = {}, {}
+    axes: dict[str, Any] = {}
+    example: dict[str, Any] = {}
     for name, shape in _shapes_of(model).items():
         axes[name] = dict.fromkeys(_named_axes(shape), Dim.DYNAMIC)
         sizes = [_EXAMPLE_SIZES.get(axis, axis) for axis in shape]
         example[name] = torch.ones(sizes, dtype=torch.int64, device=model.device)
+    if owned := _sizes_of_vectors(model):
+        axes[_VECTORS] = {name: {1: Dim.DYNAMIC} for name in owned}
+        example[_VECTORS] = {
+            # Else export would take it that one field has as many vectors as another.
+            name: torch.ones(1, _EXAMPLE_SIZES["length"] + i + 1, size, dtype=model.dtype, device=model.device)
+            for i, (name, size) in enumerate(owned.items())
+        }
     with _evaluating(model), torch.no_grad():
         return torch.export.export(_ClickLogits(model), (), example, dynamic_shapes=axes, strict=False)
 
@@ -73,7 +88,9 @@ def export_onnx(model: FlipForCTR, path: str | Path, int8: bool = False) -> Path
     """Writes the model as an ONNX file, which `OnnxScorer` reads.
 
     Inputs, in the modes that read them: `feature_ids` int64 (batch, P), `input_ids` and `attention_mask` int64 (batch,
-    length), or (batch, towers, length). Output: `logits` float32 (batch,), as of `export_program`.
+    length), or (batch, towers, length); where fields have vectors `vector_places` int64 (batch, P), and for each field
+    that owns some `vectors.<field>` float32 (1, vectors, size). Output: `logits` float32 (batch,), as of
+    `export_program`.
 
     The file is there once it is whole. Weights of more than 2 GiB lie beside it in `<name>.data`, and the two belong
     together.
@@ -103,8 +120,13 @@ def export_onnx(model: FlipForCTR, path: str | Path, int8: bool = False) -> Path
         )
     exported: Any = torch.onnx.export(export_program(model), dynamo=True, output_names=[_LOGITS], verbose=False)
     graph = exported.model.graph
-    # Given to the exporter, the names would be warned of: it knows by itself which axes are as long.
     shapes = _shapes_of(model)
+    owned = _sizes_of_vectors(model)
+    # The exporter names them so that they could be variables; they come last, in the order of the fields' names.
+    for value, name in zip(graph.inputs[len(shapes) :], sorted(owned), strict=True):
+        value.name = f"{_VECTORS}.{name}"
+        shapes[value.name] = (1, f"vectors of {name}", owned[name])
+    # Given to the exporter, the names would be warned of: it knows by itself which axes are as long.
     axes = {value: _named_axes(shapes[value.name]) for value in graph.inputs}
     exported.rename_axes({value.shape[i]: name for value, named in axes.items() for i, name in named.items()})
     for node in graph:
@@ -160,7 +182,8 @@ class OnnxScorer:
         self._session = runtime.InferenceSession(path, options, providers=list(providers))
         self.inputs: list[str] = [value.name for value in self._session.get_inputs()]
         outputs = [value.name for value in self._session.get_outputs()]
-        if not set(self.inputs) <= {*_TABULAR, *_TEXT} or outputs != [_LOGITS]:
+        plain = {name for name in self.inputs if not name.startswith(f"{_VECTORS}.")}
+        if not plain <= {*_TABULAR, *_TEXT, _PLACES} or outputs != [_LOGITS]:
             raise ValueError(f"{path}: not a model that export_onnx wrote")
 
     def __call__(self, batch: Mapping[str, Any]) -> np.ndarray:
@@ -176,9 +199,13 @@ class OnnxScorer:
         Raises:
             ValueError: the batch lacks an input.
         """
-        if absent := [name for name in self.inputs if name not in batch]:
+        given = {**batch, **{f"{_VECTORS}.{name}": own for name, own in batch.get(_VECTORS, {}).items()}}
+        if absent := [name for name in self.inputs if name not in given]:
             raise ValueError(f"the batch lacks {', '.join(absent)}, which this model reads")
-        arrays = {name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs}
+        arrays = {
+            name: np.asarray(given[name], np.float32 if name.startswith(f"{_VECTORS}.") else np.int64)
+            for name in self.inputs
+        }
         (logits,) = self._session.run([_LOGITS], arrays)
         return probabilities(logits).astype(np.float32)
 
@@ -196,8 +223,15 @@ def _shapes_of(model: FlipForCTR) -> dict[str, tuple[Any, ...]]:
     towers = () if config.text_towers is None else (len(config.text_towers),)
     shapes: dict[str, tuple[Any, ...]] = dict.fromkeys(_TEXT, ("batch", *towers, "length"))
     shapes["feature_ids"] = ("batch", sum(f.num_positions for f in config.tabular_fields))
+    shapes[_PLACES] = shapes["feature_ids"]
     names = {"id": _TABULAR, "text": _TEXT, "joint": _TABULAR + _TEXT}[config.mode]
+    names += (_PLACES,) * bool(_sizes_of_vectors(model))
     return {name: shapes[name] for name in names}
+
+
+def _sizes_of_vectors(model: FlipForCTR) -> dict[str, int]:
+    """Numbers of the vectors that the model reads, by the field that owns them."""
+    return {} if model.config.mode == "text" else vector_sizes(model.config.fields)
 
 
 def _named_axes(shape: tuple[Any, ...]) -> dict[int, str]:

@@ -28,6 +28,8 @@ MOST_POSITIONS = 16_384
 """Most columns of `feature_ids`: what is as wide is read for every row, whatever the row holds."""
 MOST_EXTENSIONS = 4096
 """Most times that a field can be extended."""
+LARGEST_VECTOR = 65_536
+"""Most numbers of a vector."""
 
 MODES = ("joint", "id", "text")
 """Which views are read: both, the tabular one or the textual one."""
@@ -42,11 +44,15 @@ class FieldKindTraits:
         settings: the `FieldConfig` settings that only some kinds have, of those that this one has.
         has_features: whether the tabular view shows it.
         is_bag: whether a row holds any number of values.
+        has_text: whether the text shows it.
+        is_vector: whether a value is a vector of numbers, which the tabular view projects.
     """
 
     settings: frozenset[str]
     has_features: bool = True
     is_bag: bool = False
+    has_text: bool = True
+    is_vector: bool = False
 
 
 _VALUES = frozenset({"min_count", "hash_buckets", "share_embedding", "show_oov"})
@@ -58,6 +64,7 @@ FIELD_KINDS: dict[str, FieldKindTraits] = {
     "multi_categorical": FieldKindTraits(_SEVERAL, is_bag=True),
     "sequence": FieldKindTraits(_SEVERAL | {"target", "text_values"}, is_bag=True),
     "text": FieldKindTraits(frozenset(), has_features=False),
+    "vector": FieldKindTraits(frozenset({"size"}), has_text=False, is_vector=True),
 }
 """The kinds of field."""
 
@@ -71,7 +78,8 @@ class FieldConfig:
         text_name: words that name the field in the text; by default `name` with spaces for underscores.
         kind: `"categorical"`, one value a row; `"numeric"`, a number, by its bucket in the table and as it is in the
             text; `"multi_categorical"`, any number of values whose order means nothing; `"sequence"`, values in the
-            order of time, the most recent last; `"text"`, shown in the text only.
+            order of time, the most recent last; `"text"`, shown in the text only; `"vector"`, a list of `size` numbers
+            such as the embedding of a picture, projected into the table's width and not shown in the text.
         max_tokens: tokens that the field may contribute to a row's text; the rest is cut and counted.
         min_count: values seen fewer times than this in fitting share the field's OOV feature.
         hash_buckets: values hash into this many features, none is remembered and none is OOV; for fields with too
@@ -89,6 +97,9 @@ class FieldConfig:
         bucketing: a number's bucket is one of `"quantile"`, equally many training rows in each, or `"log"`, equal
             ratios between the bounds.
         num_buckets: most buckets.
+        size: numbers of a vector. A vector of size 1 is a number that is not put into buckets.
+        vector_size: numbers of the vectors that fitting attached to the field's values (`TextFeatures`), None without.
+            Fields that share the field's features have them too.
         num_features: rows of the feature table that the field owned when it was fitted, OOV and MISSING included.
         added_features: rows added by each `FlipProcessor.extend` since.
         value_hashes: fingerprints of the values that got features of their own in fitting and in each extension, by
@@ -109,6 +120,8 @@ class FieldConfig:
     text_values: int | None = None
     bucketing: str = "quantile"
     num_buckets: int = 32
+    size: int | None = None
+    vector_size: int | None = None
     num_features: int | None = None
     added_features: tuple[int, ...] = ()
     value_hashes: tuple[str, ...] = ()
@@ -122,14 +135,15 @@ class FieldConfig:
                 raise ValueError(f"field {self.name!r}: {setting}={value!r} must be a string")
         if self.kind not in FIELD_KINDS:
             raise ValueError(f"field {self.name!r}: kind={self.kind!r} is not one of {', '.join(FIELD_KINDS)}")
-        for setting in _SEVERAL | {"target", "text_values", "bucketing", "num_buckets"}:
+        for setting in _SEVERAL | {"target", "text_values", "bucketing", "num_buckets", "size"}:
             if setting not in self.traits.settings and getattr(self, setting) != _DEFAULTS[setting]:
                 kinds = ", ".join(name for name, traits in FIELD_KINDS.items() if setting in traits.settings)
                 raise ValueError(
                     f"field {self.name!r}: {setting} is a setting of the kinds {kinds}, not of kind={self.kind!r}"
                 )
         least = {"max_tokens": 1, "min_count": 1, "hash_buckets": 1, "max_values": 1, "text_values": 1}
-        least |= {"num_buckets": 2, "num_features": NUM_RESERVED_FEATURES if self.owns_features else 0}
+        least |= {"size": 1, "vector_size": 1, "num_buckets": 2}
+        least |= {"num_features": NUM_RESERVED_FEATURES if self.owns_features else 0}
         for setting, number in least.items():
             value = getattr(self, setting)
             if value is None and _DEFAULTS[setting] is None:
@@ -138,6 +152,13 @@ class FieldConfig:
                 raise ValueError(
                     f"field {self.name!r}: {setting}={value!r} must be a whole number of at least {number}"
                 )
+        if self.traits.is_vector and self.size is None:
+            raise ValueError(f"field {self.name!r}: kind={self.kind!r} needs size, how many numbers a vector has")
+        for setting in ("size", "vector_size"):
+            if (value := getattr(self, setting)) is not None and value > LARGEST_VECTOR:
+                raise ValueError(f"field {self.name!r}: {setting}={value} is more than {LARGEST_VECTOR}, the most")
+        if self.vector_size is not None and (self.traits.is_vector or not self.owns_features):
+            raise ValueError(f"field {self.name!r}: vector_size is for a field whose own features stand for values")
         if self.bucketing not in BUCKETINGS:
             raise ValueError(f"field {self.name!r}: bucketing={self.bucketing!r} is not one of {', '.join(BUCKETINGS)}")
         if self.separator == "":
@@ -338,6 +359,24 @@ def check_label(
 def tabular_fields(fields: Sequence[FieldConfig]) -> list[FieldConfig]:
     """The fields that the tabular view shows, in order."""
     return [f for f in fields if f.traits.has_features]
+
+
+def text_fields(fields: Sequence[FieldConfig]) -> list[FieldConfig]:
+    """The fields that the text shows, in order."""
+    return [f for f in fields if f.traits.has_text]
+
+
+def vector_sizes(fields: Sequence[FieldConfig]) -> dict[str, int]:
+    """Numbers of the vectors that the tabular view projects, by the name of the field that owns them, in order."""
+    sizes = {f.name: f.size if f.traits.is_vector else f.vector_size for f in fields}
+    return {name: size for name, size in sizes.items() if size is not None}
+
+
+def vector_owners(fields: Sequence[FieldConfig]) -> list[str | None]:
+    """For each position, a column of `feature_ids`, the field that owns its vectors; None where there are none."""
+    sizes = vector_sizes(fields)
+    owners = [(f.share_embedding or f.name, f.num_positions) for f in tabular_fields(fields)]
+    return [name if name in sizes else None for name, number in owners for _ in range(number)]
 
 
 def owned_ranges(fields: Sequence[FieldConfig]) -> list[list[tuple[int, int]]]:

@@ -2,8 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+
+Vectors: TypeAlias = Mapping[str, torch.Tensor] | None
+"""For each field that owns vectors the distinct ones of a batch, float (1, vectors, size)."""
 
 
 def takes_known_inputs(forward: Callable[..., Any]) -> Callable[..., Any]:

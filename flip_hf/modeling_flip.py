@@ -17,7 +17,7 @@ from flip_hf.click_training import is_saved_without_clicks, logit_biases, missin
 from flip_hf.configuration_flip import FlipConfig
 from flip_hf.fields import MODES
 from flip_hf.growth import FeatureGrowth
-from flip_hf.inputs import takes_known_inputs
+from flip_hf.inputs import Vectors, takes_known_inputs
 from flip_hf.nn.dropout import ByteDropout
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.fusion import FUSION
@@ -123,11 +123,16 @@ class FlipForPreTraining(FlipPreTrainedModel):
         return counts
 
     def contrastive_views(
-        self, feature_ids: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+        self,
+        feature_ids: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        vectors: Vectors = None,
+        vector_places: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The projected vectors that ICL compares, float32 (B, projection_dim) twice; arguments as in `forward`."""
         icl: Any = self.objectives["icl"]
-        tabular = self.flip.encode_tabular(feature_ids).tabular_representation
+        tabular = self.flip.encode_tabular(feature_ids, vectors, vector_places).tabular_representation
         views: tuple[torch.Tensor, torch.Tensor] = icl.project(
             tabular, self.flip.encode_text(input_ids, attention_mask).text_representation
         )
@@ -147,6 +152,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         num_items_in_batch: ItemCounts | None = None,
         output_hidden_states: OutputHiddenStates = None,
         output_attentions: bool | None = None,
+        vectors: Vectors = None,
+        vector_places: torch.Tensor | None = None,
     ) -> FlipForPreTrainingOutput:
         """The losses of one batch.
 
@@ -163,6 +170,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 weighs the same.
             output_hidden_states: as in `FlipModel`.
             output_attentions: as in `FlipModel`.
+            vectors: as in `FlipModel`.
+            vector_places: as in `FlipModel`.
         """
         inputs = {
             "masked_tabular": masked_feature_ids,
@@ -180,12 +189,12 @@ class FlipForPreTraining(FlipPreTrainedModel):
             # MLM reads them once more than their own forward does, which would give them back.
             token_embeddings.set_reshard_after_forward(False)
         # First as in contrastive_views, whose dropout must be the same.
-        tabular = self.flip.encode_tabular(feature_ids)
+        tabular = self.flip.encode_tabular(feature_ids, vectors, vector_places)
         masked_tabular = masked_text = text = None
         if "text" in self.views:
             text = self.flip.encode_text(input_ids, attention_mask, output_hidden_states, output_attentions)
         if "masked_tabular" in self.views and masked_feature_ids is not None:
-            masked_tabular = self.flip.encode_tabular(masked_feature_ids)
+            masked_tabular = self.flip.encode_tabular(masked_feature_ids, vectors, vector_places)
         if "masked_text" in self.views and masked_input_ids is not None:
             masked_text = self.flip.encode_text(
                 masked_input_ids, attention_mask, output_hidden_states, output_attentions
@@ -354,6 +363,8 @@ class FlipForCTR(FlipPreTrainedModel):
         num_items_in_batch: ItemCounts | torch.Tensor | float | None = None,
         output_hidden_states: OutputHiddenStates = None,
         output_attentions: bool | None = None,
+        vectors: Vectors = None,
+        vector_places: torch.Tensor | None = None,
     ) -> FlipForCTROutput:
         """Click logits, and the loss where labels are given.
 
@@ -366,9 +377,18 @@ class FlipForCTR(FlipPreTrainedModel):
                 batch's.
             output_hidden_states: as in `FlipModel`.
             output_attentions: as in `FlipModel`.
+            vectors: as in `FlipModel`.
+            vector_places: as in `FlipModel`.
         """
         views = self.flip(
-            feature_ids, input_ids, attention_mask, output_hidden_states, output_attentions, return_dict=True
+            feature_ids,
+            input_ids,
+            attention_mask,
+            output_hidden_states,
+            output_attentions,
+            vectors,
+            vector_places,
+            return_dict=True,
         )
         id_logits: torch.Tensor | None = views.id_logits
         text_logits: torch.Tensor | None = None

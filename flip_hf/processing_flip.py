@@ -2,12 +2,11 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
 import torch
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
@@ -23,27 +22,37 @@ from flip_hf.checkpoint.processor_check import (
 from flip_hf.configuration_flip import FlipConfig
 from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.dataset_encoding import encode_dataset
+from flip_hf.data.encoded_rows import padded_views
+from flip_hf.data.feature_vectors import VECTORS_NAME, FeatureVectors
 from flip_hf.data.files import is_place, shown
-from flip_hf.data.groups import GROUP_COLUMN, group_ids
-from flip_hf.data.kinds import KINDS, FieldValues
-from flip_hf.data.ragged import Ragged, padding_multiple
+from flip_hf.data.ragged import padding_multiple
 from flip_hf.data.row_batches import contents_of, value_batches
-from flip_hf.data.schema import Fallback, InputError, canonical_labels
+from flip_hf.data.row_encoding import encode_rows
+from flip_hf.data.schema import InputError
 from flip_hf.data.tables import to_table
 from flip_hf.data.template import TextTemplate
+from flip_hf.data.text_features import TextFeatures, as_text_features
+from flip_hf.data.vector_fitting import VectorFitting, fit_fields, with_columns
+from flip_hf.data.vector_inputs import VectorInputs
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
-from flip_hf.fields import FieldConfig, as_fields, check_label, tabular_fields
-from flip_hf.growth import FeatureGrowth, FeatureTexts
+from flip_hf.fields import FieldConfig, as_fields, check_label, tabular_fields, text_fields, vector_sizes
+from flip_hf.grown_texts import texts_of_grown
+from flip_hf.growth import FeatureGrowth
 from flip_hf.hub import push_to_hub
 from flip_hf.standard_json import settings_json
+from flip_hf.text_vectors import make_source
 
 logger = logging.getLogger(__name__)
 
 VOCABULARY_NAME = "vocabulary.parquet"
 _LONGEST_TEXT = 512
-# Features whose texts teach a model what a new feature's text says.
-_MOST_KNOWN_TEXTS = 4096
+# What calling the processor makes of tensors, by `return_tensors`.
+_AS: dict[str | None, Callable[[torch.Tensor], Any]] = {
+    "pt": lambda tensor: tensor,
+    "np": torch.Tensor.numpy,
+    None: torch.Tensor.tolist,
+}
 
 
 class FlipProcessor(ProcessorMixin):
@@ -56,6 +65,7 @@ class FlipProcessor(ProcessorMixin):
         vocabulary: the fitted features.
         label: name of the label column (0 or 1), where the log has one.
         max_length: most tokens of a row's text, special tokens included.
+        vectors: those of vector fields and text features; needed where there are any.
     """
 
     def __init__(
@@ -64,6 +74,7 @@ class FlipProcessor(ProcessorMixin):
         vocabulary: FeatureVocabulary | None = None,
         label: str | None = None,
         max_length: int = _LONGEST_TEXT,
+        vectors: FeatureVectors | None = None,
     ) -> None:
         super().__init__(tokenizer)
         if vocabulary is None:
@@ -77,6 +88,9 @@ class FlipProcessor(ProcessorMixin):
         self.vocabulary = vocabulary
         self.label = label
         self.max_length = max_length
+        self.vectors = FeatureVectors([], {}, {}, make_source) if vectors is None else vectors
+        if lacking := sorted(set(vector_sizes(vocabulary.fields)) - set(self.vectors.scales)):
+            raise ValueError(f"field {lacking[0]!r} has vectors, and the processor has not fitted any for it")
         self.has_loading_code = False
         self.template = TextTemplate(tokenizer, vocabulary.fields, max_length)
 
@@ -99,9 +113,14 @@ class FlipProcessor(ProcessorMixin):
     def columns_read(self, with_label: bool = False, group_field: str | None = None) -> list[str]:
         """The columns of raw rows that encoding reads."""
         label = self._label_name() if with_label else None
-        names = [f.name for f in self.fields]
+        names = [f.name for f in self._fields_read]
         check_label(self.label, names, group_field)
         return list(dict.fromkeys([*names, *(name for name in (label, group_field) if name is not None)]))
+
+    @property
+    def _fields_read(self) -> list[FieldConfig]:
+        """The fields, and as fields the columns that text features are made from."""
+        return with_columns(self.fields, list(self.vectors.features.values()))
 
     @classmethod
     def fit(
@@ -113,6 +132,8 @@ class FlipProcessor(ProcessorMixin):
         max_length: int | None = None,
         source: str | None = None,
         csv: CSVFormat | None = None,
+        text_features: Sequence[TextFeatures | Mapping[str, Any]] = (),
+        catalog: Any = None,
     ) -> Self:
         """Learns which values each field has. Fit on training rows only.
 
@@ -125,9 +146,14 @@ class FlipProcessor(ProcessorMixin):
             max_length: most tokens of a row's text; by default what the tokenizer allows, at most 512.
             source: where the rows come from, for error messages; by default the path, where one was given.
             csv: how CSV files are written.
+            text_features: vectors to attach to the values of fields, such as `[TextFeatures("movie_id",
+                encoder="sentence-transformers/all-MiniLM-L6-v2", fields=["title", "genre"])]`.
+            catalog: rows in any form, with the columns of the text features alone: the vectors of their values are
+                kept too. A value of a history that no training row has gets its vector from here.
 
         Raises:
             InputError: a column is missing, a value can't be an id, or there are no rows.
+            flip_hf.fetch.FetchError: an encoder could not be found.
         """
         if isinstance(tokenizer, str | Path):
             # Who wants a revision hands in a tokenizer.
@@ -138,13 +164,17 @@ class FlipProcessor(ProcessorMixin):
             source = source or shown(dataset)
         if not unfitted:
             raise ValueError("a processor needs at least one field: fields=[FieldConfig('user_id'), ...]")
-        check_label(label, [f.name for f in unfitted])
+        features = as_text_features(text_features, unfitted)
+        check_label(label, [f.name for f in with_columns(unfitted, features)])
         if not tabular_fields(unfitted):
             raise ValueError("at least one field must have ids; all of these are of the kind 'text'")
-        vocabulary = FeatureVocabulary.fit(value_batches(dataset, unfitted, label, source, csv), unfitted)
+        if not text_fields(unfitted):
+            raise ValueError("at least one field must have a text; all of these are of the kind 'vector'")
+        read = partial(value_batches, label=label, source=source, csv=csv)
+        vocabulary, vectors = fit_fields(read, dataset, unfitted, features, catalog, make_source)
         if max_length is None:
             max_length = min(tokenizer.model_max_length, _LONGEST_TEXT)
-        return cls(tokenizer, vocabulary, label, max_length)
+        return cls(tokenizer, vocabulary, label, max_length, vectors)
 
     def extend(self, dataset: Any, source: str | None = None, csv: CSVFormat | None = None) -> FeatureGrowth:
         """Gives values that fitting did not see features of their own, behind all features that are there.
@@ -165,21 +195,21 @@ class FlipProcessor(ProcessorMixin):
         """
         if is_place(dataset):
             source = source or shown(dataset)
-        self.vocabulary = self.vocabulary.extended(value_batches(dataset, self.fields, self.label, source, csv))
-        return FeatureGrowth(list(self.fields), self.feature_counts, self._texts_of_grown)
+        fitting = VectorFitting([], list(self.vectors.features.values()))
+        batches = value_batches(dataset, self._fields_read, self.label, source, csv)
+        self.vocabulary = self.vocabulary.extended(fitting.watch(batches))
+        self.vectors = fitting.extended(self.vocabulary, self.vectors)
+        texts = partial(texts_of_grown, self.vocabulary, self.tokenizer, self.max_length)
+        return FeatureGrowth(list(self.fields), self.feature_counts, texts)
 
-    def _texts_of_grown(self) -> Iterator[tuple[FeatureTexts, FeatureTexts]]:
-        for i, field in enumerate(self.fields):
-            if field.owns_features and field.added_features[-1]:
-                template = TextTemplate(self.tokenizer, [field], self.max_length)
-                ids, values = self.vocabulary.valued(i)
-                num_known = len(ids) - field.added_features[-1]
-                # The frequent ones come first: their embeddings are the ones that training has shaped.
-                parts = (slice(0, min(num_known, _MOST_KNOWN_TEXTS)), slice(num_known, len(ids)))
-                known, new = (
-                    FeatureTexts(torch.from_numpy(ids[part]), _tokens(template, values[part])) for part in parts
-                )
-                yield known, new
+    def set_text_encoder(self, field: str, encoder: str | Path) -> None:
+        """Says where the encoder is that encodes the new texts of a field's text features.
+
+        Args:
+            field: the field's name.
+            encoder: a folder, or a name as in `TextFeatures`; the one that the processor was fitted with.
+        """
+        self.vectors.set_encoder(field, str(encoder))
 
     def select_columns(
         self,
@@ -196,7 +226,7 @@ class FlipProcessor(ProcessorMixin):
             rows,
             self.columns_read(with_label, group_field),
             optional=[self.label] if self.label and not with_label else [],
-            contents=contents_of(self.fields),
+            contents=contents_of(self._fields_read),
             first_row=first_row,
             source=source,
         )
@@ -225,8 +255,10 @@ class FlipProcessor(ProcessorMixin):
 
         Returns:
             One row each: `row` int64, its number; `feature_ids` int64 [P], one position for each field with features,
-            or `max_values`, filled up with padding, for those that hold several; with `with_text`, `input_ids` int32
-            [tokens] and `token_field_ids` int16 [tokens], the field's place on tokens of its value and -1 elsewhere;
+            or `max_values`, filled up with padding, for those that hold several; with text features `vector_keys`
+            int64, for each of their positions the key of its vector, 0 for none; with vector fields `vectors` float32,
+            side by side, standardised, NaN where missing; with `with_text`, `input_ids` int32 [tokens] and
+            `token_field_ids` int16 [tokens], the field's place on tokens of its value and -1 elsewhere;
             `fallbacks` uint8 [fields], flags of `Fallback`; with `with_label`, `label` float32; with `group_field`,
             `group` int64, a number that rows with the same value share, and -1 where it is missing.
 
@@ -238,41 +270,17 @@ class FlipProcessor(ProcessorMixin):
         table = self.select_columns(
             rows, first_row=first_row, with_label=with_label, source=source, group_field=group_field
         )
-        num_rows, num_fields = len(table), len(self.fields)
-        fallbacks = np.empty((num_rows, num_fields), dtype=np.uint8)
-        positions, shown = [], []
-        for i, field in enumerate(self.fields):
-            kind = KINDS[field.kind]
-            values = kind.read(table[field.name], field, first_row, source)
-            fallbacks[:, i] = values.flags
-            if field.traits.has_features:
-                ids = self.vocabulary.lookup(i, values)
-                placed, is_oov, is_cut = self.vocabulary.positions(i, values, ids)
-                values = replace(values, keys=self.vocabulary.keys(i, ids))
-                positions.append(placed)
-                fallbacks[is_oov, i] |= np.uint8(Fallback.OOV)
-                fallbacks[is_cut, i] |= np.uint8(Fallback.TRUNCATED)
-            if with_text:
-                values = kind.shown(values, field)
-                shown.append(values if field.show_oov else values.without_oov())
-        feature_ids = np.concatenate(positions, axis=1)
-        encoded = {
-            "row": pa.array(np.arange(first_row, first_row + num_rows)),
-            "feature_ids": pa.FixedSizeListArray.from_arrays(pa.array(feature_ids.ravel()), feature_ids.shape[1]),
-        }
-        if with_text:
-            text = self.template.assemble(shown)
-            fallbacks[text.truncated] |= np.uint8(Fallback.TRUNCATED)
-            offsets = pa.array(text.offsets, pa.int32())
-            encoded["input_ids"] = pa.ListArray.from_arrays(offsets, pa.array(text.input_ids))
-            encoded["token_field_ids"] = pa.ListArray.from_arrays(offsets, pa.array(text.token_field_ids))
-        encoded["fallbacks"] = pa.FixedSizeListArray.from_arrays(pa.array(fallbacks.ravel()), num_fields)
-        if label:
-            encoded["label"] = pa.array(canonical_labels(table[label], label, first_row=first_row, source=source))
-        if group_field is not None:
-            groups = group_ids(table[group_field], group_field, first_row=first_row, source=source)
-            encoded[GROUP_COLUMN] = pa.array(groups)
-        return pa.table(encoded)
+        return encode_rows(
+            table,
+            self.vocabulary,
+            self.template,
+            self.vectors,
+            label=label,
+            with_text=with_text,
+            group_field=group_field,
+            first_row=first_row,
+            source=source,
+        )
 
     def encode_dataset(
         self,
@@ -318,21 +326,18 @@ class FlipProcessor(ProcessorMixin):
                 `flip_hf.data.ragged.padding_multiple()`, 8 with an accelerator and 2 without.
 
         Returns:
-            `feature_ids` int64 (B, P), `input_ids` and `attention_mask` int64 (B, T).
+            `feature_ids` int64 (B, P), `input_ids` and `attention_mask` int64 (B, T); where fields have vectors also
+            `vectors` and `vector_places`, as in `FlipModel`.
         """
-        encoded = self.encode(rows)
-        text = Ragged.of(encoded["input_ids"])
         multiple = padding_multiple() if pad_to_multiple_of is None else pad_to_multiple_of
-        padded = text.padded(self.tokenizer.pad_token_id, multiple)
-        num_positions = sum(f.num_positions for f in self.fields)
-        arrays = {
-            "feature_ids": np.array(encoded["feature_ids"].combine_chunks().flatten()).reshape(-1, num_positions),
-            "input_ids": padded,
-            "attention_mask": text.mask(padded.shape[1]).astype(np.int64),
-        }
-        if return_tensors is None:
-            return BatchFeature({name: array.tolist() for name, array in arrays.items()})
-        return BatchFeature(arrays, tensor_type=return_tensors)
+        encoded = self.encode(rows)
+        views = padded_views(encoded, self.tokenizer.pad_token_id, multiple)
+        plain = views if return_tensors else {name: view.tolist() for name, view in views.items()}
+        inputs = BatchFeature(plain, tensor_type=return_tensors)
+        for name, values in VectorInputs(self.fields, self.vectors)(encoded).items():
+            convert = _AS[return_tensors]
+            inputs[name] = {k: convert(v) for k, v in values.items()} if isinstance(values, dict) else convert(values)
+        return inputs
 
     def content_hash(self) -> str:
         """A hash of everything that decides how a row is encoded."""
@@ -343,19 +348,25 @@ class FlipProcessor(ProcessorMixin):
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table.combine_chunks())
         digest.update(sink.getvalue())
+        for name, tensor in self.vectors.tensors().items():
+            digest.update(name.encode())
+            digest.update(tensor.tobytes())
         return digest.hexdigest()
 
     def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The settings beside the tokenizer's and the vocabulary's files."""
-        return {
+        settings = {
             "processor_class": type(self).__name__,
             "fields": [f.to_dict() for f in self.fields],
             "label": self.label,
             "max_length": self.max_length,
         }
+        features = [own.to_dict() for own in self.vectors.features.values()]
+        return settings | ({"text_features": features} if features else {})
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Writes the tokenizer's files, `processor_config.json` and `vocabulary.parquet`.
+        """Writes the tokenizer's files, `processor_config.json`, `vocabulary.parquet` and, where there are any vectors,
+        `vectors.safetensors`.
 
         What was loaded from a checkpoint with loading code is saved with it.
 
@@ -371,6 +382,9 @@ class FlipProcessor(ProcessorMixin):
         self.tokenizer._set_processor_class(type(self).__name__)
         files = list(self.tokenizer.save_pretrained(folder))
         self.vocabulary.save(folder / VOCABULARY_NAME)
+        if self.vectors.scales:
+            self.vectors.save(folder / VECTORS_NAME)
+            files.append(str(folder / VECTORS_NAME))
         settings = self.to_dict()
         if self.has_loading_code:
             settings["auto_map"] = PROCESSOR_AUTO_MAP
@@ -415,30 +429,26 @@ class FlipProcessor(ProcessorMixin):
         hub = {k: v for k, v in kwargs.items() if k in HUB_SETTINGS}
         settings_file = str(cached_file(name, PROCESSOR_NAME, **hub))
         vocabulary_file = str(cached_file(name, VOCABULARY_NAME, **hub))
-        fields, label, max_length, has_loading_code = read_processor_settings(
-            settings_file, {cls.__name__, FlipProcessor.__name__}
-        )
-        vocabulary = FeatureVocabulary.load(vocabulary_file, fields)
+        saved = read_processor_settings(settings_file, {cls.__name__, FlipProcessor.__name__})
+        vocabulary = FeatureVocabulary.load(vocabulary_file, saved.fields)
+        vectors = None
+        if vector_sizes(saved.fields):
+            vectors_file = str(cached_file(name, VECTORS_NAME, **hub))
+            vectors = FeatureVectors.load(vectors_file, vocabulary, saved.text_features, make_source)
         given = kwargs.pop("max_length", None)
         tokenizer = load_tokenizer(name, hub, kwargs, FlipConfig())
         check_loading_settings(kwargs, tokenizer)
         try:
-            processor = cls(tokenizer, vocabulary, label, max_length)
+            processor = cls(tokenizer, vocabulary, saved.label, saved.max_length, vectors)
         # Over a tokenizer that is not what it says, errors are of any type here too.
         except Exception as error:
             raise InputError(f"not a FLIP processor's files: {error}", source=name) from error
         if given is not None:
-            processor = cls(tokenizer, vocabulary, label, given)
-        processor.has_loading_code = has_loading_code
+            processor = cls(tokenizer, vocabulary, saved.label, given, vectors)
+        processor.has_loading_code = saved.has_loading_code
         return processor
 
     def _label_name(self) -> str:
         if self.label is None:
             raise ValueError("this processor was fitted without a label column: FlipProcessor.fit(..., label='label')")
         return self.label
-
-
-def _tokens(template: TextTemplate, values: pa.Array) -> list[torch.Tensor]:
-    text = template.assemble([FieldValues(values, np.zeros(len(values), dtype=np.uint8))])
-    parts = np.split(text.input_ids.astype(np.int64), text.offsets[1:-1])
-    return [torch.from_numpy(part) for part in parts]

@@ -15,6 +15,7 @@ from flip_hf.checkpoint.processor_check import load_tokenizer
 from flip_hf.checkpoint.weights_check import find_weights
 from flip_hf.configuration_flip import FlipConfig, first_layers
 from flip_hf.data.files import content_hash
+from flip_hf.data.text_features import TextFeatures, text_key
 from flip_hf.encoder_files import VECTOR_POOLING, EncoderFiles
 from flip_hf.fetch import FetchError, cache_dir, resolve_pretrained
 from flip_hf.nn.precision import computes_bf16
@@ -22,7 +23,7 @@ from flip_hf.progress import progress_bar
 from flip_hf.standard_json import settings_json
 from flip_hf.text_encoder import load_text_encoder
 from flip_hf.towers import FlipModel
-from flip_hf.vector_cache import KEY_BYTES, VectorCache
+from flip_hf.vector_cache import VectorCache
 
 # Texts that are sorted by length together, and whose vectors are written in one transaction.
 _TEXTS_AT_ONCE = 8192
@@ -152,7 +153,7 @@ class TextVectorizer:
         if not len(keys):
             return vectors
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        with VectorCache(cache_dir() / "text-vectors" / f"{self.identity}.sqlite3", self.size) as cache:
+        with self._cache() as cache:
             missing = np.sort(cache.read(keys, vectors, first))
             is_short = len(missing) <= self.batch_size
             with progress_bar(total=len(missing), desc="encoding texts", leave=False, disable=is_short) as bar:
@@ -169,6 +170,35 @@ class TextVectorizer:
         repeated = np.flatnonzero(source != np.arange(len(source)))
         vectors[repeated] = vectors[source[repeated]]
         return vectors
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """The vectors of texts that were encoded before, by their keys.
+
+        Args:
+            keys: int64 (texts,), as `flip_hf.data.text_features.text_key` makes them.
+
+        Returns:
+            float16 (texts, size).
+
+        Raises:
+            OSError: the cache does not hold one of them, or can't be read.
+        """
+        distinct, inverse = np.unique(keys, return_inverse=True)
+        vectors = np.empty((len(distinct), self.size), np.float16)
+        with self._cache() as cache:
+            if number := len(cache.read(distinct, vectors, np.arange(len(distinct)))):
+                raise OSError(
+                    f"{self._cache_path}: the vectors of {number} texts are no longer in the cache; encode the rows "
+                    "that they belong to again"
+                )
+        return vectors[inverse]
+
+    @property
+    def _cache_path(self) -> Path:
+        return cache_dir() / "text-vectors" / f"{self.identity}.sqlite3"
+
+    def _cache(self) -> VectorCache:
+        return VectorCache(self._cache_path, self.size)
 
     def _encode(self, texts: list[str], done: Callable[[int], object]) -> np.ndarray:
         """The vectors of texts, float16 (texts, size); `done` is told of each batch."""
@@ -255,15 +285,21 @@ def _without_lengths(tokenizer: Any) -> Tokenizer:
 
 
 def _keys(texts: Sequence[str]) -> np.ndarray:
-    """The 128-bit hashes of texts, S16 (texts,)."""
+    """The keys of texts, int64 (texts,)."""
     if isinstance(texts, str):
         raise ValueError(f"the text {texts!r:.80} is not in a list; pass a list of texts")
-    keys = bytearray()
+    keys = np.empty(len(texts), np.int64)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"text {i} is {text!r:.80}, not a string; fill it in, or leave it out")
         try:
-            keys += xxhash.xxh3_128_digest(text.encode())
+            keys[i] = text_key(text)
         except UnicodeEncodeError as error:
             raise ValueError(f"text {i}, {text!r:.80}, is not Unicode ({error.reason})") from error
-    return np.frombuffer(bytes(keys), f"S{KEY_BYTES}")
+    return keys
+
+
+def make_source(features: TextFeatures) -> TextVectorizer:
+    """What encodes the texts of some text features."""
+    assert features.encoder is not None
+    return TextVectorizer(features.encoder, text_layers=features.text_layers)

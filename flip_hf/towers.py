@@ -3,18 +3,23 @@
 from typing import Any, TypeAlias
 
 import torch
+from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from flip_hf.backbones import Backbone, backbone_class, build_backbone
 from flip_hf.configuration_flip import FlipConfig
-from flip_hf.inputs import takes_known_inputs
+from flip_hf.fields import vector_owners, vector_sizes
+from flip_hf.inputs import Vectors, takes_known_inputs
 from flip_hf.nn.bags import FieldPooling
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.pooling import TEXT_POOLING
 from flip_hf.nn.sharded_embeddings import feature_embedding_class
+from flip_hf.nn.vectors import VectorProjection
 from flip_hf.outputs import FlipModelOutput
 from flip_hf.pretrained_model import FlipPreTrainedModel
+
+_TABULAR_PARTS = ("feature_embeddings", "field_pooling", "vector_projection", "backbone")
 
 OutputHiddenStates: TypeAlias = bool | int | list[int] | None
 """All hidden states, some by their numbers, or what the configuration says."""
@@ -29,6 +34,7 @@ class FlipModel(FlipPreTrainedModel):
         super().__init__(config)
         self.feature_embeddings: FeatureEmbedding | None = None
         self.field_pooling: FieldPooling | None = None
+        self.vector_projection: VectorProjection | None = None
         self.backbone: Backbone | None = None
         self.text_model: Any = None
         if config.mode != "text":
@@ -46,6 +52,10 @@ class FlipModel(FlipPreTrainedModel):
                 [None if f.target is None else places[f.target] for f in fields],
                 config.embedding_dim,
             )
+            if sizes := vector_sizes(config.fields):
+                self.vector_projection = VectorProjection(
+                    sizes, vector_owners(config.fields), config.embedding_dim, config.vector_hidden_dim
+                )
             self.backbone = build_backbone(config.backbone, len(fields), config.embedding_dim, config.backbone_options)
         if config.mode != "id":
             if text_model is None:
@@ -54,7 +64,7 @@ class FlipModel(FlipPreTrainedModel):
             if getattr(self.text_model, "pooler", None) is not None:
                 # Nothing reads it, and distributed training stops at parameters without gradients.
                 self.text_model.pooler = None
-        absent = {"joint": (), "id": ("text_model",), "text": ("feature_embeddings", "field_pooling", "backbone")}
+        absent = {"joint": (), "id": ("text_model",), "text": _TABULAR_PARTS}
         self._keys_to_ignore_on_load_unexpected: Any = [rf"^(flip\.)?{part}\." for part in absent[config.mode]]
         self.post_init()
 
@@ -71,11 +81,21 @@ class FlipModel(FlipPreTrainedModel):
         size: int = text_config.hidden_size
         return size if self.config.text_towers is None else size * len(self.config.text_towers)
 
-    def encode_tabular(self, feature_ids: torch.Tensor) -> FlipModelOutput:
-        """The tabular tower: int64 (B, P) -> its parts of FlipModelOutput."""
+    def encode_tabular(
+        self, feature_ids: torch.Tensor, vectors: Vectors = None, vector_places: torch.Tensor | None = None
+    ) -> FlipModelOutput:
+        """The tabular tower: int64 (B, P) -> its parts of FlipModelOutput; the rest as in `forward`."""
         assert self.feature_embeddings is not None and self.field_pooling is not None and self.backbone is not None
-        vectors = self.feature_embeddings(feature_ids)  # (B, P, D)
-        embeddings = self.field_pooling(vectors, feature_ids)  # (B, F, D)
+        features = self.feature_embeddings(feature_ids)  # (B, P, D), or wider
+        if self.vector_projection is not None:
+            if vectors is None or vector_places is None:
+                raise ValueError(
+                    f"fields have vectors: vectors and vector_places are needed; {self.collator} makes them"
+                )
+            added = self.vector_projection(feature_ids, vectors, vector_places)  # (B, P, D)
+            # What a table holds beyond the embedding gets nothing.
+            features = features + F.pad(added, (0, features.shape[-1] - added.shape[-1]))
+        embeddings = self.field_pooling(features, feature_ids)  # (B, F, D)
         representation, logits = self.backbone(embeddings)
         return FlipModelOutput(field_embeddings=embeddings, tabular_representation=representation, id_logits=logits)
 
@@ -129,6 +149,8 @@ class FlipModel(FlipPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         output_hidden_states: OutputHiddenStates = None,
         output_attentions: bool | None = None,
+        vectors: Vectors = None,
+        vector_places: torch.Tensor | None = None,
     ) -> FlipModelOutput:
         """Encodes the views of the towers that are built.
 
@@ -140,12 +162,16 @@ class FlipModel(FlipPreTrainedModel):
                 by default what the configuration says.
             output_attentions: whether to return its attention weights, which need `attn_implementation="eager"`; by
                 default what the configuration says.
+            vectors: for each field that owns vectors the distinct ones of the batch, float (1, vectors, size); needed
+                where fields have vectors, unless the mode is "text".
+            vector_places: int64 (B, P), for each position which of its field's vectors it holds, -1 for none; needed
+                with `vectors`.
         """
         parts: dict[str, Any] = {}
         if self.config.mode != "text":
             if feature_ids is None:
                 raise ValueError(f"mode={self.config.mode!r} needs feature_ids; {self.collator} makes them")
-            parts.update(self.encode_tabular(feature_ids))
+            parts.update(self.encode_tabular(feature_ids, vectors, vector_places))
         if self.config.mode != "id":
             if input_ids is None or attention_mask is None:
                 raise ValueError(

@@ -11,8 +11,6 @@ import numpy as np
 import xxhash
 from filelock import FileLock
 
-KEY_BYTES = 16
-
 # SQLite before 3.32 takes 999 values in a statement.
 _KEYS_IN_A_QUERY = 900
 # Another process that writes holds the file for one transaction.
@@ -21,7 +19,7 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
 class VectorCache:
-    """Float16 vectors by 128-bit keys, in one SQLite file. Use it as a context manager.
+    """Float16 vectors by 64-bit keys, in one SQLite file. Use it as a context manager.
 
     Each `add` is a transaction: a crash loses at most the one that was being written. The file is in SQLite's WAL mode,
     so it must be on a file system of this machine.
@@ -57,7 +55,7 @@ class VectorCache:
         """Writes the cached vectors of some rows into an array.
 
         Args:
-            keys: S16 (texts,), the key of each row.
+            keys: int64 (texts,), the key of each row.
             vectors: float16 (texts, size), written to.
             rows: int64 (rows,), the rows that are wanted.
 
@@ -70,13 +68,13 @@ class VectorCache:
         missing = [rows[:0]]
         for start in range(0, len(rows), _KEYS_IN_A_QUERY):
             part = rows[start : start + _KEYS_IN_A_QUERY]
-            row_of = dict(zip(_as_bytes(keys[part]), part.tolist(), strict=True))
+            row_of = dict(zip(keys[part].tolist(), part.tolist(), strict=True))
             marks = ",".join("?" * len(row_of))
             # Only question marks are put into the statement.
             query = f"SELECT key, vector, checksum FROM vectors WHERE key IN ({marks})"  # nosec B608
             with _errors_of(self._path):
                 found = self._connection.execute(query, list(row_of)).fetchall()
-            if any(len(v) != 2 * self._size or xxhash.xxh32_intdigest(k + v) != check for k, v, check in found):
+            if any(len(v) != 2 * self._size or _checksum(k, v) != check for k, v, check in found):
                 raise OSError(_damaged(self._path, "a vector is not what was written"))
             if found:
                 read = [row_of.pop(key) for key, _, _ in found]
@@ -88,14 +86,14 @@ class VectorCache:
         """Adds vectors in one transaction; of a key that is there already the old vector stays.
 
         Args:
-            keys: S16 (texts,).
+            keys: int64 (texts,).
             vectors: float16 (texts, size).
 
         Raises:
             OSError: the file is damaged, or can't be written.
         """
-        contents = zip(_as_bytes(keys), (vector.tobytes() for vector in vectors), strict=True)
-        rows = ((key, vector, xxhash.xxh32_intdigest(key + vector)) for key, vector in contents)
+        contents = zip(keys.tolist(), (vector.tobytes() for vector in vectors), strict=True)
+        rows = ((key, vector, _checksum(key, vector)) for key, vector in contents)
         with _errors_of(self._path), self._connection:
             self._connection.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", rows)
 
@@ -111,15 +109,13 @@ def _create(path: Path) -> None:
         with closing(sqlite3.connect(partial)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(
-                "CREATE TABLE vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INT NOT NULL)"
+                "CREATE TABLE vectors (key INTEGER PRIMARY KEY, vector BLOB NOT NULL, checksum INT NOT NULL)"
             )
         partial.replace(path)
 
 
-def _as_bytes(keys: np.ndarray) -> list[bytes]:
-    # numpy drops zeros at the end of a key that it hands out.
-    joined = keys.tobytes()
-    return [joined[start : start + KEY_BYTES] for start in range(0, len(joined), KEY_BYTES)]
+def _checksum(key: int, vector: bytes) -> int:
+    return xxhash.xxh32_intdigest(vector, key & 0xFFFFFFFF)
 
 
 @contextmanager

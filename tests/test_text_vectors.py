@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, LlamaConfig, RobertaConfig, T5Config
 
 from flip_hf import FlipCTRCollator, FlipForCTR, FlipModel, FlipProcessor, fetch, text_vectors
+from flip_hf.data.text_features import text_key
 from flip_hf.fetch import FetchError
 from flip_hf.nn.pooling import last_pooling
 from flip_hf.text_vectors import TextVectorizer
@@ -432,15 +433,23 @@ def test_several_processes_write_at_once(tmp_path):
     assert (vectors == np.arange(500)[:, None]).all()
 
 
-def test_keys_keep_their_zeros_and_rows_their_order(tmp_path):
-    raw = [b"a" + bytes(15), bytes(16), bytes(15) + b"a", b"a" * 16]
-    keys, vectors = np.frombuffer(b"".join(raw), "S16"), np.zeros((4, 2), np.float16)
+def test_any_whole_number_is_a_key_and_rows_keep_their_order(tmp_path):
+    keys, vectors = np.array([-(2**63), 0, 2**63 - 1, -1]), np.zeros((4, 2), np.float16)
     written = np.arange(8, dtype=np.float16).reshape(4, 2)
     with VectorCache(tmp_path / "cache.sqlite3", 2) as cache:
         assert cache.read(keys, vectors, np.array([2, 0])).tolist() == [2, 0]
         cache.add(keys[:3], written[:3])
         assert cache.read(keys, vectors, np.array([3, 2, 1, 0])).tolist() == [3]
     np.testing.assert_array_equal(vectors, [*written[:3], [0, 0]])
+
+
+def test_encoded_texts_are_found_by_their_keys(plain):
+    vectorizer = TextVectorizer(plain)
+    vectors = vectorizer(["b", "a"])
+    keys = np.array([text_key("a"), text_key("b"), text_key("a")])
+    np.testing.assert_array_equal(TextVectorizer(plain).find(keys), vectors[[1, 0, 1]])
+    with pytest.raises(OSError, match=r"vectors of 1 texts.*encode the rows"):
+        vectorizer.find(np.array([text_key("a"), text_key("never seen")]))
 
 
 def test_the_cache_holds_no_texts(plain, tmp_path):

@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
@@ -12,6 +12,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from flip_hf.checkpoint.loading_file import PROCESSOR_AUTO_MAP
 from flip_hf.data.schema import InputError
+from flip_hf.data.text_features import TextFeatures, as_text_features
 from flip_hf.fields import FieldConfig, as_fields, with_nearest
 
 HUB_SETTINGS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies")
@@ -41,11 +42,26 @@ def check_loading_settings(settings: Mapping[str, Any], tokenizer: Any) -> None:
         raise ValueError(f"FlipProcessor.from_pretrained has no setting {with_nearest(unknown, known)}")
 
 
-def read_processor_settings(
-    path: str, processor_classes: Collection[str]
-) -> tuple[list[FieldConfig], str | None, int, bool]:
-    """The fields, the label and the most tokens of a row that `processor_config.json` holds, and whether it names the
-    loading code."""
+class ProcessorSettings(NamedTuple):
+    """What `processor_config.json` holds.
+
+    Attributes:
+        fields: the fitted fields.
+        text_features: the fitted text features.
+        label: the label column.
+        max_length: most tokens of a row's text.
+        has_loading_code: whether it names the loading code.
+    """
+
+    fields: list[FieldConfig]
+    text_features: list[TextFeatures]
+    label: str | None
+    max_length: int
+    has_loading_code: bool
+
+
+def read_processor_settings(path: str, processor_classes: Collection[str]) -> ProcessorSettings:
+    """Reads `processor_config.json`; InputError if it is not a FLIP processor's."""
     try:
         settings = json.loads(Path(path).read_text("utf-8"))
         if not isinstance(settings, dict) or not isinstance(settings["fields"], list):
@@ -61,9 +77,14 @@ def read_processor_settings(
             raise ValueError(f"max_length={max_length!r:.80} must be a whole number of at least 1")
         if unfitted := [f.name for f in fields if f.num_features is None]:
             raise ValueError(f"field {unfitted[0]!r} has no num_features")
+        features = as_text_features(settings.get("text_features", []), fields)
+        sizes = {f.name: f.vector_size for f in fields if f.vector_size is not None}
+        if sizes != {own.field: own.size for own in features}:
+            raise ValueError("the text features are not those of the fields with a vector_size")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"not a FLIP processor's settings: {error}", source=path) from error
-    return fields, label, max_length, settings.get("auto_map") == PROCESSOR_AUTO_MAP
+    has_loading_code = settings.get("auto_map") == PROCESSOR_AUTO_MAP
+    return ProcessorSettings(fields, features, label, max_length, has_loading_code)
 
 
 def load_tokenizer(name: str, hub: Mapping[str, Any], kwargs: Mapping[str, Any], config: PreTrainedConfig) -> Any:

@@ -22,6 +22,7 @@ from flip_hf.data.masking import masked_fields, uniform
 from flip_hf.data.ragged import Ragged, padding_multiple
 from flip_hf.data.schema import canonical_labels
 from flip_hf.data.template import NO_FIELD
+from flip_hf.data.vector_inputs import VectorInputs
 from flip_hf.fields import (
     IGNORED_LABEL,
     MASK_ID,
@@ -58,7 +59,8 @@ class FlipCTRCollator:
 
     Returns (when called with encoded rows, a list or an Arrow table of them):
         feature_ids int64 (B, P) unless the mode is "text"; input_ids and attention_mask int64 (B, T) unless it is
-        "id", and with `text_towers` (B, towers, T); labels float32 (B,) where the rows have a label. Rows may also be
+        "id", and with `text_towers` (B, towers, T); where fields have vectors, `vectors` and `vector_places` as in
+        `FlipModel` unless the mode is "text"; labels float32 (B,) where the rows have a label. Rows may also be
         what calling the processor returns, as in `Dataset.map(processor, batched=True)`: their `attention_mask` says
         which tokens are padding.
 
@@ -123,6 +125,7 @@ class FlipCTRCollator:
         self._hidden_places = [places[i] for i in self._hidden]
         self._hides = mode != "id" and bool(self._hidden)
         self._num_fields = len(processor.fields)
+        self._vector_inputs = VectorInputs(processor.fields, processor.vectors)
         self._missing = np.array(processor.template.missing_tokens)
 
     @classmethod
@@ -160,7 +163,13 @@ class FlipCTRCollator:
         """The columns of the encoded rows that are read."""
         views = ["input_ids", "attention_mask"] if self.mode != "id" else []
         views += ["token_field_ids"] if self.text_towers is not None or self._hides else []
-        return [*views, *(["feature_ids"] if self.mode != "text" or self._hides else []), "row", "label"]
+        views += ["feature_ids"] if self.mode != "text" or self._hides else []
+        return [*views, *(self.vector_columns if self.mode != "text" else []), "row", "label"]
+
+    @property
+    def vector_columns(self) -> list[str]:
+        """The columns of the encoded rows that hold vectors, or their keys."""
+        return self._vector_inputs.columns
 
     @property
     def needed_columns(self) -> list[str]:
@@ -194,6 +203,7 @@ class FlipCTRCollator:
                 feature_ids = np.where(dropped, self._oov_ids, feature_ids)
             if self.mode != "text":
                 batch["feature_ids"] = torch.from_numpy(feature_ids)
+                batch |= self._vector_inputs(rows)
         if self.mode != "id":
             texts, towers = self._texts(rows, hidden), self.text_towers
             padded = texts.padded(self.pad_token_id, self.pad_to_multiple_of)
@@ -322,6 +332,11 @@ class FlipPretrainingCollator:
         self.mask_token_id: int = processor.tokenizer.mask_token_id
         self.plain = FlipCTRCollator(processor, pad_to_multiple_of=pad_to_multiple_of)
         self.num_fields = len(processor.fields)
+        # A vector has no text, and no feature that could be told from others.
+        self._in_text = np.array([f.traits.has_text for f in processor.fields])
+        self._in_table = np.array([not f.traits.is_vector for f in tabular_fields(processor.fields)])
+        if not self._in_table.any():
+            raise ValueError("pretraining masks fields of the table, and all of these are vectors")
         num_positions = self.plain.num_positions
         self._position_fields = np.repeat(np.arange(len(num_positions)), num_positions)
         self.seed = seed
@@ -342,7 +357,7 @@ class FlipPretrainingCollator:
     @property
     def needed_columns(self) -> list[str]:
         """Those of `columns` without which there is no batch."""
-        return ["row", "feature_ids", "input_ids", "token_field_ids"]
+        return ["row", "feature_ids", "input_ids", "token_field_ids", *self.plain.vector_columns]
 
     @property
     def fields(self) -> list[FieldConfig]:
@@ -355,9 +370,8 @@ class FlipPretrainingCollator:
         feature_ids, input_ids = batch["feature_ids"].numpy(), batch["input_ids"].numpy()
         numbers = row_numbers(rows)
         refuse_shared_numbers(numbers, lambda places: [feature_ids[places], input_ids[places]])
-        num_tabular = len(self.plain.first_positions)
 
-        in_table = masked_fields(self.seed, self.epoch, numbers, num_tabular, self.tabular_mask_ratio, _TABULAR_STREAM)
+        in_table = self._masked(numbers, self._in_table, self.tabular_mask_ratio, _TABULAR_STREAM)
         masked_ids = np.where(in_table[:, self._position_fields], PADDING_ID, feature_ids)
         masked_ids[:, self.plain.first_positions] = np.where(
             in_table, MASK_ID, feature_ids[:, self.plain.first_positions]
@@ -369,7 +383,7 @@ class FlipPretrainingCollator:
         token_fields = fields_of_tokens(rows, unpadded_texts(rows))
         token_field_ids = token_fields.padded(NO_FIELD, self.plain.pad_to_multiple_of)
         if self.text_mask_unit == "field":
-            in_text = masked_fields(self.seed, self.epoch, numbers, self.num_fields, self.text_mask_ratio, _TEXT_STREAM)
+            in_text = self._masked(numbers, self._in_text, self.text_mask_ratio, _TEXT_STREAM)
             # Tokens of no field look the last place up, which is never masked.
             lookup = np.concatenate([in_text, np.zeros((len(numbers), 1), dtype=bool)], axis=1)
             masked = np.take_along_axis(lookup, token_field_ids % (self.num_fields + 1), axis=1)
@@ -380,6 +394,12 @@ class FlipPretrainingCollator:
         batch["masked_input_ids"] = torch.from_numpy(np.where(masked, self.mask_token_id, input_ids))
         batch["mlm_labels"] = torch.from_numpy(np.where(masked, input_ids, IGNORED_LABEL))
         return batch
+
+    def _masked(self, numbers: np.ndarray, maskable: np.ndarray, ratio: float, stream: int) -> np.ndarray:
+        """The fields that are masked, bool (rows, fields): bool (fields,) says which can be."""
+        masked = np.zeros((len(numbers), len(maskable)), dtype=bool)
+        masked[:, maskable] = masked_fields(self.seed, self.epoch, numbers, int(maskable.sum()), ratio, stream)
+        return masked
 
     def _target_positions(self, feature_ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Where the feature to recover stands, for each field if it is masked, int64 (rows, fields)."""

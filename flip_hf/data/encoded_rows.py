@@ -106,6 +106,34 @@ def unpadded_texts(rows: Rows) -> Ragged:
     )
 
 
+def padded_views(rows: pa.Table, pad_token_id: int, multiple: int) -> dict[str, np.ndarray]:
+    """Both views of rows, padded to the longest one.
+
+    Args:
+        rows: what `FlipProcessor.encode` returned.
+        pad_token_id: the tokenizer's.
+        multiple: the length is rounded up to this.
+
+    Returns:
+        `feature_ids` int64 (B, P), `input_ids` and `attention_mask` int64 (B, T).
+    """
+    text = Ragged.of(rows["input_ids"])
+    padded = text.padded(pad_token_id, multiple)
+    mask = text.mask(padded.shape[1]).astype(np.int64)
+    return {"feature_ids": matrix_column(rows, "feature_ids"), "input_ids": padded, "attention_mask": mask}
+
+
+def matrix_column(rows: Rows, name: str) -> np.ndarray:
+    """A column of equally long lists of numbers, (rows, length)."""
+    if not isinstance(rows, pa.Table):
+        return np.stack([np.asarray(value) for value in _values(rows, name)])
+    column = rows[name]
+    length = column.type.list_size if pa.types.is_fixed_size_list(column.type) else len(column[0])
+    # A copy, as torch can't take over memory that is not to be written to.
+    values: np.ndarray = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
+    return values.reshape(len(rows), length)
+
+
 def fields_of_tokens(rows: Rows, texts: Ragged) -> Ragged:
     """The field of each token of the texts."""
     fields = ragged_column(rows, "token_field_ids")

@@ -97,7 +97,7 @@ def canonical_strings(
     """
     column = plain_array(column)
     kind = column.type
-    at = _Place(column, field, first_row, source)
+    at = ColumnPlace(column, field, first_row, source)
     flags = np.zeros(len(column), dtype=np.uint8)
     if pa.types.is_boolean(kind):
         strings = pc.if_else(column, "true", "false")
@@ -108,7 +108,7 @@ def canonical_strings(
         strings = spelled_decimals(column)
     elif pa.types.is_timestamp(kind) or pa.types.is_time(kind):
         strings = spelled_times(column)
-    elif _is_text(kind) or _is_bytes(kind):
+    elif is_text(kind) or _is_bytes(kind):
         strings = composed(_decoded(column, at))
     elif pa.types.is_nested(kind):
         at.fail(
@@ -156,7 +156,7 @@ def canonical_numbers(
     """
     column = plain_array(column)
     kind = column.type
-    at = _Place(column, field, first_row, source)
+    at = ColumnPlace(column, field, first_row, source)
     flags = np.zeros(len(column), dtype=np.uint8)
     # The spelling that a large whole number is shown by, which a float64 may not hold.
     spelled = None
@@ -176,7 +176,7 @@ def canonical_numbers(
     elif pa.types.is_decimal(kind):
         spelled = column.cast(pa.string())
         numbers = spelled.cast(pa.float64())
-    elif _is_text(kind):
+    elif is_text(kind):
         texts = _decoded(column, at)
         spelled = pc.utf8_trim_whitespace(texts)
         flags[_mask(pc.not_equal(spelled, texts))] |= np.uint8(Fallback.STRIPPED)
@@ -222,8 +222,8 @@ def canonical_lists(
     """
     column = plain_array(column)
     kind = column.type
-    at = _Place(column, field, first_row, source)
-    if _is_text(kind) or _is_bytes(kind):
+    at = ColumnPlace(column, field, first_row, source)
+    if is_text(kind) or _is_bytes(kind):
         if separator is None:
             at.fail(pc.is_valid(column), f"strings need a separator between their values: set it for {field!r}")
         texts = _decoded(column, at)
@@ -271,10 +271,10 @@ def canonical_labels(
     """
     column = plain_array(column)
     kind = column.type
-    at = _Place(column, field, first_row, source)
+    at = ColumnPlace(column, field, first_row, source)
     clicked = skipped = pa.array(np.zeros(len(column), dtype=bool))
-    if _is_text(kind) or pa.types.is_decimal(kind):
-        texts = _decoded(column, at) if _is_text(kind) else spelled_decimals(column)
+    if is_text(kind) or pa.types.is_decimal(kind):
+        texts = _decoded(column, at) if is_text(kind) else spelled_decimals(column)
         words = pc.utf8_lower(pc.utf8_trim_whitespace(texts))
         clicked = pc.match_substring_regex(words, r"^(1(\.0+)?|true)$")
         skipped = pc.match_substring_regex(words, r"^(0(\.0+)?|false)$")
@@ -287,8 +287,15 @@ def canonical_labels(
     return labels.astype(np.float32)
 
 
-class _Place:
-    """Where a column is from: what an error about one of its values says."""
+class ColumnPlace:
+    """Where a column is from: what an error about one of its values says.
+
+    Args:
+        column: the values.
+        field: its name.
+        first_row: number of the first row.
+        source: the file.
+    """
 
     def __init__(self, column: pa.Array, field: str, first_row: int, source: str | None) -> None:
         self.column, self.field, self.first_row, self.source = column, field, first_row, source
@@ -352,7 +359,8 @@ def _mask(condition: pa.Array) -> np.ndarray:
     return mask
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings."""
     return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
@@ -368,7 +376,7 @@ def is_list(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in (*kinds, *views))
 
 
-def _whole_numbers(column: pa.Array, at: _Place) -> pa.Array:
+def _whole_numbers(column: pa.Array, at: ColumnPlace) -> pa.Array:
     exact_below = {16: 2.0**11, 32: 2.0**24, 64: EXACT_BELOW}[column.type.bit_width]
     numbers = column.cast(pa.float64())
     numbers = pc.if_else(pc.is_nan(numbers), None, numbers)
@@ -381,16 +389,19 @@ def _whole_numbers(column: pa.Array, at: _Place) -> pa.Array:
     return numbers.cast(pa.int64()).cast(pa.string())
 
 
-def _parsed(texts: pa.Array, at: _Place) -> pa.Array:
+def _parsed(texts: pa.Array, at: ColumnPlace) -> pa.Array:
     """The numbers that texts spell."""
     try:
         return texts.cast(pa.float64())
     except pa.ArrowInvalid:
-        at.fail(np.array([not _is_number(v) for v in texts]), "not a number; write it with digits and a decimal point")
+        at.fail(
+            np.array([not spells_number(v) for v in texts]), "not a number; write it with digits and a decimal point"
+        )
         raise
 
 
-def _is_number(value: pa.Scalar) -> bool:
+def spells_number(value: pa.Scalar) -> bool:
+    """Whether a string is a number's spelling."""
     try:
         value.cast(pa.float64())
     except pa.ArrowInvalid:
@@ -398,14 +409,14 @@ def _is_number(value: pa.Scalar) -> bool:
     return True
 
 
-def _decoded(column: pa.Array, at: _Place) -> pa.Array:
+def _decoded(column: pa.Array, at: ColumnPlace) -> pa.Array:
     """Text or bytes as text that is UTF-8. Arrow takes a Parquet file's word that its strings are."""
     raw = column.cast(pa.binary())
     try:
         return raw.cast(pa.string())
     except pa.ArrowInvalid:
         broken = np.array([not _is_utf8(v) for v in raw.to_pylist()])
-        _Place(raw, at.field, at.first_row, at.source).fail(broken, "not UTF-8; convert it to UTF-8 before")
+        ColumnPlace(raw, at.field, at.first_row, at.source).fail(broken, "not UTF-8; convert it to UTF-8 before")
         raise
 
 
@@ -417,7 +428,7 @@ def _is_utf8(value: bytes | None) -> bool:
     return True
 
 
-def _cast(column: pa.Array, at: _Place) -> pa.Array:
+def _cast(column: pa.Array, at: ColumnPlace) -> pa.Array:
     message = f"an id can't be of type {column.type}; store it as a string or an integer"
     # Arrow would cast what an extension type is stored as, such as the 16 bytes of a UUID, and write a duration as a
     # count of its unit.

@@ -20,9 +20,11 @@ from flip_hf.data.schema import InputError, canonical_numbers, canonical_strings
 logger = logging.getLogger(__name__)
 
 _already_ignored: set[tuple[str, ...]] = set()
-Contents = Literal["ids", "numbers", "lists", "texts"]
+Contents = Literal["ids", "numbers", "lists", "texts", "vectors"]
 """What a column of Python objects of several types is to be read as."""
 
+# Of these a row holds a list of values.
+_SEVERAL = ("lists", "vectors")
 # The unit in which Arrow holds NumPy's times.
 _ARROW_UNITS = {"Y": "M8[D]", "M": "M8[D]", "W": "M8[D]", "h": "M8[s]", "m": "M8[s]"}
 # Numbers that a float64 holds as they are, or else Arrow says so.
@@ -75,8 +77,10 @@ def to_table(
         wanted = wanted_columns(list(rows), columns, optional, source)
         values = {name: rows[name] for name in wanted}
         # A row's list of values is no column where another field says that there is one row.
-        is_row = any(_is_scalar(v) for k, v in values.items() if contents.get(k) != "lists")
-        wrapped = {k: [v] if _is_scalar(v) or (is_row and contents.get(k) == "lists") else v for k, v in values.items()}
+        is_row = any(_is_scalar(v) for k, v in values.items() if contents.get(k) not in _SEVERAL)
+        wrapped = {
+            k: [v] if _is_scalar(v) or (is_row and contents.get(k) in _SEVERAL) else v for k, v in values.items()
+        }
         return _from_columns(wrapped, contents, first_row, source)
     if hasattr(rows, "with_format") and hasattr(rows, "__len__"):
         wanted = wanted_columns(rows.column_names, columns, optional, source)
@@ -210,6 +214,8 @@ def _to_array(
             return pa.chunked_array(values)
         if hasattr(values, "__arrow_c_array__"):
             return pa.array(values)
+    if contents == "vectors":
+        return _vectors(values, field, first_row, source)
     # Arrow would make floating-point numbers of integers that stand beside them, which only numbers may become, and
     # widen those of lower precision; it can't mix other types at all.
     mixed = isinstance(values, list | tuple) or isinstance(getattr(values, "dtype", None), np.dtypes.ObjectDType)
@@ -227,6 +233,23 @@ def _to_array(
             i for i, v in enumerate(converted) if v is not None and error.object in (v if contents == "lists" else [v])
         )
         raise InputError(message, source=source, field=field, row=first_row + row, value=error.object) from error
+
+
+def _vectors(values: Any, field: str, first_row: int, source: str | None) -> pa.Array:
+    """Vectors, also as rows of one NumPy array, as lists of numbers; strings, which may spell lists, stay strings."""
+    if getattr(values, "ndim", 1) == 2:
+        rows = np.ascontiguousarray(values)
+        return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+    with suppress(*_NOT_ARROW):
+        return pa.array(values, from_pandas=True)
+    converted = []
+    for row, value in enumerate(values, first_row):
+        try:
+            converted.append(None if _is_nothing(value) else np.asarray(value, np.float64).reshape(-1))
+        except (TypeError, ValueError) as error:
+            message = "must be a list of numbers, as in other rows of this column"
+            raise InputError(message, source=source, field=field, row=row, value=value) from error
+    return pa.array(converted, pa.list_(pa.float64()))
 
 
 def _from_python(values: Any, types: Set[type]) -> pa.Array:

@@ -50,7 +50,7 @@ class TextTemplate:
 
     Args:
         tokenizer: a fast transformers tokenizer.
-        fields: the fields in the order of the sentence.
+        fields: the fields in the order of the sentence, vectors too, which the text leaves out.
         max_length: most tokens of a row. Where a row has more, its longest values are cut first, and every field
             keeps at least one token.
 
@@ -63,15 +63,17 @@ class TextTemplate:
         self._values = ValueTokenizer(tokenizer)
         self.fields = list(fields)
         self.max_length = max_length
-        names = [f.display_name for f in self.fields]
+        # The places of the fields that the text shows.
+        self._shown = np.array([i for i, f in enumerate(self.fields) if f.traits.has_text])
+        names = [self.fields[i].display_name for i in self._shown]
         self._constants = [f"{names[0]} is", *(f" . {name} is" for name in names[1:]), " ."]
-        self._max_tokens = np.array([f.max_tokens for f in self.fields])
+        self._max_tokens = np.array([self.fields[i].max_tokens for i in self._shown])
         self._segments = self._fresh_segments()
         self._num_constant_tokens = int(self._segments.lengths(self._constant_segments).sum())
         self._budget = max_length - self._num_constant_tokens
-        if self._budget < len(self.fields):
+        if self._budget < len(self._shown):
             raise ValueError(
-                f"max_length={max_length} leaves no room for {len(self.fields)} values beside "
+                f"max_length={max_length} leaves no room for {len(self._shown)} values beside "
                 f"{self._num_constant_tokens} tokens of template; raise max_length or shorten the fields' text_name"
             )
 
@@ -94,12 +96,13 @@ class TextTemplate:
         return "".join([*pieces, self._constants[-1]])
 
     def assemble(self, columns: Sequence[FieldValues]) -> AssembledText:
-        """The tokens of rows given as one column of values a field, in the order in which they are shown."""
+        """The tokens of rows given as one column of values for each field that has text, in the order in which they
+        are shown."""
         # Another thread may go on with those that this one gives up.
         kept = self._segments
         if len(kept) > _MAX_SEGMENTS or kept.num_strings > _MAX_STRINGS:
             kept = self._segments = self._fresh_segments()
-        num_rows, num_fields = len(columns[0]), len(self.fields)
+        num_rows, num_shown = len(columns[0]), len(self._shown)
         segments = [kept.of(column) for column in columns]
         # What a field shows of several values is put together behind the segments that are kept.
         pools, starts, full = [kept.tokens], [], []
@@ -116,7 +119,7 @@ class TextTemplate:
         lengths = self._fit(np.minimum(full_lengths, self._max_tokens))
 
         # Constants and values take turns: constant, value, constant, ..., value, constant.
-        piece_lengths = np.empty((num_rows, 2 * num_fields + 1), dtype=np.int64)
+        piece_lengths = np.empty((num_rows, 2 * num_shown + 1), dtype=np.int64)
         piece_lengths[:, 0::2], piece_lengths[:, 1::2] = kept.lengths(self._constant_segments), lengths
         flat_lengths = piece_lengths.ravel()
         # Most of the time goes into moving the places of tokens, so they are as small as they can be.
@@ -128,14 +131,16 @@ class TextTemplate:
         )
 
         gather = concatenated_ranges(piece_starts.ravel(), flat_lengths)
-        piece_fields = np.full(2 * num_fields + 1, NO_FIELD, dtype=np.int16)
-        piece_fields[1::2] = np.arange(num_fields)
+        piece_fields = np.full(2 * num_shown + 1, NO_FIELD, dtype=np.int16)
+        piece_fields[1::2] = self._shown
+        truncated = np.zeros((num_rows, len(self.fields)), dtype=bool)
+        truncated[:, self._shown] = lengths < full_lengths
         offsets = np.concatenate([[0], piece_lengths.sum(axis=1).cumsum()])
         return AssembledText(
             input_ids=(np.concatenate(pools) if len(pools) > 1 else pools[0])[gather],
             token_field_ids=np.repeat(np.tile(piece_fields, num_rows), flat_lengths),
             offsets=offsets,
-            truncated=lengths < full_lengths,
+            truncated=truncated,
         )
 
     def _join(self, kept: Segments, segments: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from flip_hf.fields import (
     NUM_RESERVED_FEATURES,
     NUM_SHARED_FEATURES,
     OOV_OFFSET,
+    PADDING_ID,
     FieldConfig,
     missing_id,
     num_features,
@@ -49,6 +50,30 @@ _LARGEST_NOTE = 1 << 20
 
 Batch = Mapping[str, FieldValues]
 """For each field's name its values in some rows."""
+
+
+class Positions(NamedTuple):
+    """What the columns of `feature_ids` that a field takes hold.
+
+    Attributes:
+        ids: int64 (rows, num_positions), the features.
+        places: int64 (rows, num_positions), which of the field's values that is, -1 where none.
+        has_oov: bool (rows,), which rows hold an OOV value.
+        is_cut: bool (rows,), which rows had more values than positions.
+    """
+
+    ids: np.ndarray
+    places: np.ndarray
+    has_oov: np.ndarray
+    is_cut: np.ndarray
+
+
+def placed_values(values: np.ndarray, places: np.ndarray, filler: int) -> np.ndarray:
+    """Values of some rows where `Positions.places` puts them: int64 (values,) -> int64 (rows, num_positions)."""
+    if not len(values):
+        return np.full(places.shape, filler, dtype=np.int64)
+    result: np.ndarray = np.where(places >= 0, values[places], filler)
+    return result
 
 
 class FeatureVocabulary:
@@ -197,22 +222,20 @@ class FeatureVocabulary:
             return None
         return np.where(ids == oov_id(self.ranges[owner]), -1, ids)
 
-    def positions(self, field: int, values: FieldValues, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def positions(self, field: int, values: FieldValues, ids: np.ndarray) -> Positions:
         """The columns of `feature_ids` that the field at that place takes.
 
         Args:
             field: its place.
             values: its values.
             ids: their features, as `lookup` found them.
-
-        Returns:
-            int64 (rows, num_positions); bool (rows,), which rows hold an OOV value; and bool (rows,), which had more
-            values than positions.
         """
         ranges = self.ranges[self._owners[field]]
         kind, unseen = KINDS[self.fields[field].kind], oov_id(ranges)
-        placed, cut = kind.arrange(ids, values, self.fields[field], unseen, missing_id(ranges))
-        return placed, (placed == unseen).any(axis=1), cut
+        places, cut = kind.arrange(ids, values, self.fields[field], unseen)
+        placed = placed_values(ids, places, PADDING_ID)
+        placed[places[:, 0] < 0, 0] = missing_id(ranges)
+        return Positions(placed, places, (placed == unseen).any(axis=1), cut)
 
     def valued(self, field: int) -> tuple[np.ndarray, pa.Array]:
         """The features of the field at that place that stand for a value: their ids, int64, and the values."""

@@ -20,6 +20,9 @@ def fit_processor(log: ClickLog, settings: ModelSettings) -> FlipProcessor:
         label=log.label,
         max_length=settings.max_length,
         source=log.sources["train"],
+        csv=log.csv,
+        text_features=log.text_features,
+        catalog=log.catalog,
     )
 
 

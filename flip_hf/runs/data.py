@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from flip_hf.data.arrow_files import open_files
 from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import Place, names_of, rows_located, shown
 from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import find_split, load_splits
+from flip_hf.data.text_features import TextFeatures, as_text_features
+from flip_hf.data.vector_fitting import with_columns
 from flip_hf.fields import FieldConfig, as_fields, check_label
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.runs.settings import LABEL, DataSettings
@@ -29,6 +31,8 @@ class ClickLog:
         files: the files of each split; empty for a named dataset.
         csv: how CSV files among them are written.
         group_field: the column whose values group the rows; None without metrics within groups.
+        text_features: the vectors to attach to values of fields.
+        catalog: rows in any form that describe values beside those of the training rows; None for none.
     """
 
     splits: DatasetDict
@@ -39,6 +43,8 @@ class ClickLog:
     files: Mapping[str, Place] = field(default_factory=dict)
     csv: CSVFormat | None = None
     group_field: str | None = None
+    text_features: Sequence[TextFeatures] = ()
+    catalog: Any = None
 
     def encode(self, processor: FlipProcessor, split: str, *, with_label: bool = True) -> Dataset:
         """A split's rows as `FlipProcessor.encode_dataset` gives them.
@@ -56,7 +62,8 @@ class ClickLog:
             raise ValueError(
                 f"the processor was fitted on {lacking[0]!r} too, and the log's fields are {', '.join(map(repr, own))}"
             )
-        columns = own if self.group_field is None else list(dict.fromkeys([*own, self.group_field]))
+        columns = [f.name for f in with_columns(self.fields, self.text_features)]
+        columns = columns if self.group_field is None else list(dict.fromkeys([*columns, self.group_field]))
         with rows_located(self.files.get(split), columns, optional=[self.label] if self.label else [], csv=self.csv):
             return processor.encode_dataset(
                 self.splits[split],
@@ -108,11 +115,13 @@ def load_click_log(
         # As long as the fields' settings say.
         histories = [replace(offered[f.name], field=f) for f in fields if f.name in settings.histories]
         splits = load_splits(settings.source, settings.split, settings.split_seed, histories)
-        check_label(LABEL, [f.name for f in fields], group_field, "data.")
+        features = _features(settings, fields, processor)
+        check_label(LABEL, [f.name for f in with_columns(fields, features)], group_field, "data.")
         columns = splits["train"].column_names
         if group_field is not None and group_field not in columns:
             there = ", ".join(columns)
             raise ValueError(f"data.group_field: {group_field!r} is not a column of {settings.source}: {there}")
+        catalog = _catalog(splits, features)
         files, sources = {}, {name: f"{settings.source} ({name})" for name in splits}
         description: dict[str, Any] = {
             name: getattr(settings, name) for name in ("source", "split", "split_seed", "histories")
@@ -135,11 +144,13 @@ def load_click_log(
         given = {split: given[split]} if split else given
         fields = as_fields(settings.fields) if settings.fields or processor is None else processor.fields
         label = settings.label or (processor.label if processor else None) or LABEL
-        check_label(label, [f.name for f in fields], group_field, "data.")
+        features = _features(settings, fields, processor)
+        read = with_columns(fields, features)
+        check_label(label, [f.name for f in read], group_field, "data.")
         splits = DatasetDict(
             {
                 name: open_click_log_file(
-                    place, fields, label, settings.csv, needs_label=needs_label, group_field=group_field
+                    place, read, label, settings.csv, needs_label=needs_label, group_field=group_field
                 )
                 for name, place in given.items()
             }
@@ -149,13 +160,34 @@ def load_click_log(
         sources = {name: shown(place) for name, place in given.items()}
         description = {} if settings.name is None else {"name": settings.name}
         description["files"] = [name for place in given.values() for name in names_of(place)]
-        files = given
+        files, catalog = given, settings.catalog_file
     for name, most in (("train", settings.max_train_rows), ("validation", settings.max_validation_rows)):
         if most is not None and name in splits:
             splits[name] = splits[name].select(range(min(most, len(splits[name]))))
     description["rows"] = {name: len(rows) for name, rows in splits.items()}
     description["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
-    return ClickLog(splits, fields, label, sources, description, files, settings.csv, group_field)
+    return ClickLog(splits, fields, label, sources, description, files, settings.csv, group_field, features, catalog)
+
+
+def _features(
+    settings: DataSettings, fields: Sequence[FieldConfig], processor: FlipProcessor | None
+) -> list[TextFeatures]:
+    """The text features of the model to start from, or else those that the settings name."""
+    if processor is None:
+        return as_text_features(settings.text_features, fields)
+    saved = list(processor.vectors.features.values())
+    if named := {features["field"] for features in settings.text_features} - {own.field for own in saved}:
+        raise ValueError(
+            f"data.text_features attaches vectors to {min(named)!r}, and the model to start from has none there; "
+            "pretrain it with the same data.text_features"
+        )
+    return saved
+
+
+def _catalog(splits: DatasetDict, features: Sequence[TextFeatures]) -> Dataset | None:
+    """The columns of text features of all rows of a named dataset, as a shop knows its items before they are sold."""
+    names = dict.fromkeys(name for own in features for name in (own.field, *(c.name for c in own.columns)))
+    return concatenate_datasets([rows.select_columns(list(names)) for rows in splits.values()]) if names else None
 
 
 def _chosen(

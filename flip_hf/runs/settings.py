@@ -15,6 +15,7 @@ from flip_hf.backbones import build_backbone, check_backbone_options
 from flip_hf.configuration_flip import FlipConfig, check_settings
 from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import Place, without_credentials
+from flip_hf.data.text_features import TextFeatures
 from flip_hf.fetch import MINILM
 from flip_hf.fields import FieldConfig, check_label
 from flip_hf.runs.folder import MODEL_FOLDER, RECORD_NAME
@@ -67,6 +68,11 @@ class DataSettings:
         group_field: column whose values group the rows, such as `user_id`. It adds GAUC and UAUC, which are AUCs within
             groups, to the metrics of clicks. The column need not be one of the fields; rows without a value do not
             count in these two. Pretraining does not read it.
+        text_features: vectors to attach to the values of fields, each a mapping of `TextFeatures` settings, such as
+            `{field: movie_id, encoder: sentence-transformers/all-MiniLM-L6-v2, fields: [title, genre]}`. With a
+            pretrained model its own are used.
+        catalog_file: files with the columns of the text features that describe values beside those of the training
+            rows, such as all items of a shop. A named dataset is its own catalog.
         max_train_rows: use only the first rows of the training split.
         max_validation_rows: use only the first rows of the validation split.
     """
@@ -84,6 +90,8 @@ class DataSettings:
     fields: list[str | dict[str, Any]] = field(default_factory=list)
     label: str | None = None
     group_field: str | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
+    text_features: list[dict[str, Any]] = field(default_factory=list)
+    catalog_file: Place | None = None
     max_train_rows: int | None = None
     max_validation_rows: int | None = None
 
@@ -91,6 +99,12 @@ class DataSettings:
         for value in self.fields:
             if isinstance(value, dict):
                 FieldConfig.check_names(value)
+        for features in self.text_features:
+            TextFeatures.from_dict(features)
+        if self.catalog_file is not None and (self.source is not None or not self.text_features):
+            raise ValueError(
+                "data.catalog_file is for files with data.text_features; a named dataset is its own catalog"
+            )
         check_ranges(self, "data")
         if self.name is not None and not self.name.strip():
             raise ValueError("data.name is empty: name the data set that the files hold, or leave it out")

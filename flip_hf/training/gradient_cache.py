@@ -12,7 +12,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from flip_hf.training.protocols import PreparedModel, PretrainingModel
 
-_VIEWS = ("feature_ids", "input_ids", "attention_mask")
+_VIEWS = ("feature_ids", "input_ids", "attention_mask", "vectors", "vector_places")
 
 
 def contrast_over_window(
@@ -46,7 +46,7 @@ def contrast_over_window(
     with torch.no_grad(), _running_statistics_kept(plain), accelerator.autocast():
         for batch, seed in zip(batches, seeds, strict=True):
             with _own_stream(seed, accelerator.device):
-                views.append(plain.contrastive_views(**{name: batch[name] for name in _VIEWS}))
+                views.append(plain.contrastive_views(**{name: batch[name] for name in _VIEWS if name in batch}))
     shares = icl.shares(views, [batch["feature_ids"] for batch in batches])
     return [
         partial(_forward_again, model, icl, share, seed, accelerator.device)

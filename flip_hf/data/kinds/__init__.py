@@ -6,6 +6,7 @@ from flip_hf.data.kinds.multi_categorical import MultiCategorical
 from flip_hf.data.kinds.numeric import Numeric
 from flip_hf.data.kinds.sequence import SequenceKind
 from flip_hf.data.kinds.text import Text
+from flip_hf.data.kinds.vector import Vector
 
 KINDS: dict[str, FieldKind] = {
     "categorical": Categorical(),
@@ -13,6 +14,7 @@ KINDS: dict[str, FieldKind] = {
     "multi_categorical": MultiCategorical(),
     "sequence": SequenceKind(),
     "text": Text(),
+    "vector": Vector(),
 }
 """What reads, fits and shows each kind of `flip_hf.fields.FIELD_KINDS`."""
 

@@ -22,6 +22,7 @@ class FieldValues:
         offsets: int64 (rows + 1,), where each row's values begin and end; None where each row has one.
         numbers: float64 (values,), of a numeric field, NaN where missing.
         keys: int64 (values,), the feature that stands for exactly this string and no other, -1 where none does.
+        vectors: float32 (values, size), of a vector field, NaN where missing.
     """
 
     strings: pa.Array
@@ -29,6 +30,7 @@ class FieldValues:
     offsets: np.ndarray | None = None
     numbers: np.ndarray | None = None
     keys: np.ndarray | None = None
+    vectors: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.flags)
@@ -114,22 +116,21 @@ class FieldKind(ABC):
         raise NotImplementedError(f"a field of kind {field.kind!r} has no features")
 
     def arrange(
-        self, ids: np.ndarray, values: FieldValues, field: FieldConfig, oov_id: int, missing_id: int
+        self, ids: np.ndarray, values: FieldValues, field: FieldConfig, oov_id: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Feature ids by row.
+        """Which value each position of a row holds.
 
         Args:
             ids: int64 (values,), each value's feature.
             values: the values.
             field: the field.
             oov_id: the field's OOV feature.
-            missing_id: the field's MISSING feature, which a row without a value holds.
 
         Returns:
-            int64 (rows, field.num_positions), padded at the end; and bool (rows,), which rows had more values than
-            that.
+            int64 (rows, field.num_positions), places among the values, -1 behind the last one of a row; and bool
+            (rows,), which rows had more values than that.
         """
-        return ids.reshape(-1, 1), np.zeros(len(ids), dtype=bool)
+        return np.arange(len(ids)).reshape(-1, 1), np.zeros(len(ids), dtype=bool)
 
     def shown(self, values: FieldValues, field: FieldConfig) -> FieldValues:
         """The values in the order in which the text shows them."""

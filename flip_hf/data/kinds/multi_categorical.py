@@ -6,7 +6,7 @@ import pyarrow as pa
 from flip_hf.data.kinds.base import FieldValues
 from flip_hf.data.kinds.categorical import Categorical
 from flip_hf.data.schema import canonical_lists
-from flip_hf.fields import PADDING_ID, FieldConfig
+from flip_hf.fields import FieldConfig
 
 
 class MultiCategorical(Categorical):
@@ -25,29 +25,24 @@ class MultiCategorical(Categorical):
         return FieldValues(strings, flags, offsets)
 
     def arrange(
-        self, ids: np.ndarray, values: FieldValues, field: FieldConfig, oov_id: int, missing_id: int
+        self, ids: np.ndarray, values: FieldValues, field: FieldConfig, oov_id: int
     ) -> tuple[np.ndarray, np.ndarray]:
         assert values.offsets is not None
         rows = np.repeat(np.arange(len(values)), np.diff(values.offsets))
         order = np.lexsort((ids, ids == oov_id, rows))
-        return place_first(ids[order], values.offsets, field.max_values, missing_id)
+        return place_first(order, values.offsets, field.max_values)
 
 
-def place_first(
-    ids: np.ndarray, offsets: np.ndarray, num_positions: int, missing_id: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first ids of each row, int64 (rows, num_positions), padded; and bool (rows,), which had more than that.
+def place_first(order: np.ndarray, offsets: np.ndarray, num_positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `FieldKind.arrange` returns for the first values of each row.
 
     Args:
-        ids: int64 (values,).
+        order: int64 (values,), places among the values, in the order in which each row shows its own.
         offsets: int64 (rows + 1,).
         num_positions: width of the result.
-        missing_id: what a row without a value holds.
     """
     lengths = np.diff(offsets)
-    placed = np.full((len(lengths), num_positions), PADDING_ID, dtype=np.int64)
-    placed[lengths == 0, 0] = missing_id
     kept = np.arange(num_positions) < lengths[:, None]
-    places = np.minimum(offsets[:-1, None] + np.arange(num_positions), max(len(ids) - 1, 0))
-    placed[kept] = ids[places[kept]] if len(ids) else []
-    return placed, lengths > num_positions
+    places = np.minimum(offsets[:-1, None] + np.arange(num_positions), max(len(order) - 1, 0))
+    arranged = np.where(kept, order[places] if len(order) else -1, -1)
+    return arranged, lengths > num_positions

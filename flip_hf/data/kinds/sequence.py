@@ -12,11 +12,11 @@ class SequenceKind(MultiCategorical):
     """A history, the most recent value last; both views keep the last ones and show the most recent first."""
 
     def arrange(
-        self, ids: np.ndarray, values: FieldValues, field: FieldConfig, oov_id: int, missing_id: int
+        self, ids: np.ndarray, values: FieldValues, field: FieldConfig, oov_id: int
     ) -> tuple[np.ndarray, np.ndarray]:
         assert values.offsets is not None
-        recent_first = ids[_most_recent_first(values.offsets, np.diff(values.offsets))]
-        return place_first(recent_first, values.offsets, field.max_values, missing_id)
+        recent_first = _most_recent_first(values.offsets, np.diff(values.offsets))
+        return place_first(recent_first, values.offsets, field.max_values)
 
     def shown(self, values: FieldValues, field: FieldConfig) -> FieldValues:
         assert values.offsets is not None

@@ -1,0 +1,101 @@
+"""Both views of a table of rows, not yet padded."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+
+from flip_hf.data.feature_vectors import FeatureVectors
+from flip_hf.data.groups import GROUP_COLUMN, group_ids
+from flip_hf.data.kinds import KINDS, FieldValues
+from flip_hf.data.schema import Fallback, canonical_labels
+from flip_hf.data.template import TextTemplate
+from flip_hf.data.text_features import NO_KEY
+from flip_hf.data.vocabulary import FeatureVocabulary, placed_values
+
+VECTORS_COLUMN = "vectors"
+"""The standardised vectors of the vector fields, side by side, NaN where missing."""
+KEYS_COLUMN = "vector_keys"
+"""For each position of a field with text features the key of its vector."""
+
+
+def encode_rows(
+    table: pa.Table,
+    vocabulary: FeatureVocabulary,
+    template: TextTemplate,
+    vectors: FeatureVectors,
+    *,
+    label: str | None,
+    with_text: bool,
+    group_field: str | None,
+    first_row: int,
+    source: str | None,
+) -> pa.Table:
+    """What `FlipProcessor.encode` returns.
+
+    Args:
+        table: the columns that the processor reads.
+        vocabulary: the processor's.
+        template: the processor's.
+        vectors: the processor's.
+        label: the label column to read; None reads none.
+        with_text: as in `encode`.
+        group_field: as in `encode`.
+        first_row: as in `encode`.
+        source: as in `encode`.
+    """
+    num_rows, num_fields = len(table), len(vocabulary.fields)
+    extra = {own.name: own for features in vectors.features.values() for own in features.columns}
+    named = extra | {f.name: f for f in vocabulary.fields}
+
+    @cache
+    def column(name: str) -> FieldValues:
+        field = named[name]
+        return KINDS[field.kind].read(table[name], field, first_row, source)
+
+    fallbacks = np.empty((num_rows, num_fields), dtype=np.uint8)
+    positions, shown, keys, rows_of_vectors = [], [], [], []
+    for i, field in enumerate(vocabulary.fields):
+        kind = KINDS[field.kind]
+        values = column(field.name)
+        fallbacks[:, i] = values.flags
+        if field.traits.has_features:
+            ids = vocabulary.lookup(i, values)
+            placed = vocabulary.positions(i, values, ids)
+            positions.append(placed.ids)
+            fallbacks[placed.has_oov, i] |= np.uint8(Fallback.OOV)
+            fallbacks[placed.is_cut, i] |= np.uint8(Fallback.TRUNCATED)
+            if vocabulary.fields[vocabulary.owner(i)].name in vectors.values:
+                own_keys = vectors.row_keys(vocabulary, i, values, ids, column)
+                keys.append(placed_values(own_keys, placed.places, NO_KEY))
+            if values.vectors is not None:
+                rows_of_vectors.append(vectors.scales[field.name].apply(values.vectors))
+            values = replace(values, keys=vocabulary.keys(i, ids))
+        if with_text and field.traits.has_text:
+            values = kind.shown(values, field)
+            shown.append(values if field.show_oov else values.without_oov())
+    encoded = {
+        "row": pa.array(np.arange(first_row, first_row + num_rows)),
+        "feature_ids": _fixed_lists(np.concatenate(positions, axis=1)),
+    }
+    for name, parts in ((KEYS_COLUMN, keys), (VECTORS_COLUMN, rows_of_vectors)):
+        if parts:
+            encoded[name] = _fixed_lists(np.concatenate(parts, axis=1))
+    if with_text:
+        text = template.assemble(shown)
+        fallbacks[text.truncated] |= np.uint8(Fallback.TRUNCATED)
+        offsets = pa.array(text.offsets, pa.int32())
+        encoded["input_ids"] = pa.ListArray.from_arrays(offsets, pa.array(text.input_ids))
+        encoded["token_field_ids"] = pa.ListArray.from_arrays(offsets, pa.array(text.token_field_ids))
+    encoded["fallbacks"] = _fixed_lists(fallbacks)
+    if label:
+        encoded["label"] = pa.array(canonical_labels(table[label], label, first_row=first_row, source=source))
+    if group_field is not None:
+        groups = group_ids(table[group_field], group_field, first_row=first_row, source=source)
+        encoded[GROUP_COLUMN] = pa.array(groups)
+    return pa.table(encoded)
+
+
+def _fixed_lists(rows: np.ndarray) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])

@@ -1,0 +1,167 @@
+"""Vectors attached to the values of a field: what a user asks for, and the texts that they are computed from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from flip_hf.data.kinds import FieldValues
+from flip_hf.fetch import public_name
+from flip_hf.fields import LARGEST_VECTOR, FieldConfig, is_whole, with_nearest
+
+_COMMA = ", "
+
+NO_KEY = 0
+"""The key of a value that has no vector."""
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Attaches a vector to each value of a field: of its text, by an encoder, or from a column beside it.
+
+    The embedding of a value is then its row of the feature table plus its projected vector; an unseen value has the
+    OOV row plus its own vector. Every field that shares the field's features has the vectors too, a history included.
+
+    Args:
+        field: the field, of a kind whose features stand for values, such as `"movie_id"`.
+        encoder: name or folder of a transformers or sentence-transformers encoder, or of a saved FLIP, whose text tower
+            then encodes (`flip_hf.text_vectors.TextVectorizer`).
+        fields: the columns whose values, with commas between them, are the text of a value, such as
+            `["title", "genre"]`. They need not be fields of the model.
+        column: in place of an encoder, the column that holds each row's vector, as lists of numbers.
+        size: numbers of a vector in that column. Fitting sets it for an encoder.
+        text_layers: number of layers of the encoder to use; all by default.
+        identity: fingerprint of the encoder, which fitting sets: another one can't encode new texts.
+    """
+
+    field: str
+    encoder: str | None = None
+    fields: tuple[str, ...] = ()
+    column: str | None = None
+    size: int | None = None
+    text_layers: int | None = None
+    identity: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", (self.fields,) if isinstance(self.fields, str) else tuple(self.fields))
+        if (self.encoder is None) == (self.column is None):
+            raise ValueError(
+                f"text features of {self.field!r}: set either encoder and fields, or column, which holds vectors"
+            )
+        if (self.encoder is None) != (not self.fields):
+            raise ValueError(
+                f"text features of {self.field!r}: fields are the columns that the encoder reads, such as ['title']"
+            )
+        if self.column is not None and not (is_whole(self.size) and 0 < (self.size or 0) <= LARGEST_VECTOR):
+            raise ValueError(f"text features of {self.field!r}: size={self.size!r}: how many numbers has a vector?")
+        if self.column is not None and self.text_layers is not None:
+            raise ValueError(f"text features of {self.field!r}: text_layers is for an encoder, not for a column")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TextFeatures":
+        """What `to_dict` wrote down, or a run file holds; a setting that does not exist is a ValueError."""
+        known = list(cls.__dataclass_fields__)
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"text features have no setting {with_nearest(unknown, known)}")
+        if "field" not in values:
+            raise ValueError("text features need a field, whose values get vectors: {field: movie_id, ...}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings that are not at their defaults, as plain JSON types.
+
+        Of an encoder's folder outside the working directory only the last part is told.
+        """
+        values = asdict(self) | {"fields": list(self.fields)}
+        if self.encoder is not None and Path(self.encoder).is_absolute():
+            values["encoder"] = public_name(self.encoder)
+        return {name: value for name, value in values.items() if value not in (None, [])}
+
+    @property
+    def columns(self) -> list[FieldConfig]:
+        """The columns that the vectors are made from, as fields."""
+        if self.column is not None:
+            return [FieldConfig(self.column, kind="vector", size=self.size)]
+        return [FieldConfig(name, kind="text") for name in self.fields]
+
+    @property
+    def is_of_value_alone(self) -> bool:
+        """Whether a value's text is the value itself, so that it is known wherever the value stands."""
+        return self.fields == (self.field,)
+
+
+def as_text_features(
+    values: Sequence[TextFeatures | Mapping[str, Any]], fields: Sequence[FieldConfig]
+) -> list[TextFeatures]:
+    """Text features from what users and JSON files hold.
+
+    Raises:
+        ValueError: a field has two, is none of the fields, or its features do not stand for single values.
+    """
+    if isinstance(values, TextFeatures | Mapping | str):
+        raise ValueError("text_features must be a list of TextFeatures; put a single one into a list")
+    result = [value if isinstance(value, TextFeatures) else TextFeatures.from_dict(value) for value in values]
+    by_name = {f.name: f for f in fields}
+    for features in result:
+        field = by_name.get(features.field)
+        if field is None:
+            raise ValueError(f"text features: field={features.field!r} is not one of {', '.join(map(repr, by_name))}")
+        if field.share_embedding is not None:
+            raise ValueError(
+                f"text features: {field.name!r} uses the features of {field.share_embedding!r}; attach them to that one"
+            )
+        if field.kind != "categorical" or field.hash_buckets is not None:
+            raise ValueError(
+                f"text features: {field.name!r} must be of kind='categorical' without hash_buckets, so that a feature "
+                "stands for one value"
+            )
+        if features.column is not None and features.column in by_name:
+            raise ValueError(f"text features: the column {features.column!r} of vectors can't be a field too")
+    if len({features.field for features in result}) < len(result):
+        raise ValueError("text features: a field can have one vector, and a field is named twice")
+    return result
+
+
+def joined_texts(parts: Sequence[FieldValues]) -> pa.Array:
+    """The text of each row: the values of its fields with commas between them, null where all are missing."""
+    # Of a row whose values are all null, Arrow 26 would leave nothing, not even the row.
+    columns: list[Any] = [""]
+    for part in parts:
+        strings = part.strings
+        if part.offsets is not None:
+            lists = pa.ListArray.from_arrays(pa.array(part.offsets, pa.int32()), strings)
+            strings = pc.binary_join(lists, _COMMA)
+            strings = pc.if_else(pc.equal(strings, ""), None, strings)
+        columns.append(strings)
+    joined = pc.binary_join_element_wise(*columns, _COMMA, null_handling="skip")
+    joined = pc.utf8_slice_codeunits(joined, len(_COMMA))
+    return pc.if_else(pc.equal(joined, ""), None, joined)
+
+
+def text_keys(texts: pa.Array) -> np.ndarray:
+    """A key for each text, int64 (texts,), by which its vector is found on every machine; `NO_KEY` for null."""
+    encoded = texts.dictionary_encode()
+    found = [text_key(text) for text in encoded.dictionary.to_pylist()]
+    distinct = np.array([*found, NO_KEY], dtype=np.int64)
+    result: np.ndarray = distinct[encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)]
+    return result
+
+
+def text_key(text: str) -> int:
+    """64 bits of a text's hash, as a signed number that is not `NO_KEY`."""
+    return _signed(xxhash.xxh3_64_intdigest(text.encode()))
+
+
+def vector_keys(vectors: np.ndarray) -> np.ndarray:
+    """A key for each vector, int64 (vectors,): float16 (vectors, size); `NO_KEY` for one that is NaN."""
+    keys = [NO_KEY if np.isnan(v[0]) else _signed(xxhash.xxh3_64_intdigest(v.tobytes())) for v in vectors]
+    return np.array(keys, dtype=np.int64)
+
+
+def _signed(digest: int) -> int:
+    return (digest - (1 << 63)) or 1

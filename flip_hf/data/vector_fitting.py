@@ -1,0 +1,257 @@
+"""Fits the vectors of fields on batches of rows."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flip_hf.data.feature_vectors import FeatureVectors, ValueVectors, VectorScale, VectorSource
+from flip_hf.data.text_features import NO_KEY, TextFeatures, joined_texts, text_keys, vector_keys
+from flip_hf.data.vocabulary import Batch, FeatureVocabulary
+from flip_hf.fields import FieldConfig
+
+# The pairs of a value and its text that fitting may hold unmerged.
+_MERGE_AT = 1 << 20
+_SCALED_AT_ONCE = 1 << 16
+
+logger = logging.getLogger(__name__)
+
+
+class VectorStatistics:
+    """Mean and standard deviation of each number of vectors that come batch by batch.
+
+    The batches' moments are merged as in Chan, Golub and LeVeque (1979), in float64.
+
+    Args:
+        size: numbers of a vector.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._count = 0
+        self._mean = np.zeros(size)
+        self._squares = np.zeros(size)
+
+    def add(self, vectors: np.ndarray) -> None:
+        """Adds float (vectors, size); vectors that are NaN are left out."""
+        present = vectors[~np.isnan(vectors[:, 0])].astype(np.float64)
+        if not len(present):
+            return
+        mean = present.mean(axis=0)
+        total, difference = self._count + len(present), mean - self._mean
+        self._squares += ((present - mean) ** 2).sum(axis=0) + difference**2 * (self._count * len(present) / total)
+        self._mean += difference * (len(present) / total)
+        self._count = total
+
+    def result(self) -> VectorScale:
+        """The scale of a number that is the same in all vectors is 1."""
+        deviation = np.sqrt(self._squares / max(self._count, 1))
+        # Rounding leaves the deviation of a constant a little above 0.
+        is_constant = deviation <= 1e-6 * np.abs(self._mean)
+        return VectorScale(self._mean.astype(np.float32), np.where(is_constant, 1, deviation).astype(np.float32))
+
+
+class _ValueTexts:
+    """Which text each value of a field has: the most frequent one, of several as frequent ones the first by its
+    characters.
+
+    Args:
+        features: the field's.
+    """
+
+    def __init__(self, features: TextFeatures) -> None:
+        self.features = features
+        self.vectors: dict[int, np.ndarray] = {}
+        self._parts: list[pa.Table] = []
+        self._held = 0
+
+    def add(self, batch: Batch) -> None:
+        """Adds a batch of rows."""
+        columns = [batch[own.name] for own in self.features.columns]
+        if self.features.column is None:
+            texts = joined_texts(columns)
+        else:
+            vectors = columns[0].vectors
+            assert vectors is not None
+            halves = vectors.astype(np.float16)
+            keys = vector_keys(halves)
+            self.vectors.update((key, v) for key, v in zip(keys.tolist(), halves, strict=True) if key != NO_KEY)
+            texts = pc.if_else(pa.array(keys == NO_KEY), None, pa.array(keys).cast(pa.string()))
+        pairs = pa.table({"value": batch[self.features.field].strings, "text": texts}).drop_null()
+        self._parts.append(pairs.group_by(["value", "text"]).aggregate([([], "count_all")]))
+        self._held += len(self._parts[-1])
+        if self._held > _MERGE_AT:
+            self._merge()
+
+    def _merge(self) -> pa.Table:
+        merged = pa.concat_tables(self._parts).group_by(["value", "text"]).aggregate([("count_all", "sum")])
+        merged = merged.rename_columns({"count_all_sum": "count_all"}).select(["value", "text", "count_all"])
+        self._parts = [merged]
+        self._held = 0
+        return merged
+
+    def result(self) -> tuple[pa.Array, pa.Array]:
+        """Values, each once, and their texts, Arrow string (values,) each."""
+        if not self._parts:
+            return pa.array([], pa.string()), pa.array([], pa.string())
+        order = [("value", "ascending"), ("count_all", "descending"), ("text", "ascending")]
+        pairs = self._merge().sort_by(order).combine_chunks()
+        values, texts = (pairs[name].combine_chunks() for name in ("value", "text"))
+        codes = values.dictionary_encode().indices.to_numpy()
+        is_first = np.diff(codes, prepend=-1) != 0
+        if not is_first.all():
+            second = int((~is_first).argmax())
+            logger.warning(
+                "text features of %r: %d of %d values stand beside several of %s, and the most frequent one counts; "
+                "value %r: %r and not %r",
+                self.features.field,
+                len(np.unique(codes[~is_first])),
+                int(is_first.sum()),
+                ", ".join(self.features.fields) or self.features.column,
+                values[second].as_py(),
+                texts[second - 1].as_py(),
+                texts[second].as_py(),
+            )
+        firsts = pa.array(is_first)
+        return values.filter(firsts), texts.filter(firsts)
+
+
+class VectorFitting:
+    """Watches the batches that a vocabulary is fitted on.
+
+    Args:
+        fields: the fields.
+        features: the text features.
+    """
+
+    def __init__(self, fields: Sequence[FieldConfig], features: Sequence[TextFeatures]) -> None:
+        self._features = list(features)
+        self._statistics = {f.name: VectorStatistics(f.size) for f in fields if f.size is not None}
+        self._texts = {own.field: _ValueTexts(own) for own in features if not own.is_of_value_alone}
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, each seen as it passes."""
+        for batch in batches:
+            for name, statistics in self._statistics.items():
+                vectors = batch[name].vectors
+                assert vectors is not None
+                statistics.add(vectors)
+            self.add_values(batch)
+            yield batch
+
+    def add_values(self, batch: Batch) -> None:
+        """Learns the texts of values alone, such as of a catalogue's rows, which train nothing."""
+        for texts in self._texts.values():
+            texts.add(batch)
+
+    def result(
+        self, vocabulary: FeatureVocabulary, make_source: Callable[[TextFeatures], VectorSource]
+    ) -> FeatureVectors:
+        """The vectors; `make_source` makes what encodes their texts."""
+        scales = {name: statistics.result() for name, statistics in self._statistics.items()}
+        values: dict[str, ValueVectors] = {}
+        fitted = []
+        for own in self._features:
+            source = None if own.encoder is None else make_source(own)
+            values[own.field] = _value_vectors(vocabulary, own, self._texts.get(own.field), source)
+            scales[own.field] = _scale_of(values[own.field].vectors)
+            if source is not None:
+                own = replace(own, size=source.size, identity=source.identity)
+            fitted.append(own)
+        return FeatureVectors(fitted, scales, values, make_source)
+
+    def extended(self, vocabulary: FeatureVocabulary, vectors: FeatureVectors) -> FeatureVectors:
+        """The vectors with those of the values that these rows added to the vocabulary; the scales stay."""
+        values = dict(vectors.values)
+        for own in self._features:
+            source = None if own.encoder is None else vectors.source(own.field)
+            added = _value_vectors(vocabulary, own, self._texts.get(own.field), source)
+            values[own.field] = _united(vectors.values[own.field], added)
+        return FeatureVectors(self._features, vectors.scales, values, vectors.make_source)
+
+
+def _value_vectors(
+    vocabulary: FeatureVocabulary, features: TextFeatures, texts: _ValueTexts | None, source: VectorSource | None
+) -> ValueVectors:
+    owner = [f.name for f in vocabulary.fields].index(features.field)
+    own = vocabulary.values[owner]
+    values, found = (own, own) if texts is None else texts.result()
+    if source is None:
+        assert texts is not None
+        keys = found.cast(pa.int64()).to_numpy()
+        distinct = np.unique(keys)
+        halves = [texts.vectors[key] for key in distinct.tolist()]
+        vectors = np.stack(halves) if halves else np.empty((0, features.size or 0), np.float16)
+    else:
+        keys = text_keys(found)
+        distinct, firsts = np.unique(keys, return_index=True)
+        vectors = source(found.take(pa.array(firsts)).to_pylist())
+    places = pc.fill_null(pc.index_in(own, values), len(keys)).to_numpy(zero_copy_only=False)
+    value_keys = np.append(keys, NO_KEY)[places]
+    is_other = pc.invert(pc.is_in(values, own)).to_numpy(zero_copy_only=False)
+    other_values, other_keys = text_keys(values.filter(pa.array(is_other))), keys[is_other]
+    order = np.argsort(other_values)
+    return ValueVectors(distinct, vectors, value_keys, other_values[order], other_keys[order])
+
+
+def _united(old: ValueVectors, new: ValueVectors) -> ValueVectors:
+    """The vectors of both, of values that fitting and an extension saw those of fitting."""
+    is_new = old.places(new.keys) < 0
+    keys = np.concatenate([old.keys, new.keys[is_new]])
+    order = np.argsort(keys)
+    value_keys = new.value_keys.copy()
+    value_keys[: len(old.value_keys)] = np.where(
+        old.value_keys == NO_KEY, value_keys[: len(old.value_keys)], old.value_keys
+    )
+    others, firsts = np.unique(np.concatenate([old.other_values, new.other_values]), return_index=True)
+    other_keys = np.concatenate([old.other_keys, new.other_keys])[firsts]
+    vectors = np.concatenate([old.vectors, new.vectors[is_new]])[order]
+    return ValueVectors(keys[order], vectors, value_keys, others, other_keys)
+
+
+def _scale_of(vectors: np.ndarray) -> VectorScale:
+    statistics = VectorStatistics(vectors.shape[1])
+    for start in range(0, len(vectors), _SCALED_AT_ONCE):
+        statistics.add(vectors[start : start + _SCALED_AT_ONCE])
+    return statistics.result()
+
+
+def with_columns(fields: Sequence[FieldConfig], features: Sequence[TextFeatures]) -> list[FieldConfig]:
+    """The fields, and behind them, as fields, the columns that only text features read."""
+    columns = {own.name: own for one in features for own in one.columns}
+    names = {f.name for f in fields}
+    return [*fields, *(own for name, own in columns.items() if name not in names)]
+
+
+def fit_fields(
+    batches: Callable[[Any, Sequence[FieldConfig]], Iterator[Batch]],
+    dataset: Any,
+    fields: Sequence[FieldConfig],
+    features: Sequence[TextFeatures],
+    catalog: Any,
+    make_source: Callable[[TextFeatures], VectorSource],
+) -> tuple[FeatureVocabulary, FeatureVectors]:
+    """Fits the vocabulary and the vectors in one pass over the rows.
+
+    Args:
+        batches: reads the columns of some rows, batch by batch.
+        dataset: the training rows.
+        fields: not yet fitted.
+        features: the text features.
+        catalog: rows of which only the columns of the text features are read; None for none.
+        make_source: makes what encodes the texts of some text features.
+    """
+    fitting = VectorFitting(fields, features)
+    vocabulary = FeatureVocabulary.fit(fitting.watch(batches(dataset, with_columns(fields, features))), fields)
+    if catalog is not None:
+        named = {f.name: f for f in with_columns(fields, features)}
+        needed = dict.fromkeys(name for own in features for name in (own.field, *(c.name for c in own.columns)))
+        for batch in batches(catalog, [named[name] for name in needed]):
+            fitting.add_values(batch)
+    vectors = fitting.result(vocabulary, make_source)
+    sizes = {own.field: own.size for own in vectors.features.values()}
+    vocabulary.fields = [replace(f, vector_size=sizes.get(f.name)) for f in vocabulary.fields]
+    return vocabulary, vectors

@@ -1,0 +1,50 @@
+"""What vectors of features add to their embeddings."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flip_hf.fields import MASK_ID, PADDING_ID
+
+
+class VectorProjection(nn.Module):
+    """Projects the vectors of features into the width of an embedding, by two layers.
+
+    Args:
+        sizes: numbers of a vector, by the name of the field that owns it.
+        owners: for each position of `feature_ids` the field that owns its vectors, None where there are none.
+        embedding_dim: width of an embedding.
+        hidden_size: width between the layers.
+
+    Shape:
+        - inputs: int64 (B, P); float (1, vectors, size) by name; int64 (B, P), places among these, -1 for none
+        - output: float (B, P, embedding_dim), 0 where a position holds no vector, or is masked or padding
+    """
+
+    def __init__(
+        self, sizes: Mapping[str, int], owners: Sequence[str | None], embedding_dim: int, hidden_size: int
+    ) -> None:
+        super().__init__()
+        self.names = list(sizes)
+        # Not by the fields' names, which may hold dots.
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Linear(size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, embedding_dim))
+            for size in sizes.values()
+        )
+        # For each owner the positions that hold its vectors, bool (P,).
+        self._positions = [[own == name for own in owners] for name in self.names]
+
+    def forward(
+        self, feature_ids: torch.Tensor, vectors: Mapping[str, torch.Tensor], places: torch.Tensor
+    ) -> torch.Tensor:
+        present = (places >= 0) & (feature_ids != MASK_ID) & (feature_ids != PADDING_ID)  # (B, P)
+        added = []
+        for name, projection, positions in zip(self.names, self.projections, self._positions, strict=True):
+            projected = projection(vectors[name][0])  # (vectors, D)
+            # Its first row is for positions without a vector.
+            table = torch.cat([projected.new_zeros(1, projected.shape[1]), projected])
+            own = torch.where(present & torch.tensor(positions, device=places.device), places + 1, 0)
+            added.append(F.embedding(own, table))  # (B, P, D)
+        return torch.stack(added).sum(dim=0)
