@@ -54,7 +54,11 @@ class FlipModel(FlipPreTrainedModel):
             )
             if sizes := vector_sizes(config.fields):
                 self.vector_projection = VectorProjection(
-                    sizes, vector_owners(config.fields), config.embedding_dim, config.vector_hidden_dim
+                    sizes,
+                    vector_owners(config.fields),
+                    config.embedding_dim,
+                    config.vector_hidden_dim,
+                    config.feature_initializer_range,
                 )
             self.backbone = build_backbone(config.backbone, len(fields), config.embedding_dim, config.backbone_options)
         if config.mode != "id":

@@ -1,13 +1,16 @@
 """Text features: vectors attached to the values of a field, fitted, saved, found for new values."""
 
+import json
 import logging
 import pickle
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
+from example_runs import script
 from finetuned import finetuned
 from safetensors.numpy import load_file, save_file
 from transformers import BertConfig, pipeline
@@ -26,6 +29,9 @@ from flip_hf.data.schema import InputError
 from flip_hf.data.text_features import NO_KEY, text_key
 from flip_hf.export import OnnxScorer, export_onnx
 from flip_hf.fetch import FetchError
+from flip_hf.hub.push import write_card
+from flip_hf.runs.data import load_click_log
+from flip_hf.runs.settings import DataSettings
 from flip_hf.text_vectors import TextVectorizer
 
 FILMS = {"1": ("heat", "crime"), "2": ("fargo", "crime"), "3": ("kolya", "drama"), "4": ("alien", None)}
@@ -384,3 +390,74 @@ def test_keys_are_those_of_every_machine():
     assert text_key("heat, crime") == text_key("heat, crime") != text_key("heat")
     assert text_key("") != NO_KEY
     assert text_key("Amélie") == 1934994359264509038
+
+
+def test_runs_attach_vectors_and_say_so(workplace, cache, tmp_path):
+    new = pq.read_table(workplace / "test.parquet").to_pandas().assign(title="a film that nobody has seen")
+    new.to_parquet(tmp_path / "new.parquet")
+    features = [{"field": "title", "encoder": str(workplace / "encoder"), "fields": ["title", "kind"]}]
+    pretrained, finetuned_run = tmp_path / "pretrained", tmp_path / "finetuned"
+    common = ["--config", str(workplace / "config.yaml"), "--data.text_features", json.dumps(features)]
+    common += ["--data.catalog_file", str(tmp_path / "new.parquet"), "--training.report_to", "[]"]
+    script("pretrain")([*common, "--output_dir", str(pretrained)])
+    script("finetune")(
+        [*common, "--output_dir", str(finetuned_run), "--pretrained", str(pretrained / "model"), "--mode", "id"]
+    )
+    record = json.loads((finetuned_run / "run.json").read_text())
+    (described,) = record["model"]["text_features"]
+    assert (described["field"], described["encoder"], described["size"]) == ("title", "encoder", 32)
+    processor = FlipProcessor.from_pretrained(finetuned_run / "model")
+    # The catalog's title has a vector, and no encoder is needed for it.
+    row = new.iloc[:1].to_dict("list")
+    assert processor.encode(row)["vector_keys"][0].as_py() != [NO_KEY]
+    evaluated = tmp_path / "metrics.json"
+    data = ["--data.test_file", str(tmp_path / "new.parquet"), "--output", str(evaluated)]
+    script("evaluate_model")(["--model", str(finetuned_run / "model"), *data])
+    assert 0 <= json.loads(evaluated.read_text())["metrics"]["auc"] <= 1
+    scores = ["--input", str(tmp_path / "new.parquet"), "--output", str(tmp_path / "scores.parquet")]
+    script("predict")(["--model", str(finetuned_run / "model"), *scores])
+    assert len(pq.read_table(tmp_path / "scores.parquet")) == len(new)
+    (tmp_path / "card").mkdir()
+    write_card(tmp_path / "card", "org/name", record, {})
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert '| vectors of title | 32 numbers, of the text "title, kind" by encoder |' in card
+
+
+def test_runs_refuse_text_features_that_cant_be(workplace, cache, tmp_path):
+    def load(**settings):
+        files = {f"{name}_file": str(workplace / f"{name}.parquet") for name in ("train", "validation")}
+        return load_click_log(DataSettings(**files, fields=["user_id", "title"], label="clicked", **settings))
+
+    with pytest.raises(ValueError, match="did you mean 'fields'"):
+        load(text_features=[{"field": "title", "encoder": "e", "field_s": ["kind"]}])
+    with pytest.raises(ValueError, match=r"data\.catalog_file"):
+        load(catalog_file="items.parquet")
+    with pytest.raises(ValueError, match="label"):
+        load(text_features=[{"field": "title", "encoder": "e", "fields": ["kind", "clicked"]}])
+    log = load(text_features=[{"field": "title", "encoder": str(workplace / "encoder"), "fields": ["kind"]}])
+    assert log.splits["train"].column_names == ["user_id", "title", "kind", "clicked"]
+    plain = FlipProcessor.fit(str(workplace / "train.parquet"), ["user_id", "title"], str(workplace / "encoder"))
+    with pytest.raises(ValueError, match="model to start from has none"):
+        load_click_log(
+            DataSettings(
+                train_file=str(workplace / "train.parquet"),
+                validation_file=str(workplace / "validation.parquet"),
+                label="clicked",
+                text_features=[{"field": "title", "encoder": "e", "fields": ["kind"]}],
+            ),
+            plain,
+        )
+
+
+def test_a_named_dataset_is_its_own_catalog(workplace, cache, monkeypatch):
+    items = {"movie_id": [1, 2, 3, 4] * 5, "title": ["a", "b", "c", "d"] * 5, "label": [0, 1] * 10}
+    splits = DatasetDict({n: Dataset.from_dict(items).select(rows) for n, rows in SPLIT_ROWS.items()})
+    monkeypatch.setattr("flip_hf.runs.data.load_splits", lambda *args: splits)
+    features = [{"field": "movie_id", "encoder": str(workplace / "encoder"), "fields": ["title"]}]
+    settings = DataSettings(source="movielens-100k", fields=["movie_id"], text_features=features)
+    log = load_click_log(settings)
+    assert sorted(set(log.catalog["title"])) == ["a", "b", "c", "d"]
+    assert log.catalog.column_names == ["movie_id", "title"]
+
+
+SPLIT_ROWS = {"train": [0, 4, 8], "validation": [1, 2], "test": [3]}

@@ -242,14 +242,17 @@ def test_models_read_vectors(fitted, mode):
 def test_a_projection_by_hand(fitted):
     torch.manual_seed(0)
     model = FlipForCTR(config(fitted, mode="id")).eval()
+    for bias in ("hidden_bias", "output_bias"):
+        torch.nn.init.normal_(getattr(model.flip.vector_projection.projections[0], bias))
     batch = FlipCTRCollator.from_model(fitted, model)(fitted.encode(rows(5)))
     embeddings = model.flip.encode_tabular(**batch).field_embeddings
     table = model.flip.feature_embeddings.weight[:, :8]
-    first, _, second = model.flip.vector_projection.projections[0]
+    mlp = model.flip.vector_projection.projections[0]
     for row in range(5):
         expected = table[batch["feature_ids"][row, 1]]
         if row != 3:
-            expected = expected + second(torch.relu(first(batch["vectors"]["cover"][0, row])))
+            hidden = torch.relu(mlp.hidden_weight @ batch["vectors"]["cover"][0, row] + mlp.hidden_bias)
+            expected = expected + mlp.output_weight @ hidden + mlp.output_bias
         torch.testing.assert_close(embeddings[row, 1], expected)
 
 
@@ -392,3 +395,12 @@ def test_a_pipeline_scores_vectors(fitted, tmp_path):
     assert score(one)["probability"] == pytest.approx(found[4], abs=1e-5)
     budget = score(rows(9), text_budget=0.5)
     assert len(budget) == 9
+
+
+def test_vectors_start_as_small_as_embeddings(fitted):
+    torch.manual_seed(0)
+    config_ = config(fitted, mode="id", feature_initializer_range=0.05, vector_hidden_dim=512)
+    projection = FlipForCTR(config_).flip.vector_projection.projections[0]
+    with torch.no_grad():
+        added = projection(torch.randn(2000, 3))
+    assert 0.04 < added.std() < 0.06

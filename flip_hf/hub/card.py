@@ -105,7 +105,7 @@ def render_card(record: Mapping[str, Any], repo_id: str, pictures: Mapping[str, 
         has_test="test" in result,
         group_field=record["settings"]["data"].get("group_field") if "gauc" in result["validation"] else None,
         pictures=pictures,
-        example=_example(record["model"]["fields"]),
+        example=_example(record["model"]),
         data=record["data"],
         model=record["model"],
         stages={name: _stage(run) for name, run in stages.items()},
@@ -201,10 +201,18 @@ def _metric_name(name: str) -> str:
     return f"{shown} of the {'ID-based model' if tower == 'id' else 'text encoder'}" if tower else shown
 
 
-def _example(fields: list[dict[str, Any]]) -> dict[str, Any]:
+def _example(model: Mapping[str, Any]) -> dict[str, Any]:
     """A row of no meaning, of the right types."""
     values = {"numeric": 1.5, "multi_categorical": ["a", "b"], "sequence": ["a", "b"], "text": "some words"}
-    return {field["name"]: values.get(field["kind"], "a") for field in fields}
+    sizes = model.get("vector_sizes", {})
+    row = {
+        f["name"]: [0.0] * sizes[f["name"]] if f["kind"] == "vector" else values.get(f["kind"], "a")
+        for f in model["fields"]
+    }
+    for own in model.get("text_features", []):
+        row |= {own["column"]: [0.0] * own["size"]} if "column" in own else {}
+        row |= {name: "some words" for name in own.get("fields", []) if name not in row}
+    return row
 
 
 def _without_paths(value: Any) -> Any:

@@ -5,8 +5,46 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from flip_hf.fields import MASK_ID, PADDING_ID
+
+
+class VectorMLP(nn.Module):
+    """Two layers with a ReLU between them, whose output is as small as an embedding at the start.
+
+    Args:
+        size: numbers of a vector; standardised vectors are expected.
+        hidden_size: width between the layers.
+        output_size: width of the output.
+        initializer_range: standard deviation of the output at the start.
+
+    Shape:
+        - input: float (..., size)
+        - output: float (..., output_size)
+    """
+
+    def __init__(self, size: int, hidden_size: int, output_size: int, initializer_range: float) -> None:
+        super().__init__()
+        self.initializer_range = initializer_range
+        # Not linear layers, which all models start alike.
+        self.hidden_weight = nn.Parameter(torch.empty(hidden_size, size))
+        self.hidden_bias = nn.Parameter(torch.empty(hidden_size))
+        self.output_weight = nn.Parameter(torch.empty(output_size, hidden_size))
+        self.output_bias = nn.Parameter(torch.empty(output_size))
+
+    def init_parameters(self) -> None:
+        """Starts the layers unless they were loaded; called by the model that owns this module."""
+        hidden_size, size = self.hidden_weight.shape
+        # ReLU leaves half of the variance.
+        init.normal_(self.hidden_weight, std=(2 / size) ** 0.5)
+        init.normal_(self.output_weight, std=self.initializer_range / hidden_size**0.5)
+        init.zeros_(self.hidden_bias)
+        init.zeros_(self.output_bias)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        hidden = F.relu(F.linear(vectors, self.hidden_weight, self.hidden_bias))
+        return F.linear(hidden, self.output_weight, self.output_bias)
 
 
 class VectorProjection(nn.Module):
@@ -17,6 +55,7 @@ class VectorProjection(nn.Module):
         owners: for each position of `feature_ids` the field that owns its vectors, None where there are none.
         embedding_dim: width of an embedding.
         hidden_size: width between the layers.
+        initializer_range: standard deviation of what standardised vectors add at the start, about.
 
     Shape:
         - inputs: int64 (B, P); float (1, vectors, size) by name; int64 (B, P), places among these, -1 for none
@@ -24,14 +63,18 @@ class VectorProjection(nn.Module):
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], owners: Sequence[str | None], embedding_dim: int, hidden_size: int
+        self,
+        sizes: Mapping[str, int],
+        owners: Sequence[str | None],
+        embedding_dim: int,
+        hidden_size: int,
+        initializer_range: float,
     ) -> None:
         super().__init__()
         self.names = list(sizes)
         # Not by the fields' names, which may hold dots.
         self.projections = nn.ModuleList(
-            nn.Sequential(nn.Linear(size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, embedding_dim))
-            for size in sizes.values()
+            VectorMLP(size, hidden_size, embedding_dim, initializer_range) for size in sizes.values()
         )
         # For each owner the positions that hold its vectors, bool (P,).
         self._positions = [[own == name for own in owners] for name in self.names]

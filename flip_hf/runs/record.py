@@ -5,7 +5,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from flip_hf import __version__
 from flip_hf.data.files import without_credentials
+from flip_hf.fields import FieldConfig, vector_sizes
 from flip_hf.hub.card import flat
 from flip_hf.runs.device import describe_hardware
 from flip_hf.runs.folder import RECORD_NAME
@@ -64,8 +65,8 @@ def _record_beside(pretrained: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def describe_model(model: Any) -> dict[str, Any]:
-    """What a model card says of a model."""
+def describe_model(model: Any, processor: Any) -> dict[str, Any]:
+    """What a model card says of a model and its processor."""
     config = model.config
     text: Any = config.text_config
     towers = {name: part for name, part in model.base_model.named_children() if any(True for _ in part.parameters())}
@@ -84,7 +85,15 @@ def describe_model(model: Any) -> dict[str, Any]:
             {"name": f.name, "kind": f.kind, "features": (f.num_features or 0) + sum(f.added_features)}
             for f in config.fields
         ],
+        **_described_vectors(config.fields, processor),
     }
+
+
+def _described_vectors(fields: Sequence[FieldConfig], processor: Any) -> dict[str, Any]:
+    """The sizes of vectors by field, and the text features; nothing without."""
+    sizes = vector_sizes(fields)
+    features = [own.to_dict() for own in processor.vectors.features.values()]
+    return ({"vector_sizes": sizes} if sizes else {}) | ({"text_features": features} if features else {})
 
 
 def with_measures(record: Mapping[str, Any], started: float) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class Run:
                 what the checkpoint had; says which.
         """
         self.record["data"] = data
-        self.record["model"] = describe_model(model)
+        self.record["model"] = describe_model(model, processor)
         device = self.record["device"]
         values = {
             **self.record["settings"],
