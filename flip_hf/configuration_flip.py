@@ -63,6 +63,8 @@ class FlipConfig(PreTrainedConfig):
         fusion_gradients: whether the loss of the fused logit reaches the towers, as in the paper. Without, each tower
             learns from its own loss alone, as if it were finetuned by itself, and the fusion from what they say.
         head_dropout: dropout before the heads.
+        distillation_weight: share of the click loss that comes from a teacher's logits where a batch has them, from 0
+            to 1; labels have the rest.
         objectives: weight of each pretraining objective, keys of `flip_hf.objectives.OBJECTIVES`.
         projection_dim: width of the space in which ICL compares the views.
         contrastive_temperature: temperature of ICL.
@@ -75,7 +77,7 @@ class FlipConfig(PreTrainedConfig):
     model_type = "flip"
     sub_configs_defaults: ClassVar = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
     # What Trainer does not collect over an evaluation: it has no value for each row.
-    keys_to_ignore_at_inference: ClassVar = ["id_loss", "text_loss", "feature_penalty"]
+    keys_to_ignore_at_inference: ClassVar = ["id_loss", "text_loss", "distillation_loss", "feature_penalty"]
 
     text_config: PreTrainedConfig | dict[str, Any] | None = None
     fields: list[Any] = field(default_factory=list)
@@ -92,6 +94,7 @@ class FlipConfig(PreTrainedConfig):
     fusion: str = "learned_weight"
     fusion_gradients: bool = True
     head_dropout: int | float = 0.1
+    distillation_weight: int | float = 0.5
     objectives: dict[str, Any] = field(default_factory=lambda: {"mlm": 1.0, "mtm": 1.0, "icl": 1.0})
     projection_dim: int = 128
     contrastive_temperature: int | float = 0.1
@@ -146,6 +149,8 @@ class FlipConfig(PreTrainedConfig):
             )
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"FlipConfig: head_dropout={self.head_dropout} must be in [0, 1)")
+        if not 0 <= self.distillation_weight <= 1:
+            raise ValueError(f"FlipConfig: distillation_weight={self.distillation_weight} must be in [0, 1]")
         weights = self.objectives.values()
         are_weights = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights)
         if not are_weights or not any(weights):

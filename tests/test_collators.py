@@ -65,8 +65,8 @@ def test_the_columns_that_are_read_depend_on_the_mode_and_on_what_is_dropped(
     hiding, settings, read, optional, reads_numbers
 ):
     collator = FlipCTRCollator(hiding, **settings)
-    assert collator.columns == [*read, "row", "label"]
-    unneeded = optional | {"attention_mask", "label"}
+    assert collator.columns == [*read, "row", "label", "teacher_logit"]
+    unneeded = optional | {"attention_mask", "label", "teacher_logit"}
     assert collator.needed_columns == [name for name in collator.columns if name not in unneeded]
     assert collator.reads_numbers is reads_numbers
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
+from flip_hf.data.distillation import TEACHER_COLUMN, labels_or_ignored, teacher_logits
 from flip_hf.data.encoded_rows import (
     Rows,
     arrow_column,
@@ -60,7 +61,8 @@ class FlipCTRCollator:
     Returns (when called with encoded rows, a list or an Arrow table of them):
         feature_ids int64 (B, P) unless the mode is "text"; input_ids and attention_mask int64 (B, T) unless it is
         "id", and with `text_towers` (B, towers, T); where fields have vectors, `vectors` and `vector_places` as in
-        `FlipModel` unless the mode is "text"; labels float32 (B,) where the rows have a label. Rows may also be
+        `FlipModel` unless the mode is "text"; labels float32 (B,) where the rows have a label; teacher_logits float32
+        (B,) where they have a `teacher_logit`, and then labels may be null or NaN, which become -100. Rows may also be
         what calling the processor returns, as in `Dataset.map(processor, batched=True)`: their `attention_mask` says
         which tokens are padding.
 
@@ -164,7 +166,7 @@ class FlipCTRCollator:
         views = ["input_ids", "attention_mask"] if self.mode != "id" else []
         views += ["token_field_ids"] if self.text_towers is not None or self._hides else []
         views += ["feature_ids"] if self.mode != "text" or self._hides else []
-        return [*views, *(self.vector_columns if self.mode != "text" else []), "row", "label"]
+        return [*views, *(self.vector_columns if self.mode != "text" else []), "row", "label", TEACHER_COLUMN]
 
     @property
     def vector_columns(self) -> list[str]:
@@ -174,7 +176,7 @@ class FlipCTRCollator:
     @property
     def needed_columns(self) -> list[str]:
         """Those of `columns` without which there is no batch."""
-        optional = {"attention_mask", "label"} | (set() if self.reads_numbers else {"row"})
+        optional = {"attention_mask", "label", TEACHER_COLUMN} | (set() if self.reads_numbers else {"row"})
         return [name for name in self.columns if name not in optional]
 
     @property
@@ -184,12 +186,16 @@ class FlipCTRCollator:
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         batch = self.views(rows)
+        has_teacher = has_column(rows, TEACHER_COLUMN)
         if has_column(rows, "label"):
-            batch["labels"] = torch.from_numpy(canonical_labels(arrow_column(rows, "label"), "label"))
+            read = labels_or_ignored if has_teacher else canonical_labels
+            batch["labels"] = torch.from_numpy(read(arrow_column(rows, "label"), "label"))
+        if has_teacher:
+            batch["teacher_logits"] = torch.from_numpy(teacher_logits(rows))
         return batch
 
     def views(self, rows: Rows) -> dict[str, torch.Tensor]:
-        """A batch without its labels."""
+        """A batch without its labels and teacher's logits."""
         check_rows(rows, self)
         batch: dict[str, torch.Tensor] = {}
         hidden = None
