@@ -94,7 +94,7 @@ class FlipConfig(PreTrainedConfig):
     fusion: str = "learned_weight"
     fusion_gradients: bool = True
     head_dropout: int | float = 0.1
-    distillation_weight: int | float = 0.5
+    distillation_weight: int | float = 0.9
     objectives: dict[str, Any] = field(default_factory=lambda: {"mlm": 1.0, "mtm": 1.0, "icl": 1.0})
     projection_dim: int = 128
     contrastive_temperature: int | float = 0.1

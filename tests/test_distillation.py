@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
-from example_runs import lines, script
+from example_runs import EXAMPLES, lines, script
 from finetuned import finetuned
 from huggingface_hub.errors import StrictDataclassError
 from records import make_record
 from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
+from waiting import PATIENCE
 
 from flip_hf import FlipConfig, FlipCTRCollator, FlipForCTR, FlipProcessor
 from flip_hf.data.distillation import TEACHER_COLUMN, student_rows
@@ -368,8 +371,8 @@ def test_settings_of_a_teacher_need_one(teacher, tmp_path):
         PretrainSettings(output_dir=tmp_path, data=data)
     with pytest.raises(ValueError, match=r"data\.unlabeled_file is for.*an evaluation needs labels"):
         EvaluateSettings(model=name, data=data)
-    with pytest.raises(ValueError, match=r"distillation_weight=0\.9 is the share of a teacher: set teacher"):
-        FinetuneSettings(output_dir=tmp_path, distillation_weight=0.9)
+    with pytest.raises(ValueError, match=r"distillation_weight=0\.3 is the share of a teacher: set teacher"):
+        FinetuneSettings(output_dir=tmp_path, distillation_weight=0.3)
     with pytest.raises(ValueError, match=r"^distillation_weight=1\.5 must be from 0 to 1$"):
         FinetuneSettings(output_dir=tmp_path, teacher=name, distillation_weight=1.5)
     with pytest.raises(ValueError, match=r"teacher=.*holds no model.*did you mean .*model\?"):
@@ -383,6 +386,20 @@ def test_settings_of_a_teacher_need_one(teacher, tmp_path):
 
 def test_a_card_of_a_run_without_a_teacher_names_none():
     assert "teacher" not in render_card(make_record(), "org/name", {})
+
+
+@pytest.mark.distributed
+def test_two_processes_share_the_teachers_work(workplace, teacher, pairs, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    flags = ["--config", workplace / "config.yaml", "--output_dir", tmp_path, "--mode", "id", "--teacher"]
+    flags += [teacher / "model", "--data.unlabeled_file", pairs, "--training.precision", "fp32"]
+    # 520 rows in batches of 48 are no whole number for two processes.
+    flags += ["--training.per_device_eval_batch_size", 48]
+    subprocess.run([*launch, str(EXAMPLES / "finetune.py"), *map(str, flags)], check=True, timeout=PATIENCE)
+    assert json.loads((tmp_path / "run.json").read_text())["device"]["processes"] == 2
+    kept = pq.read_table(tmp_path / "teacher_logits.parquet")[TEACHER_COLUMN].to_numpy()
+    np.testing.assert_allclose(kept, logits_of(teacher, workplace / "train.parquet", pairs), atol=1e-5)
+    assert lines(tmp_path, "train")[-1]["distillation_loss"] > 0
 
 
 # ---- Trainer
