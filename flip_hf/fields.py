@@ -432,20 +432,6 @@ def num_features(fields: Sequence[FieldConfig]) -> int:
     return max((end for ranges in owned_ranges(fields) for _, end in ranges), default=NUM_SHARED_FEATURES)
 
 
-def check_text_towers(text_towers: Sequence[Sequence[str]], fields: Sequence[FieldConfig]) -> None:
-    """Raises ValueError unless the groups cut the text, in which the fields come in this order, into parts."""
-    names, grouped = [f.name for f in fields], [name for group in text_towers for name in group]
-    if len(text_towers) < 2 or not all(text_towers):
-        raise ValueError(f"text_towers={text_towers} must be two groups of fields or more, none of them empty")
-    if sorted(grouped) != sorted(names):
-        raise ValueError(f"text_towers={text_towers} must name every field exactly once: {', '.join(map(repr, names))}")
-    if grouped != names:
-        raise ValueError(
-            f"text_towers={text_towers} cut the text into parts, so order their fields as the text does, which is the "
-            f"order of the fields: {', '.join(map(repr, names))}"
-        )
-
-
 def check_fields(fields: Sequence[FieldConfig], model_fields: Sequence[FieldConfig]) -> None:
     """Raises ValueError, which names the first difference, unless a processor's fields are the model's.
 

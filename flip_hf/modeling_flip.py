@@ -49,6 +49,10 @@ class FlipForPreTraining(FlipPreTrainedModel):
         super().__init__(config)
         if config.mode != "joint":
             raise ValueError(f"pretraining aligns both towers: mode must be 'joint', got {config.mode!r}")
+        if config.text_towers is not None:
+            raise ValueError(
+                "pretraining reads each text as a whole: set text_towers to None, and set it when you finetune"
+            )
         # A configuration from a file may name those of another version.
         if unknown := sorted(set(config.objectives) - set(OBJECTIVES)):
             raise ValueError(f"objectives {', '.join(map(repr, unknown))} are not among {', '.join(OBJECTIVES)}")
@@ -365,6 +369,7 @@ class FlipForCTR(FlipPreTrainedModel):
         output_attentions: bool | None = None,
         vectors: Vectors = None,
         vector_places: torch.Tensor | None = None,
+        tower_vectors: torch.Tensor | None = None,
     ) -> FlipForCTROutput:
         """Click logits, and the loss where labels are given.
 
@@ -379,6 +384,7 @@ class FlipForCTR(FlipPreTrainedModel):
             output_attentions: as in `FlipModel`.
             vectors: as in `FlipModel`.
             vector_places: as in `FlipModel`.
+            tower_vectors: as in `FlipModel`.
         """
         views = self.flip(
             feature_ids,
@@ -388,6 +394,7 @@ class FlipForCTR(FlipPreTrainedModel):
             output_attentions,
             vectors,
             vector_places,
+            tower_vectors,
             return_dict=True,
         )
         id_logits: torch.Tensor | None = views.id_logits
