@@ -155,6 +155,7 @@ CHANGES = {
         {name: value + 0.1 if value.is_floating_point() else value for name, value in model.state_dict().items()},
         assign=True,
     ),
+    "a change behind PyTorch's back": lambda model: [p.data.add_(0.1) for p in model.flip.text_model.parameters()],
     "another precision": lambda model: model.to(torch.float64),
 }
 
@@ -214,6 +215,17 @@ def test_ids_that_the_text_hides_are_hidden_from_the_index_too(click_rows, wordp
     batch = FlipCTRCollator.from_model(processor, model)(processor.encode(whole))
     with torch.no_grad():
         np.testing.assert_allclose(model.tower_vectors(batch, "item").numpy(), vectors, rtol=0, atol=1e-5)
+
+
+def test_fields_of_vectors_stay_out_of_the_towers(frame, wordpiece):
+    rows = frame.assign(cover=[[float(i % 7), 1.0] for i in range(len(frame))])
+    fields = [*USER, FieldConfig("cover", kind="vector", size=2), *ITEM]
+    processor = FlipProcessor.fit(rows, fields, wordpiece)
+    model = make_model(processor)
+    pipe = CTRPredictionPipeline(model, processor)
+    expected = probabilities(CTRPredictionPipeline(model, processor, tower_cache=0)(rows))
+    np.testing.assert_allclose(probabilities(pipe(rows)), expected, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(pipe.tower_vectors(frame[ITEM], "item"), pipe.tower_vectors(rows, "item"))
 
 
 @pytest.mark.parametrize("form", ["frame", "dicts", "columns", "arrow", "one row"])
