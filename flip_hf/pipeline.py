@@ -151,8 +151,7 @@ class CTRPredictionPipeline(Pipeline):
 
         Raises:
             InputError: a column is missing, or a value can't be read.
-            ValueError: the model reads no text or has no tower of that name, or the text encoder
-                is not on one device.
+            ValueError: the model reads no text or has no tower of that name, or its text encoder is not on one device.
         """
         place_of_tower(tower, self.model.config)
         if self._tower_vectors is None:

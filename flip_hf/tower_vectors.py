@@ -37,7 +37,7 @@ class TowerVectors:
     may share the object.
 
     Args:
-        model: a `FlipForCTR` with `text_towers`, in mode `"text"` or `"joint"`. It is put into evaluation mode.
+        model: a `FlipForCTR` of which `can_encode_apart` is true. Encoding puts it into evaluation mode.
         processor: the model's.
         max_texts: the most texts whose vectors are kept, 4 bytes a number; 0 keeps none.
     """
