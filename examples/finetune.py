@@ -2,6 +2,7 @@
 
 python examples/finetune.py --config examples/configs/ml-100k/finetune.yaml --output_dir runs/flip
 python examples/finetune.py --config ... --mode id --output_dir runs/flip-id
+python examples/finetune.py --config ... --mode id --teacher runs/flip/model --output_dir runs/student
 """
 
 from collections.abc import Sequence

@@ -18,13 +18,13 @@ from flip_hf.fields import (
     MODES,
     FieldConfig,
     as_fields,
-    check_text_towers,
     feature_ranges,
     num_features,
     printable,
     tabular_fields,
     with_nearest,
 )
+from flip_hf.text_towers import named_towers
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +55,18 @@ class FlipConfig(PreTrainedConfig):
             `from_text_pretrained`.
         text_layers: build only the first layers of the text encoder; all by default.
         text_pooling: `"mean"` over tokens, or `"cls"` as in the paper (Section 3.3).
-        text_towers: groups of field names, in the order of the fields, such as the user's and the item's. The text
-            encoder reads each group's part of the text by itself, and the head fuses the vectors (late fusion, as
-            CTR-BERT does: Muhamed et al., 2021). Only in mode `"text"` with mean pooling; by default the text is one.
+        text_towers: groups of field names, such as `{"user": ["user_id", "age"], "item": ["title", "genre"]}`. A list
+            of groups names them "0", "1" and so on. The groups name every field that has a text once, in the order of
+            the fields. The text encoder reads each group's part of the text by itself, and the head fuses the vectors
+            (late fusion, as CTR-BERT does: Muhamed et al., 2021). Needs mean pooling; by default the text is one. Mode
+            `"id"` reads no text and ignores it.
         fusion: how a joint model's two logits become one: `"learned_weight"`, the paper's, or `"gated"`, by a gate that
             sees which fields are OOV.
         fusion_gradients: whether the loss of the fused logit reaches the towers, as in the paper. Without, each tower
             learns from its own loss alone, as if it were finetuned by itself, and the fusion from what they say.
         head_dropout: dropout before the heads.
+        distillation_weight: share of the click loss that comes from a teacher's logits where a batch has them, from 0
+            to 1; labels have the rest.
         objectives: weight of each pretraining objective, keys of `flip_hf.objectives.OBJECTIVES`.
         projection_dim: width of the space in which ICL compares the views.
         contrastive_temperature: temperature of ICL.
@@ -75,7 +79,7 @@ class FlipConfig(PreTrainedConfig):
     model_type = "flip"
     sub_configs_defaults: ClassVar = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
     # What Trainer does not collect over an evaluation: it has no value for each row.
-    keys_to_ignore_at_inference: ClassVar = ["id_loss", "text_loss", "feature_penalty"]
+    keys_to_ignore_at_inference: ClassVar = ["id_loss", "text_loss", "distillation_loss", "feature_penalty"]
 
     text_config: PreTrainedConfig | dict[str, Any] | None = None
     fields: list[Any] = field(default_factory=list)
@@ -88,10 +92,11 @@ class FlipConfig(PreTrainedConfig):
     text_base_model: str | None = None
     text_layers: int | None = None
     text_pooling: str = "mean"
-    text_towers: list[list[str]] | None = None
+    text_towers: list[list[str]] | dict[str, list[str]] | None = None
     fusion: str = "learned_weight"
     fusion_gradients: bool = True
     head_dropout: int | float = 0.1
+    distillation_weight: int | float = 0.9
     objectives: dict[str, Any] = field(default_factory=lambda: {"mlm": 1.0, "mtm": 1.0, "icl": 1.0})
     projection_dim: int = 128
     contrastive_temperature: int | float = 0.1
@@ -124,14 +129,9 @@ class FlipConfig(PreTrainedConfig):
 
     def validate_text_towers(self) -> None:
         """The parts of a text that are read apart, of which only the first has a `[CLS]`."""
-        if self.text_towers is None:
-            return
-        if self.mode != "text" or self.text_pooling != "mean":
-            raise ValueError(
-                "FlipConfig: text_towers are for mode='text' and text_pooling='mean', not for "
-                f"mode={self.mode!r} and text_pooling={self.text_pooling!r}"
-            )
-        check_text_towers(self.text_towers, self.fields)
+        if self.text_towers is not None and self.text_pooling != "mean":
+            raise ValueError(f"FlipConfig: text_towers need text_pooling='mean', not {self.text_pooling!r}")
+        _ = self.towers
 
     def validate_ranges(self) -> None:
         """Each setting that is a number with bounds."""
@@ -146,6 +146,8 @@ class FlipConfig(PreTrainedConfig):
             )
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"FlipConfig: head_dropout={self.head_dropout} must be in [0, 1)")
+        if not 0 <= self.distillation_weight <= 1:
+            raise ValueError(f"FlipConfig: distillation_weight={self.distillation_weight} must be in [0, 1]")
         weights = self.objectives.values()
         are_weights = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights)
         if not are_weights or not any(weights):
@@ -219,6 +221,11 @@ class FlipConfig(PreTrainedConfig):
     def from_json_file(cls, json_file: Any) -> Any:
         """As in transformers; the file is read as by `from_pretrained`."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    @property
+    def towers(self) -> dict[str, list[str]] | None:
+        """The fields of each text tower by its name, in the order of the text; None without `text_towers`."""
+        return None if self.text_towers is None else named_towers(self.text_towers, self.fields)
 
     @property
     def tabular_fields(self) -> list[FieldConfig]:

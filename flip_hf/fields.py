@@ -1,6 +1,5 @@
 """Fields, and the one id space that their features share. Needs no torch."""
 
-import dataclasses
 import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -334,28 +333,6 @@ def as_fields(values: Sequence[FieldConfig | dict[str, Any] | str]) -> list[Fiel
     return result
 
 
-def check_label(
-    label: str | None, fields: Collection[str | None], group_field: str | None = None, section: str = ""
-) -> None:
-    """Raises a ValueError if the label column is one of the fields or groups the rows.
-
-    Args:
-        label: the label column; None is right.
-        fields: names of the fields.
-        group_field: the column that groups the rows, if any.
-        section: what stands before the settings' names in the error, such as "data.".
-    """
-    if label is None:
-        return
-    if label == group_field:
-        raise ValueError(f"{section}group_field: {label!r} is the label; name a column such as user_id")
-    if label in fields:
-        raise ValueError(
-            f"{section}fields names {label!r}, which is the label: the model would read the answer. Leave it out of "
-            f"the fields, or set {section}label"
-        )
-
-
 def tabular_fields(fields: Sequence[FieldConfig]) -> list[FieldConfig]:
     """The fields that the tabular view shows, in order."""
     return [f for f in fields if f.traits.has_features]
@@ -430,42 +407,3 @@ def missing_id(ranges: Sequence[tuple[int, int]]) -> int:
 def num_features(fields: Sequence[FieldConfig]) -> int:
     """Rows of the feature table."""
     return max((end for ranges in owned_ranges(fields) for _, end in ranges), default=NUM_SHARED_FEATURES)
-
-
-def check_text_towers(text_towers: Sequence[Sequence[str]], fields: Sequence[FieldConfig]) -> None:
-    """Raises ValueError unless the groups cut the text, in which the fields come in this order, into parts."""
-    names, grouped = [f.name for f in fields], [name for group in text_towers for name in group]
-    if len(text_towers) < 2 or not all(text_towers):
-        raise ValueError(f"text_towers={text_towers} must be two groups of fields or more, none of them empty")
-    if sorted(grouped) != sorted(names):
-        raise ValueError(f"text_towers={text_towers} must name every field exactly once: {', '.join(map(repr, names))}")
-    if grouped != names:
-        raise ValueError(
-            f"text_towers={text_towers} cut the text into parts, so order their fields as the text does, which is the "
-            f"order of the fields: {', '.join(map(repr, names))}"
-        )
-
-
-def check_fields(fields: Sequence[FieldConfig], model_fields: Sequence[FieldConfig]) -> None:
-    """Raises ValueError, which names the first difference, unless a processor's fields are the model's.
-
-    Args:
-        fields: the processor's.
-        model_fields: `model.config.fields`.
-    """
-    own, others = ([f.name for f in some] for some in (fields, model_fields))
-    if own != others:
-        difference = f"the processor has {', '.join(map(repr, own))} and the model {', '.join(map(repr, others))}"
-    elif changed := [(a, b) for a, b in zip(fields, model_fields, strict=True) if a != b]:
-        field, other = changed[0]
-        name = next(f.name for f in dataclasses.fields(field) if getattr(field, f.name) != getattr(other, f.name))
-        difference = (
-            f"field {field.name!r} has {name}={getattr(field, name)!r} in the processor and {getattr(other, name)!r} "
-            "in the model"
-        )
-    else:
-        return
-    raise ValueError(
-        f"the processor's fields are not the model's: {difference}. Load both from one folder, and after "
-        "processor.extend resize the model and save both"
-    )

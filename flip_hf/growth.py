@@ -102,7 +102,7 @@ def _text_vectors(towers: Any, texts: list[torch.Tensor], batch_size: int = 256)
         batch = texts[start : start + batch_size]
         masks = [torch.ones_like(tokens) for tokens in batch]
         padded = (nn.utils.rnn.pad_sequence(rows, batch_first=True).to(towers.device) for rows in (batch, masks))
-        parts.append(towers.encode_text(*padded).text_representation.float())
+        parts.append(towers.encode_texts(*padded).float())
     towers.train(was_training)
     return torch.cat(parts)
 

@@ -9,10 +9,10 @@ import torch
 from accelerate.utils import align_module_device
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import can_return_tuple
 
+from flip_hf.click_loss import ItemCounts, click_losses, count_rows
 from flip_hf.click_training import is_saved_without_clicks, logit_biases, missing_click_training
 from flip_hf.configuration_flip import FlipConfig
 from flip_hf.fields import MODES
@@ -31,9 +31,6 @@ __all__ = ["FlipForCTR", "FlipForPreTraining", "FlipModel", "FlipPreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-ItemCounts = Mapping[str, torch.Tensor | float]
-"""What each part of a loss is divided by, by the part's name."""
-
 
 class FlipForPreTraining(FlipPreTrainedModel):
     """Both towers with the pretraining objectives (FLIP, Section 3.3).
@@ -49,6 +46,10 @@ class FlipForPreTraining(FlipPreTrainedModel):
         super().__init__(config)
         if config.mode != "joint":
             raise ValueError(f"pretraining aligns both towers: mode must be 'joint', got {config.mode!r}")
+        if config.text_towers is not None:
+            raise ValueError(
+                "pretraining reads each text as a whole: set text_towers to None, and set it when you finetune"
+            )
         # A configuration from a file may name those of another version.
         if unknown := sorted(set(config.objectives) - set(OBJECTIVES)):
             raise ValueError(f"objectives {', '.join(map(repr, unknown))} are not among {', '.join(OBJECTIVES)}")
@@ -340,7 +341,8 @@ class FlipForCTR(FlipPreTrainedModel):
         return False
 
     def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the loss over this batch is summed over, int64 (): rows.
+        """What the loss over this batch is summed over, int64 (): `ctr`, the rows with a label, and where the batch has
+        a teacher's logits `distillation`, all rows.
 
         Raises:
             ValueError: the batch has no labels.
@@ -350,7 +352,7 @@ class FlipForCTR(FlipPreTrainedModel):
                 "the batch has no labels to learn from: encode the rows with processor.encode_dataset(dataset, "
                 "with_label=True)"
             )
-        return {"ctr": torch.tensor(len(batch["labels"]), device=batch["labels"].device)}
+        return count_rows(batch["labels"], batch.get("teacher_logits"))
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     @takes_known_inputs
@@ -365,6 +367,8 @@ class FlipForCTR(FlipPreTrainedModel):
         output_attentions: bool | None = None,
         vectors: Vectors = None,
         vector_places: torch.Tensor | None = None,
+        tower_vectors: torch.Tensor | None = None,
+        teacher_logits: torch.Tensor | None = None,
     ) -> FlipForCTROutput:
         """Click logits, and the loss where labels are given.
 
@@ -372,13 +376,20 @@ class FlipForCTR(FlipPreTrainedModel):
             feature_ids: int64 (B, P); not read in mode "text".
             input_ids: int64 (B, T), with `text_towers` (B, towers, T); not read in mode "id".
             attention_mask: int64 of the same shape; not read in mode "id".
-            labels: 0 or 1, any numeric type (B,).
-            num_items_in_batch: the number of rows to divide the summed loss by, or `{"ctr": n}`; by default this
-                batch's.
+            labels: 0 or 1, or -100 for a row without a label, any numeric type (B,).
+            num_items_in_batch: the number of rows to divide the summed loss by, or as `num_items` has it; by default
+                this batch's.
             output_hidden_states: as in `FlipModel`.
             output_attentions: as in `FlipModel`.
             vectors: as in `FlipModel`.
             vector_places: as in `FlipModel`.
+            tower_vectors: as in `FlipModel`.
+            teacher_logits: another model's click logits of these rows, float (B,). Where labels are given too, each
+                logit of this model that learns from labels also learns from the teacher's probabilities (Hinton et al.,
+                2015, arXiv 1503.02531): the ID-based model's, the text encoder's and the fused one.
+
+        Raises:
+            ValueError: rows without a label and `num_items_in_batch` as one number, which can't be of both losses.
         """
         views = self.flip(
             feature_ids,
@@ -388,6 +399,7 @@ class FlipForCTR(FlipPreTrainedModel):
             output_attentions,
             vectors,
             vector_places,
+            tower_vectors,
             return_dict=True,
         )
         id_logits: torch.Tensor | None = views.id_logits
@@ -405,13 +417,10 @@ class FlipForCTR(FlipPreTrainedModel):
 
         losses: dict[str, torch.Tensor] = {}
         if labels is not None:
-            divisor = num_items_in_batch["ctr"] if isinstance(num_items_in_batch, Mapping) else num_items_in_batch
-            divisor = labels.numel() if divisor is None else divisor
-            losses["loss"] = _mean_cross_entropy(logits, labels, divisor)
+            learning = {"loss": logits}
             if id_logits is not None and text_logits is not None:
-                losses["id_loss"] = _mean_cross_entropy(id_logits, labels, divisor)
-                losses["text_loss"] = _mean_cross_entropy(text_logits, labels, divisor)
-                losses["loss"] = losses["loss"] + losses["id_loss"] + losses["text_loss"]
+                learning |= {"id_loss": id_logits, "text_loss": text_logits}
+            losses = click_losses(learning, labels, teacher_logits, self.config.distillation_weight, num_items_in_batch)
         return FlipForCTROutput(
             logits=logits,
             id_logits=id_logits,
@@ -421,10 +430,6 @@ class FlipForCTR(FlipPreTrainedModel):
             attentions=views.attentions,
             **losses,
         )
-
-
-def _mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, divisor: torch.Tensor | float) -> torch.Tensor:
-    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum") / divisor
 
 
 def _feature_penalty(field_embeddings: torch.Tensor | None) -> torch.Tensor | None:

@@ -69,12 +69,15 @@ class FlipForCTROutput(ModelOutput):
     """Click logits; those of a tower that is not built are None. `sigmoid(logits)` is the click probability.
 
     Args:
-        loss: float (), the sum of the binary cross-entropies of the logits below, given labels.
+        loss: float (), the sum of the binary cross-entropies of the logits below, given labels; with `teacher_logits`
+            the mean of this sum and of `distillation_loss`, weighted by `config.distillation_weight`.
         logits: float (B,), joint mode: `a * id_logits + (1 - a) * text_logits`; else the one tower's logits.
         id_logits: float (B,), of the ID-based model.
         text_logits: float (B,), of the text encoder.
         id_loss: float (), binary cross-entropy of `id_logits`, joint mode only.
         text_loss: float (), binary cross-entropy of `text_logits`, joint mode only.
+        distillation_loss: float (), the sum of the binary cross-entropies of the logits above with the teacher's
+            probabilities in place of labels, given `teacher_logits`.
         feature_penalty: float (), mean over rows of the summed squares of the feature embeddings that the row reads.
         hidden_states: as in `FlipModelOutput`.
         attentions: as in `FlipModelOutput`.
@@ -86,6 +89,7 @@ class FlipForCTROutput(ModelOutput):
     text_logits: torch.Tensor | None = None
     id_loss: torch.Tensor | None = None
     text_loss: torch.Tensor | None = None
+    distillation_loss: torch.Tensor | None = None
     feature_penalty: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None

@@ -1,7 +1,7 @@
 """What the FLIP models share."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
@@ -18,12 +18,14 @@ from flip_hf.checkpoint.sharded_table import add_table, read_rows
 from flip_hf.checkpoint.weights_check import expecting, find_weights, limited_building
 from flip_hf.configuration_flip import FlipConfig, check_settings
 from flip_hf.fetch import public_name
-from flip_hf.fields import FieldConfig, check_fields, with_nearest
+from flip_hf.field_checks import check_fields
+from flip_hf.fields import FieldConfig, with_nearest
 from flip_hf.growth import FeatureGrowth, resize_feature_table
 from flip_hf.hub import push_to_hub
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding
 from flip_hf.text_encoder import LOADING_ARGUMENTS, load_text_config, load_text_encoder
+from flip_hf.text_towers import place_of_tower
 
 _TABLE = "feature_embeddings.weight"
 """The feature table in every checkpoint, behind the prefix of the model."""
@@ -289,6 +291,24 @@ class FlipPreTrainedModel(PreTrainedModel):
             text_model = load_text_encoder(name_or_path, config.text_config, **loading)
             config.text_base_model = public_name(name_or_path)
         return cls(config, text_model=text_model)
+
+    def tower_vectors(self, batch: Mapping[str, torch.Tensor], tower: str) -> torch.Tensor:
+        """The vectors that a text tower makes of some rows, float32 (B, C), as for an index of items.
+
+        `CTRPredictionPipeline.tower_vectors` takes rows as users hold them, and needs the tower's fields alone.
+
+        Args:
+            batch: `input_ids` and `attention_mask`, int64 (B, towers, T), as `FlipCTRCollator` makes them.
+            tower: the tower's name in `config.text_towers`; the towers of a list are named "0", "1" and so on.
+
+        Raises:
+            ValueError: the model has no text towers or none of that name.
+        """
+        place = place_of_tower(tower, self.config)
+        ids, mask = (batch[name][:, place] for name in ("input_ids", "attention_mask"))
+        flip: Any = self.base_model
+        vectors: torch.Tensor = flip.encode_texts(ids, mask)
+        return vectors.float()
 
     def resize_feature_embeddings(self, growth: FeatureGrowth, init: str = "mean") -> FeatureEmbedding:
         """Makes room for the features that `processor.extend(rows)` added; all others keep their ids and weights.

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -36,7 +36,8 @@ from flip_hf.data.vector_fitting import VectorFitting, fit_fields, with_columns
 from flip_hf.data.vector_inputs import VectorInputs
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
-from flip_hf.fields import FieldConfig, as_fields, check_label, tabular_fields, text_fields, vector_sizes
+from flip_hf.field_checks import check_label
+from flip_hf.fields import FieldConfig, as_fields, tabular_fields, text_fields, vector_sizes
 from flip_hf.grown_texts import texts_of_grown
 from flip_hf.growth import FeatureGrowth
 from flip_hf.hub import push_to_hub
@@ -47,12 +48,6 @@ logger = logging.getLogger(__name__)
 
 VOCABULARY_NAME = "vocabulary.parquet"
 _LONGEST_TEXT = 512
-# What calling the processor makes of tensors, by `return_tensors`.
-_AS: dict[str | None, Callable[[torch.Tensor], Any]] = {
-    "pt": lambda tensor: tensor,
-    "np": torch.Tensor.numpy,
-    None: torch.Tensor.tolist,
-}
 
 
 class FlipProcessor(ProcessorMixin):
@@ -334,9 +329,7 @@ class FlipProcessor(ProcessorMixin):
         views = padded_views(encoded, self.tokenizer.pad_token_id, multiple)
         plain = views if return_tensors else {name: view.tolist() for name, view in views.items()}
         inputs = BatchFeature(plain, tensor_type=return_tensors)
-        for name, values in VectorInputs(self.fields, self.vectors)(encoded).items():
-            convert = _AS[return_tensors]
-            inputs[name] = {k: convert(v) for k, v in values.items()} if isinstance(values, dict) else convert(values)
+        inputs.update(VectorInputs(self.fields, self.vectors).of_type(encoded, return_tensors))
         return inputs
 
     def content_hash(self) -> str:

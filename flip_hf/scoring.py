@@ -216,7 +216,7 @@ class ClickScorer:
 
     def call_model(self, batch: dict[str, torch.Tensor]) -> FlipForCTROutput:
         """The model's output; that of a joint model's ID-based tower for a batch without texts."""
-        model = self._model if "input_ids" in batch else self._without_text
+        model = self._without_text if batch.keys().isdisjoint(("input_ids", "tower_vectors")) else self._model
         if model.training:
             # The caller may go on training it between two calls.
             model.eval()

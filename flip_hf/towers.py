@@ -126,12 +126,7 @@ class FlipModel(FlipPreTrainedModel):
                 )
             # To the text encoder each part is a text of its own: none sees another, and each has positions from 0.
             input_ids, attention_mask = input_ids.flatten(0, 1), attention_mask.flatten(0, 1)
-        asked: dict[str, Any] = {}
-        for name, value in (("output_hidden_states", output_hidden_states), ("output_attentions", output_attentions)):
-            # What neither the call nor this configuration asks for is left to the text encoder's own configuration.
-            if value is not None or getattr(self.config, name):
-                asked[name] = True if value is None else value
-        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **asked)
+        output = self._read(input_ids, attention_mask, output_hidden_states, output_attentions)
         states = output.last_hidden_state  # (B, T, C)
         representation = TEXT_POOLING[self.config.text_pooling](states, attention_mask)  # (B, C)
         if towers is not None:
@@ -144,6 +139,36 @@ class FlipModel(FlipPreTrainedModel):
             attentions=output.get("attentions"),
         )
 
+    def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """One vector for each text, whichever tower it is for: int64 (texts, T) twice -> float (texts, C)."""
+        states = self._read(input_ids, attention_mask).last_hidden_state
+        return TEXT_POOLING[self.config.text_pooling](states, attention_mask)
+
+    def _read(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        output_hidden_states: OutputHiddenStates = None,
+        output_attentions: bool | None = None,
+    ) -> Any:
+        """The text encoder's output of texts, int64 (texts, T) twice."""
+        asked: dict[str, Any] = {}
+        for name, value in (("output_hidden_states", output_hidden_states), ("output_attentions", output_attentions)):
+            # What neither the call nor this configuration asks for is left to the text encoder's own configuration.
+            if value is not None or getattr(self.config, name):
+                asked[name] = True if value is None else value
+        return self.text_model(input_ids=input_ids, attention_mask=attention_mask, **asked)
+
+    def _known_text(self, tower_vectors: torch.Tensor) -> FlipModelOutput:
+        """What `encode_text` says of texts whose towers' vectors are known: float (B, towers, C)."""
+        if self.config.text_towers is None:
+            raise ValueError("tower_vectors need text_towers; give this model input_ids and attention_mask")
+        text_config: Any = self.config.text_config
+        shape = len(self.config.text_towers), text_config.hidden_size
+        if tower_vectors.shape[1:] != shape:
+            raise ValueError(f"tower_vectors are (B, {shape[0]}, {shape[1]}) here, not {tuple(tower_vectors.shape)}")
+        return FlipModelOutput(text_representation=tower_vectors.to(self.dtype).flatten(1))
+
     @can_return_tuple  # type: ignore[untyped-decorator]
     @takes_known_inputs
     def forward(
@@ -155,6 +180,7 @@ class FlipModel(FlipPreTrainedModel):
         output_attentions: bool | None = None,
         vectors: Vectors = None,
         vector_places: torch.Tensor | None = None,
+        tower_vectors: torch.Tensor | None = None,
     ) -> FlipModelOutput:
         """Encodes the views of the towers that are built.
 
@@ -170,13 +196,17 @@ class FlipModel(FlipPreTrainedModel):
                 where fields have vectors, unless the mode is "text".
             vector_places: int64 (B, P), for each position which of its field's vectors it holds, -1 for none; needed
                 with `vectors`.
+            tower_vectors: with `text_towers`, the vectors of the towers' texts, float (B, towers, C), in place of
+                `input_ids` and `attention_mask`: the text encoder is not called.
         """
         parts: dict[str, Any] = {}
         if self.config.mode != "text":
             if feature_ids is None:
                 raise ValueError(f"mode={self.config.mode!r} needs feature_ids; {self.collator} makes them")
             parts.update(self.encode_tabular(feature_ids, vectors, vector_places))
-        if self.config.mode != "id":
+        if self.config.mode != "id" and tower_vectors is not None:
+            parts.update(self._known_text(tower_vectors))
+        elif self.config.mode != "id":
             if input_ids is None or attention_mask is None:
                 raise ValueError(
                     f"mode={self.config.mode!r} needs input_ids and attention_mask; {self.collator} makes them"

@@ -135,6 +135,10 @@ def test_a_card_names_the_towers(record):
     assert "RecSys 2024): the text encoder of an aligned pair \\(FLIP\\_PLM\\)." in render_card(aligned, "org/name", {})
     record["model"]["text_towers"] = [["user_id"], ["title"]]
     assert "RecSys 2024): a text encoder, which reads the fields in groups" in render_card(record, "o/n", {})
+    record["model"]["mode"] = "joint"
+    assert "RecSys 2024): an ID-based model and a text encoder, which reads the" in render_card(record, "o/n", {})
+    record["model"]["mode"] = "id"
+    assert "RecSys 2024): an ID-based model." in render_card(record, "org/name", {})
 
 
 def test_pretraining_is_told_beside_finetuning(record):

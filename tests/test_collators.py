@@ -13,7 +13,8 @@ from flip_hf import FieldConfig, FlipConfig, FlipCTRCollator, FlipForCTR, FlipFo
 from flip_hf.data import collators, encoded_rows
 from flip_hf.data.collator_checks import check_collator, check_training_rows
 from flip_hf.data.encoded_rows import EncodedRows, check_stream
-from flip_hf.fields import check_fields, feature_ranges
+from flip_hf.field_checks import check_fields
+from flip_hf.fields import feature_ranges
 from flip_hf.processing_flip import FlipProcessor
 
 USER, ITEM = ["user_id", "gender", "age"], ["title", "genre"]
@@ -65,8 +66,8 @@ def test_the_columns_that_are_read_depend_on_the_mode_and_on_what_is_dropped(
     hiding, settings, read, optional, reads_numbers
 ):
     collator = FlipCTRCollator(hiding, **settings)
-    assert collator.columns == [*read, "row", "label"]
-    unneeded = optional | {"attention_mask", "label"}
+    assert collator.columns == [*read, "row", "label", "teacher_logit"]
+    unneeded = optional | {"attention_mask", "label", "teacher_logit"}
     assert collator.needed_columns == [name for name in collator.columns if name not in unneeded]
     assert collator.reads_numbers is reads_numbers
 
@@ -330,6 +331,9 @@ def test_a_collator_belongs_to_a_kind_of_model_in_its_mode(processor):
         (FlipCTRCollator(processor), ids),  # which reads one of the views of a joint batch
         (FlipCTRCollator(processor, "id"), ids),
         (FlipCTRCollator(processor, "text", text_towers=[tuple(tower) for tower in towers]), cut),
+        (FlipCTRCollator(processor, "text", text_towers={"user": USER, "item": ITEM}), cut),
+        (FlipCTRCollator(processor, text_towers=towers), cut),  # which reads one of the views of a joint batch
+        (FlipCTRCollator(processor), model_of(FlipForCTR, processor, mode="id", text_towers=towers)),
         (FlipPretrainingCollator(processor), pretrained),
         (FlipCTRCollator(processor), nn.ModuleDict({"wrapped": joint})),
         (FlipCTRCollator(processor), nn.Linear(1, 1)),
@@ -351,13 +355,22 @@ def test_a_collator_belongs_to_a_kind_of_model_in_its_mode(processor):
         "the collator has mode='text' and text_towers=None, and the model mode='joint' and text_towers=None: " + advice
     )
     assert message_of(check_collator, FlipCTRCollator(processor, "text"), cut) == (
-        f"the collator has mode='text' and text_towers=None, and the model mode='text' and text_towers={towers}: "
-        + advice
+        "the collator has mode='text' and text_towers=None, and the model mode='text' and text_towers="
+        f"{{'0': {USER}, '1': {ITEM}}}: {advice}"
     )
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"mode": "id"}, {"mode": "text"}, {"mode": "text", "text_towers": [USER, ITEM]}], ids=str
+    "settings",
+    [
+        {},
+        {"mode": "id"},
+        {"mode": "text"},
+        {"mode": "text", "text_towers": [USER, ITEM]},
+        {"mode": "joint", "text_towers": {"user": USER, "item": ITEM}},
+        {"mode": "id", "text_towers": {"user": USER, "item": ITEM}},
+    ],
+    ids=str,
 )
 def test_a_collator_from_a_model_makes_what_it_reads(processor, click_rows, settings):
     model = model_of(FlipForCTR, processor, **settings)

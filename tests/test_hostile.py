@@ -429,7 +429,11 @@ REFUSALS = {
     "an unknown objective": (("FlipForPreTraining",), config(objectives={"evil": 1.0}), "objectives 'evil' are not"),
     "an unknown mode": (CONFIG, config(mode="evil"), "mode='evil' is not one of joint, id, text"),
     "text towers of other fields": (CONFIG, config(mode="text", text_towers=[["evil"], ["user_id"]]), "every field ex"),
-    "text towers of both views": (CONFIG, config(text_towers=[["user_id"], ["tags"]]), "are for mode='text'"),
+    "text towers of other pooling": (
+        CONFIG,
+        config(text_towers=[["user_id"]], text_pooling="cls"),
+        "need text_pooling",
+    ),
     "words for text towers": (CONFIG, config(mode="text", text_towers=["user_id"]), "'text_towers'"),
     "an unknown setting of a field": (CONFIG, field(0, evil=1), "'evil' .* newer version\\? Upgrade flip_hf"),
     "an unknown setting of a field, elsewhere": (

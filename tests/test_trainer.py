@@ -557,7 +557,7 @@ def test_parts_of_eval_dataset_are_evaluated_in_training(processor, click_rows, 
 
 def test_the_collator_is_the_models(processor, click_rows, tmp_path):
     groups = [["user_id", "gender", "age"], ["title", "genre"]]
-    for options in ({"mode": "id"}, {"mode": "text"}, {"mode": "text", "text_towers": groups}):
+    for options in ({"mode": "id"}, {"mode": "text"}, {"mode": "text", "text_towers": groups}, {"text_towers": groups}):
         model = build(FlipForCTR, processor, **options)
         settings = arguments(tmp_path, max_steps=1, save_strategy="no")
         FlipTrainer(model, settings, train_dataset=click_rows, processing_class=processor).train()

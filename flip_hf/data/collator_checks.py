@@ -14,7 +14,7 @@ from flip_hf.data.encoded_rows import (
     row_numbers,
     unpadded_texts,
 )
-from flip_hf.fields import check_fields
+from flip_hf.field_checks import check_fields
 
 
 def check_training_rows(rows: datasets.Dataset, collator: Any) -> None:
@@ -83,9 +83,10 @@ def check_collator(collator: Any, model: Any) -> None:
             f"{type(collator).__name__} makes batches for {collator.model_class}, and this is a {name}: use "
             f"{_COLLATORS[name].__name__}(processor)"
         )
-    towers = [list(tower) for tower in collator.text_towers] if collator.text_towers is not None else None
-    if collator.mode not in ("joint", config.mode) or towers != config.text_towers:
-        of_collator, of_model = (f"mode={a.mode!r} and text_towers={a.text_towers}" for a in (collator, config))
+    # Batches do not depend on what the towers are called.
+    groups = [None if a.towers is None else list(a.towers.values()) for a in (collator, config)]
+    if collator.mode not in ("joint", config.mode) or (config.mode != "id" and groups[0] != groups[1]):
+        of_collator, of_model = (f"mode={a.mode!r} and text_towers={a.towers}" for a in (collator, config))
         raise ValueError(
             f"the collator has {of_collator}, and the model {of_model}: make "
             "FlipCTRCollator.from_model(processor, model)"

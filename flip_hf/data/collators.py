@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
+from flip_hf.data.distillation import TEACHER_COLUMN, labels_or_ignored, teacher_logits
 from flip_hf.data.encoded_rows import (
     Rows,
     arrow_column,
@@ -23,19 +24,19 @@ from flip_hf.data.ragged import Ragged, padding_multiple
 from flip_hf.data.schema import canonical_labels
 from flip_hf.data.template import NO_FIELD
 from flip_hf.data.vector_inputs import VectorInputs
+from flip_hf.field_checks import check_fields
 from flip_hf.fields import (
     IGNORED_LABEL,
     MASK_ID,
     MODES,
     PADDING_ID,
     FieldConfig,
-    check_fields,
-    check_text_towers,
     feature_ranges,
     missing_id,
     oov_id,
     tabular_fields,
 )
+from flip_hf.text_towers import TextTowers, named_towers
 
 _TEXT_STREAM, _TABULAR_STREAM, _TARGET_STREAM, _OOV_STREAM = range(4)
 
@@ -56,11 +57,13 @@ class FlipCTRCollator:
             `flip_hf.data.ragged.padding_multiple()`, 8 with an accelerator and 2 without.
         text_towers: the model's, `model.config.text_towers`; with them texts are cut into the towers' parts. A constant
             piece such as ` . genre is` goes with the value that it names, and what ends the text with the last one.
+            Mode "id" ignores them.
 
     Returns (when called with encoded rows, a list or an Arrow table of them):
         feature_ids int64 (B, P) unless the mode is "text"; input_ids and attention_mask int64 (B, T) unless it is
         "id", and with `text_towers` (B, towers, T); where fields have vectors, `vectors` and `vector_places` as in
-        `FlipModel` unless the mode is "text"; labels float32 (B,) where the rows have a label. Rows may also be
+        `FlipModel` unless the mode is "text"; labels float32 (B,) where the rows have a label; teacher_logits float32
+        (B,) where they have a `teacher_logit`, and then labels may be null or NaN, which become -100. Rows may also be
         what calling the processor returns, as in `Dataset.map(processor, batched=True)`: their `attention_mask` says
         which tokens are padding.
 
@@ -80,17 +83,13 @@ class FlipCTRCollator:
         oov_dropout: float | Mapping[str, float] = 0.0,
         seed: int = 0,
         pad_to_multiple_of: int | None = None,
-        text_towers: Sequence[Sequence[str]] | None = None,
+        text_towers: TextTowers | None = None,
     ) -> None:
         if mode not in MODES:
             raise ValueError(
                 f"mode={mode!r} is not one of {', '.join(MODES)}; set it to model.config.mode, or make the collator by "
                 "FlipCTRCollator.from_model(processor, model)"
             )
-        if text_towers is not None:
-            if mode != "text":
-                raise ValueError(f"text_towers are for mode='text', not for mode={mode!r}")
-            check_text_towers(text_towers, processor.fields)
         places = [i for i, field in enumerate(processor.fields) if field.traits.has_features]
         fields = list(_with_ranges(processor.fields))
         growing = [field.name for field, _ in fields if KINDS[field.kind].remembers(field)]
@@ -107,7 +106,9 @@ class FlipCTRCollator:
         self.mode = mode
         self.seed = seed
         self.pad_to_multiple_of = padding_multiple() if pad_to_multiple_of is None else pad_to_multiple_of
-        self.text_towers = text_towers
+        self.towers: dict[str, list[str]] | None = None
+        if text_towers is not None and mode != "id":
+            self.towers = named_towers(text_towers, processor.fields)
         self.epoch = 0
         self.num_positions = np.array([f.num_positions for f, _ in fields])
         self.first_positions = self.num_positions.cumsum() - self.num_positions
@@ -162,9 +163,9 @@ class FlipCTRCollator:
     def columns(self) -> list[str]:
         """The columns of the encoded rows that are read."""
         views = ["input_ids", "attention_mask"] if self.mode != "id" else []
-        views += ["token_field_ids"] if self.text_towers is not None or self._hides else []
+        views += ["token_field_ids"] if self.towers is not None or self._hides else []
         views += ["feature_ids"] if self.mode != "text" or self._hides else []
-        return [*views, *(self.vector_columns if self.mode != "text" else []), "row", "label"]
+        return [*views, *(self.vector_columns if self.mode != "text" else []), "row", "label", TEACHER_COLUMN]
 
     @property
     def vector_columns(self) -> list[str]:
@@ -174,7 +175,7 @@ class FlipCTRCollator:
     @property
     def needed_columns(self) -> list[str]:
         """Those of `columns` without which there is no batch."""
-        optional = {"attention_mask", "label"} | (set() if self.reads_numbers else {"row"})
+        optional = {"attention_mask", "label", TEACHER_COLUMN} | (set() if self.reads_numbers else {"row"})
         return [name for name in self.columns if name not in optional]
 
     @property
@@ -184,12 +185,16 @@ class FlipCTRCollator:
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         batch = self.views(rows)
+        has_teacher = has_column(rows, TEACHER_COLUMN)
         if has_column(rows, "label"):
-            batch["labels"] = torch.from_numpy(canonical_labels(arrow_column(rows, "label"), "label"))
+            read = labels_or_ignored if has_teacher else canonical_labels
+            batch["labels"] = torch.from_numpy(read(arrow_column(rows, "label"), "label"))
+        if has_teacher:
+            batch["teacher_logits"] = torch.from_numpy(teacher_logits(rows))
         return batch
 
     def views(self, rows: Rows) -> dict[str, torch.Tensor]:
-        """A batch without its labels."""
+        """A batch without its labels and teacher's logits."""
         check_rows(rows, self)
         batch: dict[str, torch.Tensor] = {}
         hidden = None
@@ -205,7 +210,7 @@ class FlipCTRCollator:
                 batch["feature_ids"] = torch.from_numpy(feature_ids)
                 batch |= self._vector_inputs(rows)
         if self.mode != "id":
-            texts, towers = self._texts(rows, hidden), self.text_towers
+            texts, towers = self._texts(rows, hidden), self.towers
             padded = texts.padded(self.pad_token_id, self.pad_to_multiple_of)
             for name, values in (("input_ids", padded), ("attention_mask", texts.mask(padded.shape[1]))):
                 tensor = torch.from_numpy(values.astype(np.int64, copy=False))
@@ -258,12 +263,17 @@ class FlipCTRCollator:
 
     def _texts(self, rows: Rows, hidden: np.ndarray | None) -> Ragged:
         texts = unpadded_texts(rows)
-        if hidden is None and self.text_towers is None:
+        if hidden is None and self.towers is None:
             return texts
         fields = fields_of_tokens(rows, texts)
         if hidden is not None:
             texts, fields = self._without(hidden, texts, fields)
-        return texts if self.text_towers is None else _cut(texts, fields.values, self.text_towers)
+        if self.towers is None:
+            return texts
+        tower_of_name = {name: i for i, group in enumerate(self.towers.values()) for name in group}
+        # A vector has no token, so its tower is never looked up.
+        tower_of_field = np.array([tower_of_name.get(field.name, 0) for field in self.fields])
+        return _cut(texts, fields.values, tower_of_field, len(self.towers))
 
     def _without(self, hidden: np.ndarray, texts: Ragged, fields: Ragged) -> tuple[Ragged, Ragged]:
         """The texts, and their tokens' fields, with "missing" in the place of what is hidden."""
@@ -310,7 +320,7 @@ class FlipPretrainingCollator:
 
     model_class: ClassVar[str] = "FlipForPreTraining"
     mode: ClassVar[str] = "joint"
-    text_towers: ClassVar[None] = None
+    towers: ClassVar[None] = None
     reads_numbers: ClassVar[bool] = True
 
     def __init__(
@@ -409,16 +419,15 @@ class FlipPretrainingCollator:
         return positions
 
 
-def _cut(texts: Ragged, field_ids: np.ndarray, towers: Sequence[Sequence[str]]) -> Ragged:
+def _cut(texts: Ragged, field_ids: np.ndarray, tower_of_field: np.ndarray, num_towers: int) -> Ragged:
     """The parts of the rows' texts that the towers read, as texts of their own: as many a row as there are towers."""
     # Fields come in order and each has a token: a part ends behind its last value, the last one where the row does.
     of_values = np.flatnonzero(field_ids != NO_FIELD)
     row_of_token = np.repeat(np.arange(len(texts.lengths)), texts.lengths)
-    tower_of_field = np.repeat(np.arange(len(towers)), [len(group) for group in towers])
-    parts = row_of_token[of_values] * len(towers) + tower_of_field[field_ids[of_values]]  # ascending
-    lasts = np.searchsorted(parts, np.arange(len(texts.lengths) * len(towers)), side="right") - 1
+    parts = row_of_token[of_values] * num_towers + tower_of_field[field_ids[of_values]]  # ascending
+    lasts = np.searchsorted(parts, np.arange(len(texts.lengths) * num_towers), side="right") - 1
     ends = of_values[lasts] + 1
-    ends[len(towers) - 1 :: len(towers)] = texts.lengths.cumsum()
+    ends[num_towers - 1 :: num_towers] = texts.lengths.cumsum()
     return Ragged(texts.values, np.diff(ends, prepend=0))
 
 

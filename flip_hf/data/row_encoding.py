@@ -1,5 +1,6 @@
 """Both views of a table of rows, not yet padded."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cache
 
@@ -10,7 +11,7 @@ from flip_hf.data.feature_vectors import FeatureVectors
 from flip_hf.data.groups import GROUP_COLUMN, group_ids
 from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.schema import Fallback, canonical_labels
-from flip_hf.data.template import TextTemplate
+from flip_hf.data.template import AssembledText, TextTemplate
 from flip_hf.data.text_features import NO_KEY
 from flip_hf.data.vocabulary import FeatureVocabulary, placed_values
 
@@ -57,8 +58,8 @@ def encode_rows(
     fallbacks = np.empty((num_rows, num_fields), dtype=np.uint8)
     positions, shown, keys, rows_of_vectors = [], [], [], []
     for i, field in enumerate(vocabulary.fields):
-        kind = KINDS[field.kind]
         values = column(field.name)
+        ids = None
         fallbacks[:, i] = values.flags
         if field.traits.has_features:
             ids = vocabulary.lookup(i, values)
@@ -71,10 +72,8 @@ def encode_rows(
                 keys.append(placed_values(own_keys, placed.places, NO_KEY))
             if values.vectors is not None:
                 rows_of_vectors.append(vectors.scales[field.name].apply(values.vectors))
-            values = replace(values, keys=vocabulary.keys(i, ids))
         if with_text and field.traits.has_text:
-            values = kind.shown(values, field)
-            shown.append(values if field.show_oov else values.without_oov())
+            shown.append(_shown(vocabulary, i, values, ids))
     encoded = {
         "row": pa.array(np.arange(first_row, first_row + num_rows)),
         "feature_ids": _fixed_lists(np.concatenate(positions, axis=1)),
@@ -85,9 +84,7 @@ def encode_rows(
     if with_text:
         text = template.assemble(shown)
         fallbacks[text.truncated] |= np.uint8(Fallback.TRUNCATED)
-        offsets = pa.array(text.offsets, pa.int32())
-        encoded["input_ids"] = pa.ListArray.from_arrays(offsets, pa.array(text.input_ids))
-        encoded["token_field_ids"] = pa.ListArray.from_arrays(offsets, pa.array(text.token_field_ids))
+        encoded |= _text_columns(text)
     encoded["fallbacks"] = _fixed_lists(fallbacks)
     if label:
         encoded["label"] = pa.array(canonical_labels(table[label], label, first_row=first_row, source=source))
@@ -95,6 +92,61 @@ def encode_rows(
         groups = group_ids(table[group_field], group_field, first_row=first_row, source=source)
         encoded[GROUP_COLUMN] = pa.array(groups)
     return pa.table(encoded)
+
+
+def encode_text(
+    table: pa.Table,
+    vocabulary: FeatureVocabulary,
+    template: TextTemplate,
+    names: Collection[str],
+    first_row: int = 0,
+    source: str | None = None,
+) -> pa.Table:
+    """The textual view of rows that hold some of the fields: it shows all others as missing.
+
+    Args:
+        table: the columns of these fields.
+        vocabulary: the processor's.
+        template: the processor's.
+        names: the fields that the rows hold.
+        first_row: as in `FlipProcessor.encode`.
+        source: as in `FlipProcessor.encode`.
+
+    Returns:
+        `row`, `input_ids` and `token_field_ids`, as in `FlipProcessor.encode`.
+
+    Raises:
+        InputError: a value can't be of its field's kind.
+    """
+    num_rows, shown = len(table), []
+    for i, field in enumerate(vocabulary.fields):
+        if not field.traits.has_text:
+            continue
+        if field.name not in names:
+            shown.append(FieldValues(pa.nulls(num_rows, pa.string()), np.zeros(num_rows, np.uint8)))
+            continue
+        values = KINDS[field.kind].read(table[field.name], field, first_row, source)
+        ids = vocabulary.lookup(i, values) if field.traits.has_features else None
+        shown.append(_shown(vocabulary, i, values, ids))
+    rows = pa.array(np.arange(first_row, first_row + num_rows))
+    return pa.table({"row": rows, **_text_columns(template.assemble(shown))})
+
+
+def _shown(vocabulary: FeatureVocabulary, place: int, values: FieldValues, ids: np.ndarray | None) -> FieldValues:
+    """What the text shows of a field's values, whose features are int64 (values,), None where it has none."""
+    field = vocabulary.fields[place]
+    if ids is not None:
+        values = replace(values, keys=vocabulary.keys(place, ids))
+    values = KINDS[field.kind].shown(values, field)
+    return values if field.show_oov else values.without_oov()
+
+
+def _text_columns(text: AssembledText) -> dict[str, pa.ListArray]:
+    offsets = pa.array(text.offsets, pa.int32())
+    return {
+        "input_ids": pa.ListArray.from_arrays(offsets, pa.array(text.input_ids)),
+        "token_field_ids": pa.ListArray.from_arrays(offsets, pa.array(text.token_field_ids)),
+    }
 
 
 def _fixed_lists(rows: np.ndarray) -> pa.FixedSizeListArray:

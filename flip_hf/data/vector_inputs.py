@@ -70,3 +70,12 @@ class VectorInputs:
             # A batch that is cut along its first axis keeps them whole, or fails.
             vectors[name] = torch.from_numpy(np.ascontiguousarray(found)).unsqueeze(0)
         return {"vectors": vectors, "vector_places": torch.from_numpy(places)}
+
+    def of_type(self, rows: Rows, return_tensors: str | None) -> dict[str, Any]:
+        """The same as "pt" tensors, "np" arrays, or None for lists."""
+        convert = {"pt": lambda tensor: tensor, "np": torch.Tensor.numpy, None: torch.Tensor.tolist}[return_tensors]
+        inputs = self(rows)
+        if not inputs:
+            return {}
+        vectors = {name: convert(own) for name, own in inputs["vectors"].items()}
+        return {"vectors": vectors, "vector_places": convert(inputs["vector_places"])}

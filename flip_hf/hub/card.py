@@ -29,7 +29,9 @@ _TOWERS = {
     "text": "a text encoder",
     "aligned id": "the ID-based model of an aligned pair (FLIP_ID)",
     "aligned text": "the text encoder of an aligned pair (FLIP_PLM)",
-    "text_towers": "a text encoder, which reads the fields in groups, each by itself, with late fusion",
+    "text towers": "a text encoder, which reads the fields in groups, each by itself, with late fusion",
+    "joint text towers": "an ID-based model and a text encoder, which reads the fields in groups, each by itself; "
+    "their logits are weighed together",
 }
 # The task under which the Hub's search has it; there is none for click-through rates.
 _HUB_TASK = "tabular-classification"
@@ -108,6 +110,7 @@ def render_card(record: Mapping[str, Any], repo_id: str, pictures: Mapping[str, 
         example=_example(record["model"]),
         data=record["data"],
         model=record["model"],
+        teacher=_TOWERS[record["teacher"]["mode"]] if "teacher" in record else None,
         stages={name: _stage(run) for name, run in stages.items()},
         versions=[f"{name} {version}" for name, version in record["versions"].items()],
         paper=_PAPER,
@@ -129,8 +132,8 @@ def is_untouched(card: str) -> bool:
 
 def _towers(record: Mapping[str, Any]) -> str:
     mode: str = record["model"]["mode"]
-    if record["model"].get("text_towers"):
-        return "text_towers"
+    if record["model"].get("text_towers") and mode != "id":
+        return {"text": "text towers", "joint": "joint text towers"}[mode]
     return f"aligned {mode}" if record.get("pretraining") and mode != "joint" else mode
 
 

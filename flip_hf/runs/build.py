@@ -55,7 +55,9 @@ def check_towers(name: str, mode: str | None) -> None:
         raise ValueError(f"mode={mode}: {name} was saved in mode={saved} and has no other tower; leave mode out")
 
 
-def new_model(cls: type[Model], settings: ModelSettings, processor: FlipProcessor, mode: str = "joint") -> Model:
+def new_model(
+    cls: type[Model], settings: ModelSettings, processor: FlipProcessor, mode: str = "joint", **options: Any
+) -> Model:
     """A model with fresh heads and ID-based model, and where the mode has one the text encoder.
 
     Args:
@@ -63,6 +65,7 @@ def new_model(cls: type[Model], settings: ModelSettings, processor: FlipProcesso
         settings: what to build.
         processor: fitted; gives the fields and, for pretraining, how often each feature was seen.
         mode: which towers.
+        options: settings of `FlipConfig` beside those of `settings.options`.
     """
     build: Any = cls
     model: Model = build.from_text_pretrained(
@@ -72,5 +75,6 @@ def new_model(cls: type[Model], settings: ModelSettings, processor: FlipProcesso
         text_layers=settings.text_layers,
         mode=mode,
         **settings.options,
+        **options,
     )
     return model

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from flip_hf.data.collators import FlipCTRCollator, FlipPretrainingCollator
+from flip_hf.data.distillation import student_rows
 from flip_hf.data.encoded_rows import value_tokens
 from flip_hf.data.fallbacks import count_fallbacks
 from flip_hf.fields import with_nearest
@@ -14,13 +15,14 @@ from flip_hf.modeling_flip import FlipForCTR, FlipForPreTraining
 from flip_hf.nn.sharded_embeddings import sharded_features
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.runs.build import check_towers, fit_processor, load_finetuned, new_model
-from flip_hf.runs.data import load_click_log
+from flip_hf.runs.data import UNLABELED, load_click_log
 from flip_hf.runs.device import make_accelerator
 from flip_hf.runs.fetchable import FETCHABLE
 from flip_hf.runs.folder import RunFiles
 from flip_hf.runs.prediction import predict_file
 from flip_hf.runs.run import Run
 from flip_hf.runs.settings import CardSettings, EvaluateSettings, FinetuneSettings, PredictSettings, PretrainSettings
+from flip_hf.runs.teacher import Teacher
 from flip_hf.scoring import click_logits
 from flip_hf.standard_json import measures_json
 from flip_hf.training.checkpoints import replace_file
@@ -87,12 +89,15 @@ def finetune(settings: FinetuneSettings) -> None:
     else:
         log = load_click_log(settings.data)
         processor = fit_processor(log, settings.model)
+    options = {} if settings.teacher is None else {"distillation_weight": settings.distillation_weight}
     with sharded_features(training.shard_features):
         if settings.pretrained is not None:
-            model = FlipForCTR.from_pretrained(settings.pretrained, mode=settings.mode, **settings.model.options)
+            options |= settings.model.options
+            model = FlipForCTR.from_pretrained(settings.pretrained, mode=settings.mode, **options)
         else:
-            model = new_model(FlipForCTR, settings.model, processor, settings.mode)
-    rows = {split: log.encode(processor, split) for split in log.splits}
+            model = new_model(FlipForCTR, settings.model, processor, settings.mode, **options)
+    teacher = None if settings.teacher is None else Teacher(settings.teacher, settings)
+    rows = {split: log.encode(processor, split, with_label=split != UNLABELED) for split in log.splits}
     collator = FlipCTRCollator.from_model(processor, model)
     training_collator = FlipCTRCollator.from_model(processor, model, training.oov_dropout, training.seed)
 
@@ -101,6 +106,10 @@ def finetune(settings: FinetuneSettings) -> None:
         return evaluate_ctr(prepared, rows["validation"], collator, size, run.accelerator, moment)
 
     run.describe(log.description, processor, model)
+    if teacher is not None:
+        logits = run.teacher_logits(lambda: teacher.click_logits(run.accelerator))
+        rows["train"] = student_rows(rows["train"], rows.pop(UNLABELED, None), logits)
+        del teacher
     goal = click_goal(rows["validation"].with_format("numpy")["label"][:])
     result = train(model, rows["train"], training_collator, training, run, goal, evaluate, processor)
     if settings.fusion_rows == "validation" or "test" in rows:

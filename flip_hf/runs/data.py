@@ -13,9 +13,13 @@ from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import find_split, load_splits
 from flip_hf.data.text_features import TextFeatures, as_text_features
 from flip_hf.data.vector_fitting import with_columns
-from flip_hf.fields import FieldConfig, as_fields, check_label
+from flip_hf.field_checks import check_label
+from flip_hf.fields import FieldConfig, as_fields
 from flip_hf.processing_flip import FlipProcessor
 from flip_hf.runs.settings import LABEL, DataSettings
+
+UNLABELED = "unlabeled"
+"""The split that holds the rows without labels."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class ClickLog:
     """Rows and what their columns mean.
 
     Attributes:
-        splits: "train" and "validation", and where there is one "test".
+        splits: "train" and "validation", and where there is one "test"; with `data.unlabeled_file` also "unlabeled".
         fields: the fields in the order of the text.
         label: the label column; None if training rows for pretraining have none.
         sources: where each split comes from, for error messages.
@@ -63,13 +67,14 @@ class ClickLog:
                 f"the processor was fitted on {lacking[0]!r} too, and the log's fields are {', '.join(map(repr, own))}"
             )
         columns = [f.name for f in with_columns(self.fields, self.text_features)]
-        columns = columns if self.group_field is None else list(dict.fromkeys([*columns, self.group_field]))
+        group_field = self.group_field if with_label else None
+        columns = columns if group_field is None else list(dict.fromkeys([*columns, group_field]))
         with rows_located(self.files.get(split), columns, optional=[self.label] if self.label else [], csv=self.csv):
             return processor.encode_dataset(
                 self.splits[split],
                 with_label=with_label,
                 source=self.sources[split],
-                group_field=self.group_field,
+                group_field=group_field,
             )
 
 
@@ -160,10 +165,15 @@ def load_click_log(
         sources = {name: shown(place) for name, place in given.items()}
         description = {} if settings.name is None else {"name": settings.name}
         description["files"] = [name for place in given.values() for name in names_of(place)]
-        files, catalog = given, settings.catalog_file
+        files, catalog = dict(given), settings.catalog_file
     for name, most in (("train", settings.max_train_rows), ("validation", settings.max_validation_rows)):
         if most is not None and name in splits:
             splits[name] = splits[name].select(range(min(most, len(splits[name]))))
+    if settings.unlabeled_file is not None:
+        names = [f.name for f in with_columns(fields, features)]
+        splits[UNLABELED] = open_files(settings.unlabeled_file, names, csv=settings.csv)
+        files[UNLABELED], sources[UNLABELED] = settings.unlabeled_file, shown(settings.unlabeled_file)
+        description["files"] = [*description.get("files", []), *names_of(settings.unlabeled_file)]
     description["rows"] = {name: len(rows) for name, rows in splits.items()}
     description["fingerprints"] = {name: rows._fingerprint for name, rows in splits.items()}
     return ClickLog(splits, fields, label, sources, description, files, settings.csv, group_field, features, catalog)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flip_hf.data.distillation import TEACHER_COLUMN
 from flip_hf.runs.curves import draw_calibration, draw_curves, read_curves
 from flip_hf.runs.tracking import TENSORBOARD_FOLDER
 from flip_hf.standard_json import measures_json
@@ -55,6 +56,11 @@ class RunFiles:
         return self.folder / "test_scores.parquet"
 
     @property
+    def teacher_logits(self) -> Path:
+        """A teacher's click logits of the training rows, which a resumed run reads."""
+        return self.folder / "teacher_logits.parquet"
+
+    @property
     def pictures(self) -> dict[Path, str]:
         """The pictures that a run draws when it ends, with their captions; not all runs have all of them."""
         return {
@@ -66,7 +72,7 @@ class RunFiles:
     def of_one_run(self) -> list[Path]:
         """What a new run in this folder replaces, but for the model and the checkpoints."""
         left = [path for path in (self.folder / TENSORBOARD_FOLDER).rglob("*") if path.is_file()]
-        return [*left, self.record, self.scores, self.log]
+        return [*left, self.record, self.scores, self.teacher_logits, self.log]
 
     @property
     def _curves(self) -> Path:
@@ -84,6 +90,21 @@ class RunFiles:
     def save_scores(self, scores: Mapping[str, np.ndarray]) -> None:
         """Writes labels and logits, and the groups where there are some, a row for each test row in their order."""
         pq.write_table(pa.table(dict(scores)), self.scores)
+
+    def save_teacher_logits(self, logits: np.ndarray) -> None:
+        """Writes the click logits of the training rows, then of the unlabelled rows."""
+        pq.write_table(pa.table({TEACHER_COLUMN: logits}), self.teacher_logits)
+
+    def read_teacher_logits(self) -> np.ndarray:
+        """What `save_teacher_logits` wrote.
+
+        Raises:
+            FileNotFoundError: the file is not there.
+        """
+        if not self.teacher_logits.exists():
+            raise FileNotFoundError(f"{self.teacher_logits}, which the run to resume had written, is gone; restore it")
+        logits: np.ndarray = pq.read_table(self.teacher_logits)[TEACHER_COLUMN].to_numpy()
+        return logits
 
     def draw(self, result: Mapping[str, Any]) -> bool:
         """Draws the log and, of a result with test rows, their calibration; False where matplotlib is not there."""

@@ -16,9 +16,10 @@ from accelerate import Accelerator
 from transformers.utils import cached_file
 
 from flip_hf import __version__
+from flip_hf.configuration_flip import FlipConfig
 from flip_hf.data.files import without_credentials
 from flip_hf.fields import FieldConfig, vector_sizes
-from flip_hf.hub.card import flat
+from flip_hf.hub.card import flat, public_record
 from flip_hf.runs.device import describe_hardware
 from flip_hf.runs.folder import RECORD_NAME
 from flip_hf.runs.settings import FinetuneSettings, PretrainSettings, RunSettings, as_plain, names_without_effect
@@ -53,16 +54,37 @@ def new_record(settings: RunSettings, accelerator: Accelerator) -> dict[str, Any
     pretrained = settings.pretrained if isinstance(settings, FinetuneSettings) else None
     if pretrained is not None and (found := _record_beside(pretrained)) is not None:
         record["pretraining"] = json.loads(found.read_text(encoding="utf-8"))
+    teacher = settings.teacher if isinstance(settings, FinetuneSettings) else None
+    if teacher is not None:
+        record["teacher"] = _describe_teacher(teacher)
     return record
 
 
-def _record_beside(pretrained: str) -> Path | None:
-    """The record of the run that pretrained a model: in its run's folder, or beside it on the Hub; None without one."""
-    if Path(pretrained).exists():
-        record = Path(pretrained).parent / RECORD_NAME
+def _record_beside(name: str) -> Path | None:
+    """The record of the run that trained a model: in its run's folder, or beside it on the Hub; None without one.
+
+    Args:
+        name: folder or repository of the model.
+    """
+    if Path(name).exists():
+        record = Path(name).parent / RECORD_NAME
         return record if record.is_file() else None
-    found = cached_file(pretrained, RECORD_NAME, _raise_exceptions_for_missing_entries=False)
+    found = cached_file(name, RECORD_NAME, _raise_exceptions_for_missing_entries=False)
     return None if found is None else Path(found)
+
+
+def _describe_teacher(name: str) -> dict[str, Any]:
+    """What a run's record says of its teacher, without absolute paths; reads its configuration and record alone.
+
+    Args:
+        name: folder or repository of the model. Of a folder the last two names are recorded, such as `flip/model`.
+    """
+    config = FlipConfig.from_pretrained(name)
+    shown = "/".join(Path(name).resolve().parts[-2:]) if Path(name).exists() else name
+    described: dict[str, Any] = {"name": shown, "mode": config.mode, "backbone": config.backbone}
+    if (found := _record_beside(name)) is not None:
+        described["record"] = public_record(json.loads(found.read_text(encoding="utf-8")))
+    return described
 
 
 def describe_model(model: Any, processor: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 class Run:
     """Where a run writes: `log.jsonl` as it goes, and the same to trackers; `model/` the best model so far;
     `checkpoints/` where to go on after an interruption; at its end `test_scores.parquet`, the test rows' labels and
-    logits, `run.json`, the record, `curves.png`, the log as a picture, and `calibration.png`; and with `push_to_hub`
+    logits, `run.json`, the record, `curves.png`, the log as a picture, and `calibration.png`; with a teacher
+    `teacher_logits.parquet`, its logits of the training rows; and with `push_to_hub`
     the repository on the Hub.
 
     Until it ends the run locks its folder. A run that is no longer used unlocks it, and so does the end of the process.
@@ -272,6 +273,25 @@ class Run:
         logger.info("resumed from %s", self._checkpoint)
         progress: dict[str, Any] = saved["progress"]
         return progress
+
+    def teacher_logits(self, score: Callable[[], np.ndarray]) -> np.ndarray:
+        """The teacher's click logits of the rows that the run learns from; every process must call this.
+
+        A run that resumes from a checkpoint has the logits that it began with, to the bit. Call this after `describe`.
+
+        Args:
+            score: computes them, float32 (rows,).
+
+        Raises:
+            FileNotFoundError: those of the run to resume are gone.
+        """
+        if self._checkpoint is not None:
+            return self._files.read_teacher_logits()
+        logits = score()
+        if self.is_main:
+            self._files.save_teacher_logits(logits)
+        self.accelerator.wait_for_everyone()
+        return logits
 
     def save_scores(self, scores: Mapping[str, np.ndarray]) -> None:
         """Writes `test_scores.parquet`, for what compares models row by row.

@@ -17,7 +17,8 @@ from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import Place, without_credentials
 from flip_hf.data.text_features import TextFeatures
 from flip_hf.fetch import MINILM
-from flip_hf.fields import FieldConfig, check_label
+from flip_hf.field_checks import check_label
+from flip_hf.fields import FieldConfig
 from flip_hf.runs.folder import MODEL_FOLDER, RECORD_NAME
 from flip_hf.runs.table_writers import check_output, check_output_folder, ending_of
 from flip_hf.training.ranges import check_ranges
@@ -35,6 +36,7 @@ _NOT_OPTIONS = {
     "text_base_model": "model.text_encoder",
     "text_config": "model.text_encoder",
     "text_layers": "model.text_layers",
+    "distillation_weight": "distillation_weight (finetuning with a teacher)",
 }
 
 
@@ -58,6 +60,7 @@ class DataSettings:
             as `s3://bucket/logs`, or a list of these.
         validation_file: files of validation rows.
         test_file: files of test rows. They are read once, after training.
+        unlabeled_file: files of rows without labels, which finetuning learns from by what `teacher` predicts for them.
         csv: How CSV files are written
         fields: the columns to learn from, in the order of the text. Each is a column name or a mapping of `FieldConfig`
             settings, such as `{name: title, max_tokens: 16}`. A named dataset uses all of its own fields by default; a
@@ -86,6 +89,7 @@ class DataSettings:
     train_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     validation_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     test_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
+    unlabeled_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     csv: CSVFormat = field(default_factory=CSVFormat, metadata=CHANGES_NO_WEIGHT)
     fields: list[str | dict[str, Any]] = field(default_factory=list)
     label: str | None = None
@@ -113,6 +117,11 @@ class DataSettings:
         if self.source is None:
             names = [f if isinstance(f, str) else f.get("name") for f in self.fields]
             check_label(self.label or LABEL, names, self.group_field, "data.")
+
+    def refuse_unlabeled(self, advice: str) -> None:
+        """Raises ValueError, with an advice, if `unlabeled_file` is set."""
+        if self.unlabeled_file is not None:
+            raise ValueError(f"data.unlabeled_file is for finetuning with a teacher; {advice}")
 
 
 @dataclass
@@ -224,6 +233,7 @@ class PretrainSettings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.model.check_backbone()
+        self.data.refuse_unlabeled("pretraining reads no labels: name these files in data.train_file")
 
 
 @dataclass
@@ -236,26 +246,41 @@ class FinetuneSettings(RunSettings):
         fusion_rows: rows that the weights of the two towers' logits are learned from: "training" learns them together
             with the towers, as in the paper; "validation" learns them afterwards, from rows that the towers did not
             memorise.
+        teacher: folder or Hub repository of a finetuned model. The model learns from this one's click logits, too, such
+            as `mode: id` from both towers. A teacher is too sure of the rows that it was trained on: give it others in
+            `data.unlabeled_file`.
+        distillation_weight: share of the loss that comes from the teacher, from 0 to 1; labels have the rest.
 
     Raises:
-        ValueError: `fusion_rows` is set for a model with one tower; `pretrained` is a folder without a model, or it
-            lies in the folder that this run writes to.
+        ValueError: `fusion_rows` is set for a model with one tower; `pretrained` or `teacher` is a folder without a
+            model, or it lies in the folder that this run writes to; what is for a teacher is set without one.
     """
 
     pretrained: str | None = None
     mode: Literal["joint", "id", "text"] = "joint"
     fusion_rows: Literal["training", "validation"] = "training"
+    teacher: str | None = None
+    distillation_weight: float = FlipConfig.distillation_weight
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pretrained is None or "backbone" in self.model.options:
             self.model.check_backbone()
-        if self.pretrained is not None:
-            check_model_folder(self.pretrained, "pretrained")
-            if _lies_in(self.pretrained, self.output_dir):
+        check_ranges(self)
+        for setting, name in (("pretrained", self.pretrained), ("teacher", self.teacher)):
+            if name is None:
+                continue
+            check_model_folder(name, setting)
+            if _lies_in(name, self.output_dir):
                 raise ValueError(
-                    f"pretrained={self.pretrained} lies in output_dir={self.output_dir}, and this run would overwrite "
-                    "it: choose another output_dir"
+                    f"{setting}={name} lies in output_dir={self.output_dir}, and this run would overwrite it: choose "
+                    "another output_dir"
+                )
+        if self.teacher is None:
+            self.data.refuse_unlabeled("set teacher to a finetuned model, such as runs/flip/model")
+            if self.distillation_weight != FlipConfig.distillation_weight:
+                raise ValueError(
+                    f"distillation_weight={self.distillation_weight} is the share of a teacher: set teacher, too"
                 )
         if self.fusion_rows != "training" and self.mode != "joint":
             raise ValueError(f"fusion_rows={self.fusion_rows!r} is for mode='joint', not for mode={self.mode!r}")
@@ -290,6 +315,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         check_ranges(self)
         check_model_folder(self.model, "model")
+        self.data.refuse_unlabeled("an evaluation needs labels")
         if self.output is not None:
             check_output(self.output, [self.data.train_file, self.data.validation_file, self.data.test_file])
 

@@ -16,7 +16,7 @@ from flip_hf.data.encoded_rows import Collator, EncodedRows
 from flip_hf.data.groups import NO_GROUP
 from flip_hf.data.sampling import LengthGroupedBatchSampler, text_lengths
 from flip_hf.data.schema import Fallback
-from flip_hf.fields import FieldConfig
+from flip_hf.fields import IGNORED_LABEL, FieldConfig
 from flip_hf.metrics import compute_metrics
 from flip_hf.metrics.ece import calibration_bins
 from flip_hf.metrics.intervals import bootstrap_intervals
@@ -42,7 +42,7 @@ def ctr_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
             `uauc`, and with both towers `id_gauc` and the like; rows without a group count in the others alone.
 
     Raises:
-        ValueError: the rows had no label, or the groups are not as many as the rows.
+        ValueError: the rows, or some of them, had no label, or the groups are not as many as the rows.
     """
     labels = _labels(scores)
     groups = np.ma.masked_equal(scores["groups"], NO_GROUP) if "groups" in scores else None
@@ -60,6 +60,8 @@ def _labels(scores: Mapping[str, np.ndarray]) -> np.ndarray:
             "the rows have no labels to evaluate by: encode them with processor.encode_dataset(dataset, "
             "with_label=True)"
         )
+    if (scores["labels"] == IGNORED_LABEL).any():
+        raise ValueError("some rows have no label to evaluate by: leave out those rows")
     return scores["labels"].astype(np.int8)
 
 

@@ -50,6 +50,7 @@ RANGES: Mapping[str, Range] = {
     "max_length": _COUNT,
     "text_mask_ratio": _SHARE,
     "tabular_mask_ratio": _SHARE,
+    "distillation_weight": _SHARE,
     "num_train_epochs": _COUNT,
     "max_steps": _COUNT,
     "per_device_train_batch_size": _COUNT,

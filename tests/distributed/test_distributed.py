@@ -70,7 +70,7 @@ def test_ten_steps_of_the_loop_are_those_of_one_process(torchrun, click_log, tmp
 
 def test_accumulated_batches_are_one_batch(torchrun, click_log):
     found = torchrun("accumulation", 2, click_log=str(click_log))
-    for case in ("mlm", "mtm", "ctr"):
+    for case in ("mlm", "mtm", "ctr", "student"):
         assert found[f"{case} 2"]["distance"] < 1e-6
         assert found[f"{case} 4"]["distance"] < 1e-6
         # Gradients are sent once a step, not once a batch.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from common import ARGUMENTS, build, check_processes, difference, load_log, report, train_in
@@ -10,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from flip_hf import FlipForCTR, FlipForPreTraining
+from flip_hf.data.distillation import student_rows
 from flip_hf.training.settings import TrainingSettings
 
 sent = []
@@ -36,10 +38,20 @@ register_optimizer_step_pre_hook(
 accelerator = Accelerator(cpu=True)
 check_processes()
 processor, rows = load_log()
-cases = {"mlm": {"objectives": {"mlm": 1.0}}, "mtm": {"objectives": {"mtm": 1.0}}, "ctr": {}}
+cases = {
+    "mlm": {"objectives": {"mlm": 1.0}},
+    "mtm": {"objectives": {"mtm": 1.0}},
+    "ctr": {},
+    "student": {"distillation_weight": 0.7},
+}
 found = {}
 for case, settings in cases.items():
-    cls = FlipForCTR if case == "ctr" else FlipForPreTraining
+    cls = FlipForCTR if case in ("ctr", "student") else FlipForPreTraining
+    log = rows.select(range(24))
+    if case == "student":
+        # The last rows have no label: most batches have other shares of such rows than the whole.
+        unlabelled = log.select(range(9)).remove_columns("label")
+        log = student_rows(log.select(range(15)), unlabelled, np.linspace(-3, 3, 24, dtype=np.float32))
     for accumulation in (1, 2, 4):
         training = TrainingSettings(
             per_device_train_batch_size=24 // accumulation // ARGUMENTS["processes"],
@@ -49,7 +61,7 @@ for case, settings in cases.items():
         )
         model = build(cls, processor, **settings)
         folder = Path(ARGUMENTS["report"]).parent / case
-        result = train_in(folder, model, rows.select(range(24)), training, processor)
+        result = train_in(folder, model, log, training, processor)
         assert result["steps"] == 1
         found[f"{case} {accumulation}"] = {"sent": len(sent)}
         sent.clear()
