@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ceilings import CPU, measure_ceilings
-from shared import machine, markdown
+from shared import PeakMemory, machine, markdown
 
 from flip_hf import FieldConfig, FlipProcessor
 from flip_hf.fetch import minilm
@@ -121,7 +120,7 @@ def _values(name: str, number: int) -> pa.Array:
 
 def measure(path: Path) -> dict[str, float]:
     """Prepares a log; how long it took, and the most memory that it had."""
-    peak = Peak()
+    peak = PeakMemory()
     fields = [FieldConfig(name) for name in FIELDS]
     encoder = minilm()
     started = time.perf_counter()
@@ -142,31 +141,6 @@ def measure(path: Path) -> dict[str, float]:
         "rows_per_second": len(rows) / (ended - started),
         "peak_gib": peak.stop() / 2**20,
     }
-
-
-class Peak:
-    """Watches how much memory of its own this process has.
-
-    Pages of files that are mapped, such as the log's and the cache's, are not among it: the system takes them back
-    where it needs them.
-    """
-
-    def __init__(self) -> None:
-        self._most = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.2):
-            lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-            self._most = max(self._most, next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")))
-
-    def stop(self) -> int:
-        """The most memory, KiB."""
-        self._ended.set()
-        self._thread.join()
-        return self._most
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import platform
 import statistics
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,17 @@ sys.path.append(str(REPOSITORY / "examples" / "experiments"))
 from jobs import Job, flags, run_jobs  # noqa: E402
 from markdown_tables import markdown  # noqa: E402
 
-__all__ = ["REPOSITORY", "Job", "example", "flags", "machine", "markdown", "mean_and_deviation", "run_jobs"]
+__all__ = [
+    "REPOSITORY",
+    "Job",
+    "PeakMemory",
+    "example",
+    "flags",
+    "machine",
+    "markdown",
+    "mean_and_deviation",
+    "run_jobs",
+]
 
 
 def example(script: str, folder: Path, *flags: str) -> Job:
@@ -45,3 +56,28 @@ def machine() -> str:
     facts = describe_hardware()
     where = ", ".join([*facts.get("accelerators", []), facts["processor"], f"{facts['cores']} cores"])
     return f"{where}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+class PeakMemory:
+    """Watches how much memory of its own this process has.
+
+    Pages of files that are mapped, such as the log's and the cache's, are not among it: the system takes them back
+    where it needs them.
+    """
+
+    def __init__(self) -> None:
+        self._most = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.2):
+            lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+            self._most = max(self._most, next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")))
+
+    def stop(self) -> int:
+        """The most memory, KiB."""
+        self._ended.set()
+        self._thread.join()
+        return self._most

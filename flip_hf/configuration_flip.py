@@ -29,6 +29,7 @@ from flip_hf.text_towers import named_towers
 logger = logging.getLogger(__name__)
 
 FUSIONS = ("learned_weight", "gated")
+ATTENTION_NORMALIZATIONS = ("none", "length")
 TEXT_POOLINGS = ("cls", "mean")
 MTM_LOSSES = ("nce", "sampled_softmax", "full_softmax")
 MTM_NEGATIVES = ("field", "global")
@@ -49,6 +50,8 @@ class FlipConfig(PreTrainedConfig):
         feature_initializer_range: standard deviation of the feature table at the start. Much smaller values leave
             the tabular vector almost the same for every row, and the contrastive loss does not move.
         vector_hidden_dim: width between the two layers that project the vectors of vector fields and text features.
+        attention_normalization: how to normalise the weights with which a target attends to a sequence: `"none"`, as
+            in DIN, or `"length"`, which divides them by the number of values.
         backbone: name of the ID-based model, a key of `flip_hf.backbones.BACKBONES`.
         backbone_options: keyword arguments of that backbone, such as `{"hidden_sizes": [256, 128]}`.
         text_base_model: the checkpoint that the text encoder's weights came from, for the model card; set by
@@ -87,6 +90,7 @@ class FlipConfig(PreTrainedConfig):
     embedding_dim: int = 32
     feature_initializer_range: int | float = 0.1
     vector_hidden_dim: int = 128
+    attention_normalization: str = "none"
     backbone: str = "dcnv2"
     backbone_options: dict[str, Any] = field(default_factory=dict)
     text_base_model: str | None = None
@@ -120,6 +124,7 @@ class FlipConfig(PreTrainedConfig):
         for setting, allowed in (
             ("mode", MODES),
             ("fusion", FUSIONS),
+            ("attention_normalization", ATTENTION_NORMALIZATIONS),
             ("text_pooling", TEXT_POOLINGS),
             ("mtm_loss", MTM_LOSSES),
             ("mtm_negatives", MTM_NEGATIVES),

@@ -51,6 +51,7 @@ class FlipModel(FlipPreTrainedModel):
                 [f.num_positions for f in fields],
                 [None if f.target is None else places[f.target] for f in fields],
                 config.embedding_dim,
+                config.attention_normalization,
             )
             if sizes := vector_sizes(config.fields):
                 self.vector_projection = VectorProjection(

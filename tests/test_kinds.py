@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig
@@ -365,3 +366,19 @@ def test_a_hashed_field_may_be_empty_in_a_whole_batch(kind):
     index = found.index(field, counted.values)
     places = index.feature_offsets(found.read(pa.chunked_array([pa.array(empty, pa.array(some).type)]), field, 0, None))
     assert places.dtype == np.int64
+
+
+def test_attention_that_is_normalised_by_length_is_din_over_the_number_of_values(kept):
+    torch.manual_seed(0)
+    plain = FlipForCTR(config(kept, mode="id")).eval()
+    other = FlipForCTR(config(kept, mode="id", attention_normalization="length")).eval()
+    other.load_state_dict(plain.state_dict())
+    batch = FlipCTRCollator.from_model(kept, plain)(kept.encode(rows(12)))
+    summed, mean = (m.flip.encode_tabular(**batch).field_embeddings for m in (plain, other))
+    place = [f.name for f in kept.fields if f.traits.has_features].index("liked")
+    lengths = torch.tensor([[max(1, min(len(row["liked"]), 4))] for row in rows(12)])
+    torch.testing.assert_close(mean[:, place], summed[:, place] / lengths)
+    others = [i for i in range(mean.shape[1]) if i != place]
+    torch.testing.assert_close(mean[:, others], summed[:, others])
+    with pytest.raises(StrictDataclassError, match="attention_normalization"):
+        config(kept, attention_normalization="softmax")

@@ -16,7 +16,7 @@ from flip_hf.fields import FieldConfig
 
 # The pairs of a value and its text that fitting may hold unmerged.
 _MERGE_AT = 1 << 20
-_SCALED_AT_ONCE = 1 << 16
+_NUMBERS_AT_ONCE = 1 << 17
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,12 @@ class VectorStatistics:
 
     def add(self, vectors: np.ndarray) -> None:
         """Adds float (vectors, size); vectors that are NaN are left out."""
+        # In parts that the processor's cache holds.
+        rows_at_once = max(1, _NUMBERS_AT_ONCE // vectors.shape[1])
+        for start in range(0, len(vectors), rows_at_once):
+            self._add(vectors[start : start + rows_at_once])
+
+    def _add(self, vectors: np.ndarray) -> None:
         present = vectors[~np.isnan(vectors[:, 0])].astype(np.float64)
         if not len(present):
             return
@@ -214,8 +220,7 @@ def _united(old: ValueVectors, new: ValueVectors) -> ValueVectors:
 
 def _scale_of(vectors: np.ndarray) -> VectorScale:
     statistics = VectorStatistics(vectors.shape[1])
-    for start in range(0, len(vectors), _SCALED_AT_ONCE):
-        statistics.add(vectors[start : start + _SCALED_AT_ONCE])
+    statistics.add(vectors)
     return statistics.result()
 
 

@@ -41,14 +41,23 @@ class FieldPooling(nn.Module):
         num_positions: positions of each field.
         targets: for each field the place of the field that attends to it, or None for the mean.
         embedding_dim: width of an embedding; what a table holds beyond it is pooled with the same weights.
+        attention_normalization: "none", as in DIN, or "length": a sequence's weights are divided by its number of
+            values, so that a long one adds up to no more than a short one.
 
     Shape:
         - inputs: float (B, P, E), int64 (B, P), P the sum of `num_positions`
         - output: float (B, F, E)
     """
 
-    def __init__(self, num_positions: Sequence[int], targets: Sequence[int | None], embedding_dim: int) -> None:
+    def __init__(
+        self,
+        num_positions: Sequence[int],
+        targets: Sequence[int | None],
+        embedding_dim: int,
+        attention_normalization: str = "none",
+    ) -> None:
         super().__init__()
+        self.attention_normalization = attention_normalization
         ends = [sum(num_positions[: i + 1]) for i in range(len(num_positions))]
         self.slices = [slice(end - number, end) for end, number in zip(ends, num_positions, strict=True)]
         self.targets = [target if number > 1 else None for target, number in zip(targets, num_positions, strict=True)]
@@ -76,9 +85,12 @@ class FieldPooling(nn.Module):
             return own.squeeze(1)
         present = feature_ids[:, self.slices[field]] != PADDING_ID  # (B, positions)
         target = self.targets[field]
+        lengths = present.sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
         if target is None:
-            weights = present / present.sum(dim=1, keepdim=True).clamp(min=1)
+            weights = present / lengths
         else:
             attended = vectors[:, self.slices[target].start, : self.embedding_dim]  # (B, D)
             weights = self.attention[str(field)](attended, own[..., : self.embedding_dim], present)
+            if self.attention_normalization == "length":
+                weights = weights / lengths
         return torch.einsum("bp,bpe->be", weights.to(own.dtype), own)
