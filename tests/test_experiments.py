@@ -31,6 +31,7 @@ MODELS = {
 TABLE = {
     "title": "A table",
     "caption": "What it says.",
+    "data": "movielens-100k",
     "splits": ["random"],
     "seeds": 2,
     "pictures": ["Plain", "Both"],
@@ -56,10 +57,14 @@ def logits(model, seed):
     return (noise + {"plain": 0.5, "words": 0.2, "both": 2.0}[model] * LABELS).astype(np.float32)
 
 
-def rows_of(split, seed):
+def rows():
     columns = {"user_id": np.arange(NUM_ROWS) % 7, "movie_id": np.arange(NUM_ROWS) % 5, "label": LABELS}
-    rows = Dataset.from_dict(columns)
-    return DatasetDict({"train": rows.select([i for i in range(NUM_ROWS) if i % 7 != 6]), "test": rows})
+    table = Dataset.from_dict(columns)
+    return DatasetDict({"train": table.select([i for i in range(NUM_ROWS) if i % 7 != 6]), "test": table})
+
+
+def find_run(experiments, model, split, seed):
+    return experiments.find_run(model, TABLE["data"], split, seed)
 
 
 @pytest.fixture
@@ -67,14 +72,15 @@ def workplace(tmp_path, monkeypatch):
     """The modules over folders of the test's own, and the jobs that they asked for."""
     monkeypatch.syspath_prepend(str(FOLDER))
     modules = {}
-    for name in ("experiments", "run", "report"):
+    for name in ("click_data", "experiments", "run", "report"):
         monkeypatch.delitem(sys.modules, name, raising=False)
         modules[name] = importlib.import_module(name)
         monkeypatch.setitem(sys.modules, name, modules[name])
-    experiments, run, report = modules.values()
+    _, experiments, run, report = modules.values()
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "one.yaml").write_text(yaml.safe_dump(TABLE, sort_keys=False))
     (tmp_path / "models.yaml").write_text(yaml.safe_dump(MODELS))
+    shutil.copy(FOLDER / "data.yaml", tmp_path)
     monkeypatch.setattr(experiments, "HERE", tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(report, "CARD_MODELS", {"a-card": "both", "another": "before"})
@@ -82,7 +88,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "SCORES", tmp_path / "results" / "scores")
     for name in ("runs", "comparisons", "again"):
         monkeypatch.setattr(run, f"{name.upper()}_FILE", tmp_path / "results" / f"{name}.jsonl")
-    monkeypatch.setattr(run, "rows_of", rows_of)
+    monkeypatch.setattr(run, "rows_of", lambda run, places: rows())
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text("Before.\n\n" + "\n\nold\n\n".join(report.PLACE) + "\n\nAfter.\n")
     asked = []
@@ -108,6 +114,7 @@ def workplace(tmp_path, monkeypatch):
             facts["data"]["rows"] = {"train": 800, "validation": 100, "test": 100}
             facts["settings"]["output_dir"] = str(job.result.parent)
             facts["model"]["mode"] = {"plain": "id", "words": "text"}.get(model, "joint")
+            facts["data"]["source"] = "movielens-100k"
             facts["pretraining"] = make_record()
             if model == "before":
                 facts["result"] = {name: value for name, value in facts["result"].items() if "test" not in name}
@@ -134,9 +141,9 @@ def test_what_is_recorded_is_not_run_again(workplace):
         f"{model}-random-{seed}" for model in [*MODELS, "before", "both"] for seed in range(2)
     )
     records = {line["key"]: line for line in lines(run.RUNS_FILE)}
-    both = records[experiments.find_run("both", "random", 1).key]
+    both = records[find_run(experiments, "both", "random", 1).key]
     assert both["result"]["test"]["auc"] == pytest.approx(auc(LABELS, logits("both", 1)))
-    before = records[experiments.find_run("before", "random", 1).key]
+    before = records[find_run(experiments, "before", "random", 1).key]
     assert both["stages"] == [before["key"], both["key"]]
     assert (before["result"]["validation"]["auc"], "test" in before["result"]) == (0.75, False)
     assert "pretraining" not in both["run"], "it has a line of its own"
@@ -168,10 +175,10 @@ def test_what_is_recorded_is_not_run_again(workplace):
 
 def test_a_row_may_have_settings_of_its_own(workplace):
     experiments, *_ = workplace
-    wide = experiments.find_run(TABLE["rows"]["Wide"], "random", 0)
+    wide = find_run(experiments, TABLE["rows"]["Wide"], "random", 0)
     assert wide.after.settings == {"model.options.embedding_dim": 64}
     assert wide.settings == {"mode": "joint", "training.num_train_epochs": 3}
-    both = experiments.find_run("both", "random", 0)
+    both = find_run(experiments, "both", "random", 0)
     assert (both.key, both.after.key) != (wide.key, wide.after.key)
     command = wide.job(Path("runs")).command
     assert command[command.index("--pretrained") + 1] == f"runs/{wide.after.key}/model"
@@ -232,10 +239,10 @@ def test_a_run_of_several_tables_is_kept_once(workplace):
     kept = {path.stem: pq.read_table(path)["key"].to_pylist() for path in run.SCORES.iterdir()}
     shown = [name for name in asked if not name.startswith("before")]
     assert sorted(kept["one"] + kept["two"]) == sorted(shown)
-    long = [experiments.find_run(wider["rows"]["Long"], "random", seed).key for seed in range(2)]
+    long = [find_run(experiments, wider["rows"]["Long"], "random", seed).key for seed in range(2)]
     assert kept["two"] == long
     second = {line["second"] for line in lines(run.COMPARISONS_FILE)}
-    assert {experiments.find_run("words", "random", seed).key for seed in range(2)} <= second
+    assert {find_run(experiments, "words", "random", seed).key for seed in range(2)} <= second
 
 
 def test_a_run_whose_program_was_killed_before_its_line_is_recorded_again(workplace, monkeypatch):
@@ -272,8 +279,9 @@ def test_recorded_runs_are_repeated(workplace, monkeypatch, capsys):
 
 
 def test_rows_that_were_not_trained_on_are_unseen(workplace):
-    _, run, *_ = workplace
-    all_rows, few = (run.slices(rows_of("random", 0), most) for most in (None, 3))
+    experiments, run, *_ = workplace
+    data = find_run(experiments, "plain", "random", 0).data
+    all_rows, few = (run.slices(rows(), data, most) for most in (None, 3))
     assert few["unseen user"].sum() > all_rows["unseen user"].sum()
     with pytest.raises(ValueError, match="there is no table 'two': one"):
         workplace[0].load_tables(["two"])
@@ -288,7 +296,7 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(folder / "runs")])
     run.main()
     matrices = {"before": [[0.25, 0.5], [0.5, 0.75]], "after": [[1.0, 0.1], [0.3, 0.5]]}
-    key = experiments.find_run("before", "random", 0).key
+    key = find_run(experiments, "before", "random", 0).key
     stale = {"key": "pretraining-random-0-00000000", "rows": 1, "fields": ["a"], "before": [[0.1]], "after": [[0.2]]}
     alignment = {"key": key, "rows": 4096, "fields": ["user", "item"], **matrices}
     (folder / "results" / "alignment.jsonl").write_text(f"{json.dumps(alignment)}\n{json.dumps(stale)}\n")
@@ -301,7 +309,7 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     reach = paired_t(aucs["both"], 1 / 8).high - np.mean(aucs["both"])
     assert f"| Both | {np.mean(aucs['both']):.4f} ± {reach:.4f} | " in text
     test = paired_t(np.subtract(aucs["both"], aucs["plain"]), 1 / 8)
-    users = rows_of("random", 0)["test"]["user_id"]
+    users = rows()["test"]["user_id"]
     gained = []
     for metric in (gauc, uauc):
         within = {
@@ -365,7 +373,7 @@ def test_a_card_whose_run_is_not_recorded_is_named(workplace, monkeypatch, capsy
 
 def test_a_table_of_what_was_tried_shows_validation_rows_alone(workplace, monkeypatch):
     _, run, report, _, folder = workplace
-    tried = {name: TABLE[name] for name in ("caption", "splits", "seeds")}
+    tried = {name: TABLE[name] for name in ("caption", "data", "splits", "seeds")}
     tried |= {"title": "What was tried", "rows": {"Plain": "plain"}, "shows": "validation"}
     (folder / "tables" / "two.yaml").write_text(yaml.safe_dump(tried))
     run.main()
@@ -404,7 +412,7 @@ def test_rows_are_compared_on_the_seeds_that_both_have(workplace, monkeypatch):
         yaml.safe_dump({**table, "compare": {"Both": ["Plain"]}}, sort_keys=False)
     )
     run.main()
-    lost = experiments.find_run("both", "random", 1).key
+    lost = find_run(experiments, "both", "random", 1).key
     kept = [line for line in run.RUNS_FILE.read_text().splitlines(keepends=True) if f'"key": "{lost}"' not in line]
     run.RUNS_FILE.write_text("".join(kept))
     monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
@@ -533,7 +541,7 @@ def test_every_table_names_models_that_there_are(monkeypatch):
         assert {*table.compare, *(row for rows in table.compare.values() for row in rows)} <= set(table.rows)
         for row in table.rows:
             for model in table.models(row):
-                run = experiments.find_run(model, table.splits[0], 0)
+                run = experiments.find_run(model, table.data, table.splits[0], 0)
                 assert run.job(Path("runs")).command
                 # finetune.yaml names a backbone too, which a pretrained model of another one can't take.
                 backbones = {stage.settings.get("model.options.backbone") for stage in run.stages}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drawings import draw_learning, draw_matrices
-from experiments import ALIGNED, RESULTS, Table, find_run, key_of, load_tables, name_of
+from experiments import ALIGNED, RESULTS, SHOWN_DATA, Table, find_run, key_of, load_tables, name_of
 from markdown_tables import markdown
 from recorded import CPU, device_name, machine_name, read_lines
 from significance import paired_t
@@ -71,7 +71,7 @@ def main() -> None:
     comparisons = {(line["first"], line["second"]): line for line in read_lines(RESULTS / "comparisons.jsonl")}
     folder, tables = arguments.folder / "docs", load_tables()
     parts = [INTRODUCTION, *(part for table in tables for part in render(table, runs, comparisons, folder))]
-    pretraining = find_run(ALIGNED, "random", 0).key
+    pretraining = find_run(ALIGNED, SHOWN_DATA, "random", 0).key
     parts += [aligned(line, folder) for line in read_lines(RESULTS / "alignment.jsonl") if line["key"] == pretraining]
     parts.append(machines(runs.values()))
     if again := read_lines(RESULTS / "again.jsonl"):
@@ -84,7 +84,7 @@ def main() -> None:
     page.write_text(f"{readme[: begin + len(PLACE[0])]}\n\n{shown}\n\n{readme[end:]}", encoding="utf-8")
     for name, model in CARD_MODELS.items():
         place = arguments.folder / "model_cards" / name
-        if (key := find_run(model, "random", 0).key) in runs:
+        if (key := find_run(model, SHOWN_DATA, "random", 0).key) in runs:
             card(runs[key], runs, place)
         elif place.exists():
             print(f"model_cards/{name} is the card of a run that is no longer recorded: run {model} again or delete it")
@@ -124,7 +124,7 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
 
 def by_seed(table: Table, row: str, split: str, runs: Mapping[str, Any]) -> dict[int, Any]:
     """The records of a table's row, of the seeds that have one."""
-    keys = {seed: key_of([find_run(model, split, seed) for model in table.models(row)]) for seed in range(table.seeds)}
+    keys = {seed: key_of(table.runs(row, split, seed)) for seed in range(table.seeds)}
     return {seed: runs[key] for seed, key in keys.items() if key in runs}
 
 
