@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -101,6 +101,7 @@ class Table:
         pictures: the rows whose learning curves and calibration are drawn.
         headline: the rows that README shows. The others are compared with the first.
         shows: "test"; or "validation" for a table of models that were tried, whose test metrics are not shown.
+        speeds: whether it shows how many rows a second were trained on and scored.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Table:
     pictures: Sequence[str] = ()
     headline: Sequence[str] = ()
     shows: str = "test"
+    speeds: bool = False
 
     def __post_init__(self) -> None:
         if self.shows not in ("test", "validation"):
@@ -126,6 +128,17 @@ class Table:
         named = {*self.pictures, *self.headline, *self.compare, *compared}
         if unknown := sorted(named - set(self.rows)):
             raise ValueError(f"table {self.name!r} names {', '.join(map(repr, unknown))}, which are none of its rows")
+
+    def only(self, rows: Sequence[str]) -> "Table":
+        """The table with these of its rows, which has the comparisons among them."""
+        compare = {row: [other for other in others if other in rows] for row, others in self.compare.items()}
+        return replace(
+            self,
+            rows={row: model for row, model in self.rows.items() if row in rows},
+            compare={row: others for row, others in compare.items() if row in rows},
+            pictures=[row for row in self.pictures if row in rows],
+            headline=[row for row in self.headline if row in rows],
+        )
 
     def models(self, row: str) -> list[Model]:
         """The model of a row, or the models that it averages."""

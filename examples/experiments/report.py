@@ -31,6 +31,8 @@ CARD_MODELS = {
     "ml-100k-flip": "flip-tuned",
 }
 METRICS = {"auc": "AUC", "logloss": "LogLoss", "gauc": "GAUC", "uauc": "UAUC", "ece": "ECE"}
+# Rows a second, by their name in a run's result.
+SPEEDS = {"rows_per_second": "training", "test_rows_per_second": "serving"}
 COMPARED = ("auc", "logloss", "gauc", "uauc")
 SLICES = ("unseen user", "rare user", "unseen item", "rare item", "frequent", "seen")
 # Each seed draws these splits anew from the same rows.
@@ -100,7 +102,7 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
             parts.append(f"### Split: {split}\n\nNo run of this split is recorded yet.\n")
             continue
         parts.append(f"### Split: {split}\n")
-        parts.append(models_table(found, runs, table.shows))
+        parts.append(models_table(found, runs, table))
         compared = [name for name in recorded_metrics(found, "test") if name in COMPARED]
         tests = [
             comparison(f"{first} over {second}", every[first], every[second], runs, comparisons, compared)
@@ -206,15 +208,26 @@ def headline(table: Table, runs: Mapping[str, Any]) -> str:
     return markdown(["model", *header], rows)
 
 
-def models_table(found: Mapping[str, Mapping[int, Any]], runs: Mapping[str, Any], shows: str) -> str:
+def models_table(found: Mapping[str, Mapping[int, Any]], runs: Mapping[str, Any], table: Table) -> str:
     """What each row of a table is worth on test rows, or on validation rows."""
-    rows = []
+    rows, shows = [], table.shows
+    speeds = SPEEDS if table.speeds else {}
     names = recorded_metrics(found, shows)
     for row, records in found.items():
         cells = [spread(measured(records, shows, name), test_ratio(records, runs)) for name in names]
+        cells += [median_speed(records.values(), name) for name in speeds]
         rows.append([row, *cells, len(records), minutes(records.values())])
     where = "" if shows == "test" else f", {shows}"
-    return markdown(["model", *(METRICS[name] + where for name in names), "seeds", "minutes"], rows) + "\n"
+    return (
+        markdown(["model", *(METRICS[name] + where for name in names), *speeds.values(), "seeds", "minutes"], rows)
+        + "\n"
+    )
+
+
+def median_speed(records: Iterable[Any], name: str) -> str:
+    """The median of the rows a second of runs; empty for averages of runs, and for records that have none."""
+    found = [record["result"][name] for record in records if name in record["result"]]
+    return f"{statistics.median(found):,.0f}" if found else ""
 
 
 def recorded_metrics(found: Mapping[str, Mapping[int, Any]], shows: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 python examples/experiments/run.py                        # all of them: many hours on a CPU
 python examples/experiments/run.py 1-main --seeds 0 1     # some
+python examples/experiments/run.py 1-main --rows DCNv2 FLIP    # some rows of a table
 python examples/experiments/run.py --processes 15         # on a GPU, which one run leaves idle, by NVIDIA's MPS
 python examples/experiments/run.py --again 3              # three recorded runs once more, beside what they had
 python examples/experiments/run.py 13-months --files-dir ~/ml1m-months   # a table of files, which data.yaml names
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--files-dir", type=Path, help="the folder of the files of data.yaml; else FLIP_FILES_DIR")
     parser.add_argument("--seeds", type=int, nargs="*", help="only these seeds")
     parser.add_argument("--splits", nargs="*", help="only these splits")
+    parser.add_argument("--rows", nargs="*", help="only these rows of the tables")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time")
     parser.add_argument("--again", type=int, metavar="N", help="run N recorded runs again, drawn at random")
     arguments = parser.parse_args()
@@ -74,7 +76,7 @@ def main() -> None:
         repeat(arguments.again, Places(arguments.runs / "again", files), arguments.processes)
         return
     places = Places(arguments.runs, files)
-    tables = load_tables(arguments.tables)
+    tables = [table.only(arguments.rows) if arguments.rows else table for table in load_tables(arguments.tables)]
     # The first seed of all tables comes before the second of any.
     for seed in arguments.seeds or range(max(table.seeds for table in tables)):
         for table in tables:
