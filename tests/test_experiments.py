@@ -1,5 +1,6 @@
 """The experiments' runner and report, over runs that are made up."""
 
+import hashlib
 import importlib
 import json
 import re
@@ -17,6 +18,7 @@ from records import make_record
 from significance import delong, paired_t
 
 from flip_hf.data.splits import SPLITS
+from flip_hf.fetch import FetchError
 from flip_hf.metrics.auc import auc
 from flip_hf.metrics.gauc import gauc
 from flip_hf.metrics.uauc import uauc
@@ -115,6 +117,8 @@ def workplace(tmp_path, monkeypatch):
             facts["settings"]["output_dir"] = str(job.result.parent)
             facts["model"]["mode"] = {"plain": "id", "words": "text"}.get(model, "joint")
             facts["data"]["source"] = "movielens-100k"
+            if "--teacher" in arguments:
+                facts["teacher"] = {"name": "both/model", "record": make_record()}
             facts["pretraining"] = make_record()
             if model == "before":
                 facts["result"] = {name: value for name, value in facts["result"].items() if "test" not in name}
@@ -182,6 +186,79 @@ def test_a_row_may_have_settings_of_its_own(workplace):
     assert (both.key, both.after.key) != (wide.key, wide.after.key)
     command = wide.job(Path("runs")).command
     assert command[command.index("--pretrained") + 1] == f"runs/{wide.after.key}/model"
+
+
+def test_a_student_follows_its_teacher(workplace):
+    experiments, run, _, asked, folder = workplace
+    student = {"script": "finetune", "after": "before", "teacher": "both", "settings": {"mode": "id"}}
+    (folder / "models.yaml").write_text(yaml.safe_dump({**MODELS, "plain": student}))
+    wide = {"model.options.embedding_dim": 64}
+    row = {"model": "plain", "first": wide, "last": {"training.max_steps": 5}, "teacher": {"training.max_steps": 7}}
+    table = {**TABLE, "seeds": 1, "rows": {"Student": row}, "compare": {}, "pictures": [], "headline": []}
+    (folder / "tables" / "one.yaml").write_text(yaml.safe_dump(table))
+    run.main()
+    found = find_run(experiments, row, "random", 0)
+    assert found.teacher.after.key == found.after.key, "one pretraining"
+    assert asked == [found.after.key, found.teacher.key, found.key]
+    assert found.after.settings == wide
+    assert found.teacher.settings == {"mode": "joint", "training.max_steps": 7}
+    assert found.settings == {"mode": "id", "training.max_steps": 5}
+    command = found.job(folder / "runs").command
+    assert command[command.index("--teacher") + 1] == str(folder / "runs" / found.teacher.key / "model")
+    assert find_run(experiments, {**row, "teacher": {}}, "random", 0).key != found.key
+    record = lines(run.RUNS_FILE)[-1]
+    assert record["stages"] == asked
+    assert record["seconds"] == 3 * 125
+    assert record["run"]["teacher"] == {"name": "both/model"}, "its record is a line of its own"
+
+
+def test_a_key_is_of_the_files_and_not_of_their_place(workplace, monkeypatch):
+    experiments, run, _, _, folder = workplace
+    columns = {"user": [1, 1, 2], "item": ["a", "b", "b"], "label": [1, 0, 1], "title": ["A", "B", "B"]}
+    hashes = {}
+    for part in ("train", "validation", "test"):
+        pq.write_table(pa.table(columns), folder / f"{part}.parquet")
+        hashes[part] = hashlib.sha256((folder / f"{part}.parquet").read_bytes()).hexdigest()
+    files = {part: {"name": f"{part}.parquet", "sha256": hashes[part]} for part in hashes}
+    own = {"configs": "ml1m-months", "user": "user", "item": "item"}
+
+    def planned():
+        (folder / "data.yaml").write_text(yaml.safe_dump({"own": {**own, "files": files}}))
+        return experiments.find_run("plain", "own", "months", 3)
+
+    found = planned()
+    command = found.job(Path("runs"), folder).command
+    assert command[command.index("--data.test_file") + 1] == str(folder / "test.parquet")
+    assert "--data.split" not in command
+    assert str(folder) not in found.key
+    rows = found.data.rows("months", 3, folder)
+    assert rows["test"]["item"] == columns["item"]
+    assert run.slices(rows, found.data, 1)["unseen user"].tolist() == [False, False, True]
+    with pytest.raises(ValueError, match=r"own is files: .* train.parquet, .* --files-dir"):
+        found.job(Path("runs"))
+    files["train"]["sha256"] = "0" * 64
+    assert planned().key != found.key
+    with pytest.raises(FetchError, match=r"train.parquet has sha256 .*, expected 0000"):
+        planned().job(Path("runs"), folder)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(folder / "runs")])
+    (folder / "tables" / "one.yaml").write_text(yaml.safe_dump({**TABLE, "data": "own"}))
+    run.main()
+    assert not run.RUNS_FILE.exists(), "without the files their tables are left out"
+    (folder / "tables" / "one.yaml").write_text(yaml.safe_dump({**TABLE, "data": "another"}))
+    with pytest.raises(ValueError, match=r"'another' is not in data.yaml: own"):
+        run.main()
+
+
+def test_a_part_of_a_table_is_run(workplace, monkeypatch):
+    _, run, _, _, folder = workplace
+    command = ["run.py", "--runs", str(folder / "runs"), "--seeds", "0", "--rows"]
+    monkeypatch.setattr(sys, "argv", [*command, "Plain", "Both"])
+    run.main()
+    assert [line["model"] for line in lines(run.RUNS_FILE)] == ["plain", "before", "both"]
+    assert [line["second"].split("-")[0] for line in lines(run.COMPARISONS_FILE)] == ["plain"]
+    monkeypatch.setattr(sys, "argv", [*command, "Plane"])
+    with pytest.raises(ValueError, match="'Plane' is no row of one"):
+        run.main()
 
 
 def test_what_was_run_before_a_failure_is_recorded(workplace, monkeypatch):
@@ -477,6 +554,23 @@ def test_a_split_that_each_seed_draws_anew_corrects_for_shared_rows(workplace):
     assert ratios == {"random": 1 / 8, "item": 1 / 8, "time": 0, "months": 0}
 
 
+def test_speeds_are_shown_where_a_table_asks_for_them(workplace, monkeypatch):
+    _, run, report, _, folder = workplace
+    (folder / "tables" / "one.yaml").write_text(yaml.safe_dump({**TABLE, "speeds": True}, sort_keys=False))
+    run.main()
+    old = [json.loads(line) for line in run.RUNS_FILE.read_text().splitlines()]
+    for line in old:
+        if line["model"] == "both":
+            line["result"]["test_rows_per_second"] = 1234.5
+    run.RUNS_FILE.write_text("".join(json.dumps(line) + "\n" for line in old))
+    monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
+    report.main()
+    text = (folder / "docs" / "results.md").read_text()
+    assert "| ECE | training | serving | seeds | minutes |" in text
+    assert re.search(r"^\| Both \|.* \| 12 \| 1,234 \| 2 \| 4.2 \|$", text, re.MULTILINE)
+    assert re.search(r"^\| Mean \|.* \|  \|  \| 2 \|  \|$", text, re.MULTILINE), "it is no run"
+
+
 def test_minutes_are_those_of_each_device(workplace):
     *_, report, _, _ = workplace
 
@@ -542,7 +636,11 @@ def test_every_table_names_models_that_there_are(monkeypatch):
         for row in table.rows:
             for model in table.models(row):
                 run = experiments.find_run(model, table.data, table.splits[0], 0)
-                assert run.job(Path("runs")).command
+                # Files are given when they are run.
+                assert run.data.files or run.job(Path("runs")).command
+                for stage in run.stages:
+                    data = yaml.safe_load(stage.data.config(stage.script).read_text())["data"]
+                    assert data["name" if stage.data.files else "source"] == table.data
                 # finetune.yaml names a backbone too, which a pretrained model of another one can't take.
                 backbones = {stage.settings.get("model.options.backbone") for stage in run.stages}
                 assert len(backbones) == 1, row

@@ -182,8 +182,16 @@ def find_run(model: Model, data: str, split: str, seed: int) -> PlannedRun:
     if "teacher" in found:
         teacher = find_run(_with(found["teacher"], first=first, last=own.get("teacher", {})), data, split, seed)
     settings = {**found["settings"], **({} if after else first), **last}
-    where = find_data(data, HERE / "data.yaml")
-    return PlannedRun(model, where, split, seed, found["script"], settings, after, teacher)
+    return PlannedRun(model, data_of(data), split, seed, found["script"], settings, after, teacher)
+
+
+def data_of(name: str) -> ClickData:
+    """The data of that name in data.yaml.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return find_data(name, HERE / "data.yaml")
 
 
 def _with(name: str, **parts: Mapping[str, Any]) -> Model:

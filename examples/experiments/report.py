@@ -46,17 +46,18 @@ INTRODUCTION = """# Results
 Written by `make report` from the records in `results/`; no figure was entered by hand. `make experiments` makes the
 records, and goes on where it was stopped.
 
-MovieLens-100K with ratings of 3 dropped, split 8:1:1 at random (another split for each seed) or by time. A figure is
-the mean over seeds and, after ±, half of its 95% interval by Student's t, on the random split corrected for the rows
-that splits share (Nadeau and Bengio 2003); on the time split, where the rows are the same for all seeds, that is the
-spread of training alone. *Minutes* are the median wall time of a run with those that it starts from, while other runs
-shared the machine, and where not all seeds ran on a CPU how many ran where.
+Where a table names no other data: MovieLens-100K with ratings of 3 dropped, split 8:1:1 at random or by item (another
+split for each seed) or by time. A figure is the mean over seeds and, after ±, half of its 95% interval by Student's t,
+on the splits that each seed draws anew corrected for the rows that they share (Nadeau and Bengio 2003); on the others,
+where the rows are the same for all seeds, that is the spread of training alone.
+*Minutes* are the median wall time of a run with those that it needs, while other runs shared the machine, and where not
+all seeds ran on a CPU how many ran where.
 
 Differences are those of the same seed and rows; *p* is that of the paired t-test over seeds, corrected likewise, but
 not for the number of comparisons. Some rows ran on another machine than those that they are compared with: what that
 alone does is at the end (*Run again*), and it adds to what the seeds differ by. *Rows, +/-*: on how many seeds DeLong's
 test on the test rows finds the first one's AUC higher, and on how many lower, at p < 0.05. The settings are those of
-`examples/configs/ml-100k` and `examples/experiments/models.yaml`.
+`examples/configs` and `examples/experiments/models.yaml`.
 """
 
 
@@ -218,10 +219,8 @@ def models_table(found: Mapping[str, Mapping[int, Any]], runs: Mapping[str, Any]
         cells += [median_speed(records.values(), name) for name in speeds]
         rows.append([row, *cells, len(records), minutes(records.values())])
     where = "" if shows == "test" else f", {shows}"
-    return (
-        markdown(["model", *(METRICS[name] + where for name in names), *speeds.values(), "seeds", "minutes"], rows)
-        + "\n"
-    )
+    header = ["model", *(METRICS[name] + where for name in names), *speeds.values(), "seeds", "minutes"]
+    return markdown(header, rows) + "\n"
 
 
 def median_speed(records: Iterable[Any], name: str) -> str:

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from click_data import LABEL, ClickData, find_data
+from click_data import LABEL, ClickData
 from datasets import DatasetDict
-from experiments import HERE, RESULTS, PlannedRun, Table, find_run, key_of, load_tables
+from experiments import RESULTS, PlannedRun, Table, data_of, find_run, key_of, load_tables
 from jobs import Job, run_jobs
 from recorded import add_line, add_scores, load_scores, machine_name, read_lines
 from significance import delong, paired_bootstrap
@@ -76,9 +76,17 @@ def main() -> None:
         repeat(arguments.again, Places(arguments.runs / "again", files), arguments.processes)
         return
     places = Places(arguments.runs, files)
-    tables = [table.only(arguments.rows) if arguments.rows else table for table in load_tables(arguments.tables)]
+    tables = load_tables(arguments.tables)
+    if arguments.rows:
+        if unknown := [row for row in arguments.rows if not any(row in table.rows for table in tables)]:
+            raise ValueError(f"{unknown[0]!r} is no row of {', '.join(table.name for table in tables)}")
+        tables = [table.only(arguments.rows) for table in tables]
+    if files is None and not arguments.tables:
+        left_out = [table for table in tables if data_of(table.data).files]
+        tables = [table for table in tables if table not in left_out]
+        print("".join(f"{table.name} is left out: --files-dir says where {table.data} lies\n" for table in left_out))
     # The first seed of all tables comes before the second of any.
-    for seed in arguments.seeds or range(max(table.seeds for table in tables)):
+    for seed in arguments.seeds or range(max((table.seeds for table in tables), default=0)):
         for table in tables:
             for split in table.splits:
                 if seed < table.seeds and split in (arguments.splits or table.splits):
@@ -235,7 +243,7 @@ def rows_of(run: PlannedRun, places: Places) -> DatasetDict:
 
 @cache
 def _rows(data: str, split: str, seed: int, files: Path | None) -> DatasetDict:
-    return find_data(data, HERE / "data.yaml").rows(split, seed, files)
+    return data_of(data).rows(split, seed, files)
 
 
 def repeat(number: int, places: Places, processes: int) -> None:
