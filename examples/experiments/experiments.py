@@ -156,11 +156,17 @@ def load_tables(names: Sequence[str] = ()) -> list[Table]:
     Raises:
         ValueError: there is no such table.
     """
-    there = {path.stem: path for path in sorted((HERE / "tables").glob("*.yaml"))}
+    there = {path.stem: path for path in sorted((HERE / "tables").glob("*.yaml"), key=_place)}
     if unknown := [name for name in names if name not in there]:
         raise ValueError(f"there is no table {unknown[0]!r}: {', '.join(there)}")
     paths = [there[name] for name in names] or list(there.values())
     return [Table(path.stem, **yaml.safe_load(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def _place(path: Path) -> tuple[float, str]:
+    """A table's place among the others: by the number that its name begins with, those without one at the end."""
+    number = path.stem.split("-")[0]
+    return int(number) if number.isdigit() else float("inf"), path.name
 
 
 def find_run(model: Model, data: str, split: str, seed: int) -> PlannedRun:

@@ -49,9 +49,9 @@ records, and goes on where it was stopped.
 Where a table names no other data: MovieLens-100K with ratings of 3 dropped, split 8:1:1 at random or by item (another
 split for each seed) or by time. A figure is the mean over seeds and, after ±, half of its 95% interval by Student's t,
 on the splits that each seed draws anew corrected for the rows that they share (Nadeau and Bengio 2003); on the others,
-where the rows are the same for all seeds, that is the spread of training alone.
-*Minutes* are the median wall time of a run with those that it needs, while other runs shared the machine, and where not
-all seeds ran on a CPU how many ran where.
+where the rows are the same for all seeds, that is the spread of training alone. *Minutes* are the median wall time of
+a run with those that it needs, while other runs shared the machine, and where not all seeds ran on a CPU how many ran
+where.
 
 Differences are those of the same seed and rows; *p* is that of the paired t-test over seeds, corrected likewise, but
 not for the number of comparisons. Some rows ran on another machine than those that they are compared with: what that
