@@ -1,5 +1,6 @@
 """The experiments' runner and report, over runs that are made up."""
 
+import hashlib
 import importlib
 import json
 import re
@@ -17,6 +18,7 @@ from records import make_record
 from significance import delong, paired_t
 
 from flip_hf.data.splits import SPLITS
+from flip_hf.fetch import FetchError
 from flip_hf.metrics.auc import auc
 from flip_hf.metrics.gauc import gauc
 from flip_hf.metrics.uauc import uauc
@@ -31,6 +33,7 @@ MODELS = {
 TABLE = {
     "title": "A table",
     "caption": "What it says.",
+    "data": "movielens-100k",
     "splits": ["random"],
     "seeds": 2,
     "pictures": ["Plain", "Both"],
@@ -56,10 +59,14 @@ def logits(model, seed):
     return (noise + {"plain": 0.5, "words": 0.2, "both": 2.0}[model] * LABELS).astype(np.float32)
 
 
-def rows_of(split, seed):
+def rows():
     columns = {"user_id": np.arange(NUM_ROWS) % 7, "movie_id": np.arange(NUM_ROWS) % 5, "label": LABELS}
-    rows = Dataset.from_dict(columns)
-    return DatasetDict({"train": rows.select([i for i in range(NUM_ROWS) if i % 7 != 6]), "test": rows})
+    table = Dataset.from_dict(columns)
+    return DatasetDict({"train": table.select([i for i in range(NUM_ROWS) if i % 7 != 6]), "test": table})
+
+
+def find_run(experiments, model, split, seed):
+    return experiments.find_run(model, TABLE["data"], split, seed)
 
 
 @pytest.fixture
@@ -67,14 +74,15 @@ def workplace(tmp_path, monkeypatch):
     """The modules over folders of the test's own, and the jobs that they asked for."""
     monkeypatch.syspath_prepend(str(FOLDER))
     modules = {}
-    for name in ("experiments", "run", "report"):
+    for name in ("click_data", "experiments", "run", "report"):
         monkeypatch.delitem(sys.modules, name, raising=False)
         modules[name] = importlib.import_module(name)
         monkeypatch.setitem(sys.modules, name, modules[name])
-    experiments, run, report = modules.values()
+    _, experiments, run, report = modules.values()
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "one.yaml").write_text(yaml.safe_dump(TABLE, sort_keys=False))
     (tmp_path / "models.yaml").write_text(yaml.safe_dump(MODELS))
+    shutil.copy(FOLDER / "data.yaml", tmp_path)
     monkeypatch.setattr(experiments, "HERE", tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(report, "CARD_MODELS", {"a-card": "both", "another": "before"})
@@ -82,7 +90,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "SCORES", tmp_path / "results" / "scores")
     for name in ("runs", "comparisons", "again"):
         monkeypatch.setattr(run, f"{name.upper()}_FILE", tmp_path / "results" / f"{name}.jsonl")
-    monkeypatch.setattr(run, "rows_of", rows_of)
+    monkeypatch.setattr(run, "rows_of", lambda run, places: rows())
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text("Before.\n\n" + "\n\nold\n\n".join(report.PLACE) + "\n\nAfter.\n")
     asked = []
@@ -108,6 +116,9 @@ def workplace(tmp_path, monkeypatch):
             facts["data"]["rows"] = {"train": 800, "validation": 100, "test": 100}
             facts["settings"]["output_dir"] = str(job.result.parent)
             facts["model"]["mode"] = {"plain": "id", "words": "text"}.get(model, "joint")
+            facts["data"]["source"] = "movielens-100k"
+            if "--teacher" in arguments:
+                facts["teacher"] = {"name": "both/model", "record": make_record()}
             facts["pretraining"] = make_record()
             if model == "before":
                 facts["result"] = {name: value for name, value in facts["result"].items() if "test" not in name}
@@ -134,9 +145,9 @@ def test_what_is_recorded_is_not_run_again(workplace):
         f"{model}-random-{seed}" for model in [*MODELS, "before", "both"] for seed in range(2)
     )
     records = {line["key"]: line for line in lines(run.RUNS_FILE)}
-    both = records[experiments.find_run("both", "random", 1).key]
+    both = records[find_run(experiments, "both", "random", 1).key]
     assert both["result"]["test"]["auc"] == pytest.approx(auc(LABELS, logits("both", 1)))
-    before = records[experiments.find_run("before", "random", 1).key]
+    before = records[find_run(experiments, "before", "random", 1).key]
     assert both["stages"] == [before["key"], both["key"]]
     assert (before["result"]["validation"]["auc"], "test" in before["result"]) == (0.75, False)
     assert "pretraining" not in both["run"], "it has a line of its own"
@@ -168,13 +179,86 @@ def test_what_is_recorded_is_not_run_again(workplace):
 
 def test_a_row_may_have_settings_of_its_own(workplace):
     experiments, *_ = workplace
-    wide = experiments.find_run(TABLE["rows"]["Wide"], "random", 0)
+    wide = find_run(experiments, TABLE["rows"]["Wide"], "random", 0)
     assert wide.after.settings == {"model.options.embedding_dim": 64}
     assert wide.settings == {"mode": "joint", "training.num_train_epochs": 3}
-    both = experiments.find_run("both", "random", 0)
+    both = find_run(experiments, "both", "random", 0)
     assert (both.key, both.after.key) != (wide.key, wide.after.key)
     command = wide.job(Path("runs")).command
     assert command[command.index("--pretrained") + 1] == f"runs/{wide.after.key}/model"
+
+
+def test_a_student_follows_its_teacher(workplace):
+    experiments, run, _, asked, folder = workplace
+    student = {"script": "finetune", "after": "before", "teacher": "both", "settings": {"mode": "id"}}
+    (folder / "models.yaml").write_text(yaml.safe_dump({**MODELS, "plain": student}))
+    wide = {"model.options.embedding_dim": 64}
+    row = {"model": "plain", "first": wide, "last": {"training.max_steps": 5}, "teacher": {"training.max_steps": 7}}
+    table = {**TABLE, "seeds": 1, "rows": {"Student": row}, "compare": {}, "pictures": [], "headline": []}
+    (folder / "tables" / "one.yaml").write_text(yaml.safe_dump(table))
+    run.main()
+    found = find_run(experiments, row, "random", 0)
+    assert found.teacher.after.key == found.after.key, "one pretraining"
+    assert asked == [found.after.key, found.teacher.key, found.key]
+    assert found.after.settings == wide
+    assert found.teacher.settings == {"mode": "joint", "training.max_steps": 7}
+    assert found.settings == {"mode": "id", "training.max_steps": 5}
+    command = found.job(folder / "runs").command
+    assert command[command.index("--teacher") + 1] == str(folder / "runs" / found.teacher.key / "model")
+    assert find_run(experiments, {**row, "teacher": {}}, "random", 0).key != found.key
+    record = lines(run.RUNS_FILE)[-1]
+    assert record["stages"] == asked
+    assert record["seconds"] == 3 * 125
+    assert record["run"]["teacher"] == {"name": "both/model"}, "its record is a line of its own"
+
+
+def test_a_key_is_of_the_files_and_not_of_their_place(workplace, monkeypatch):
+    experiments, run, _, _, folder = workplace
+    columns = {"user": [1, 1, 2], "item": ["a", "b", "b"], "label": [1, 0, 1], "title": ["A", "B", "B"]}
+    hashes = {}
+    for part in ("train", "validation", "test"):
+        pq.write_table(pa.table(columns), folder / f"{part}.parquet")
+        hashes[part] = hashlib.sha256((folder / f"{part}.parquet").read_bytes()).hexdigest()
+    files = {part: {"name": f"{part}.parquet", "sha256": hashes[part]} for part in hashes}
+    own = {"configs": "ml1m-months", "user": "user", "item": "item"}
+
+    def planned():
+        (folder / "data.yaml").write_text(yaml.safe_dump({"own": {**own, "files": files}}))
+        return experiments.find_run("plain", "own", "months", 3)
+
+    found = planned()
+    command = found.job(Path("runs"), folder).command
+    assert command[command.index("--data.test_file") + 1] == str(folder / "test.parquet")
+    assert "--data.split" not in command
+    assert str(folder) not in found.key
+    rows = found.data.rows("months", 3, folder)
+    assert rows["test"]["item"] == columns["item"]
+    assert run.slices(rows, found.data, 1)["unseen user"].tolist() == [False, False, True]
+    with pytest.raises(ValueError, match=r"own is files: .* train.parquet, .* --files-dir"):
+        found.job(Path("runs"))
+    files["train"]["sha256"] = "0" * 64
+    assert planned().key != found.key
+    with pytest.raises(FetchError, match=r"train.parquet has sha256 .*, expected 0000"):
+        planned().job(Path("runs"), folder)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(folder / "runs")])
+    (folder / "tables" / "one.yaml").write_text(yaml.safe_dump({**TABLE, "data": "own"}))
+    run.main()
+    assert not run.RUNS_FILE.exists(), "without the files their tables are left out"
+    (folder / "tables" / "one.yaml").write_text(yaml.safe_dump({**TABLE, "data": "another"}))
+    with pytest.raises(ValueError, match=r"'another' is not in data.yaml: own"):
+        run.main()
+
+
+def test_a_part_of_a_table_is_run(workplace, monkeypatch):
+    _, run, _, _, folder = workplace
+    command = ["run.py", "--runs", str(folder / "runs"), "--seeds", "0", "--rows"]
+    monkeypatch.setattr(sys, "argv", [*command, "Plain", "Both"])
+    run.main()
+    assert [line["model"] for line in lines(run.RUNS_FILE)] == ["plain", "before", "both"]
+    assert [line["second"].split("-")[0] for line in lines(run.COMPARISONS_FILE)] == ["plain"]
+    monkeypatch.setattr(sys, "argv", [*command, "Plane"])
+    with pytest.raises(ValueError, match="'Plane' is no row of one"):
+        run.main()
 
 
 def test_what_was_run_before_a_failure_is_recorded(workplace, monkeypatch):
@@ -232,10 +316,10 @@ def test_a_run_of_several_tables_is_kept_once(workplace):
     kept = {path.stem: pq.read_table(path)["key"].to_pylist() for path in run.SCORES.iterdir()}
     shown = [name for name in asked if not name.startswith("before")]
     assert sorted(kept["one"] + kept["two"]) == sorted(shown)
-    long = [experiments.find_run(wider["rows"]["Long"], "random", seed).key for seed in range(2)]
+    long = [find_run(experiments, wider["rows"]["Long"], "random", seed).key for seed in range(2)]
     assert kept["two"] == long
     second = {line["second"] for line in lines(run.COMPARISONS_FILE)}
-    assert {experiments.find_run("words", "random", seed).key for seed in range(2)} <= second
+    assert {find_run(experiments, "words", "random", seed).key for seed in range(2)} <= second
 
 
 def test_a_run_whose_program_was_killed_before_its_line_is_recorded_again(workplace, monkeypatch):
@@ -272,8 +356,9 @@ def test_recorded_runs_are_repeated(workplace, monkeypatch, capsys):
 
 
 def test_rows_that_were_not_trained_on_are_unseen(workplace):
-    _, run, *_ = workplace
-    all_rows, few = (run.slices(rows_of("random", 0), most) for most in (None, 3))
+    experiments, run, *_ = workplace
+    data = find_run(experiments, "plain", "random", 0).data
+    all_rows, few = (run.slices(rows(), data, most) for most in (None, 3))
     assert few["unseen user"].sum() > all_rows["unseen user"].sum()
     with pytest.raises(ValueError, match="there is no table 'two': one"):
         workplace[0].load_tables(["two"])
@@ -288,7 +373,7 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(folder / "runs")])
     run.main()
     matrices = {"before": [[0.25, 0.5], [0.5, 0.75]], "after": [[1.0, 0.1], [0.3, 0.5]]}
-    key = experiments.find_run("before", "random", 0).key
+    key = find_run(experiments, "before", "random", 0).key
     stale = {"key": "pretraining-random-0-00000000", "rows": 1, "fields": ["a"], "before": [[0.1]], "after": [[0.2]]}
     alignment = {"key": key, "rows": 4096, "fields": ["user", "item"], **matrices}
     (folder / "results" / "alignment.jsonl").write_text(f"{json.dumps(alignment)}\n{json.dumps(stale)}\n")
@@ -301,7 +386,7 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
     reach = paired_t(aucs["both"], 1 / 8).high - np.mean(aucs["both"])
     assert f"| Both | {np.mean(aucs['both']):.4f} ± {reach:.4f} | " in text
     test = paired_t(np.subtract(aucs["both"], aucs["plain"]), 1 / 8)
-    users = rows_of("random", 0)["test"]["user_id"]
+    users = rows()["test"]["user_id"]
     gained = []
     for metric in (gauc, uauc):
         within = {
@@ -365,7 +450,7 @@ def test_a_card_whose_run_is_not_recorded_is_named(workplace, monkeypatch, capsy
 
 def test_a_table_of_what_was_tried_shows_validation_rows_alone(workplace, monkeypatch):
     _, run, report, _, folder = workplace
-    tried = {name: TABLE[name] for name in ("caption", "splits", "seeds")}
+    tried = {name: TABLE[name] for name in ("caption", "data", "splits", "seeds")}
     tried |= {"title": "What was tried", "rows": {"Plain": "plain"}, "shows": "validation"}
     (folder / "tables" / "two.yaml").write_text(yaml.safe_dump(tried))
     run.main()
@@ -404,7 +489,7 @@ def test_rows_are_compared_on_the_seeds_that_both_have(workplace, monkeypatch):
         yaml.safe_dump({**table, "compare": {"Both": ["Plain"]}}, sort_keys=False)
     )
     run.main()
-    lost = experiments.find_run("both", "random", 1).key
+    lost = find_run(experiments, "both", "random", 1).key
     kept = [line for line in run.RUNS_FILE.read_text().splitlines(keepends=True) if f'"key": "{lost}"' not in line]
     run.RUNS_FILE.write_text("".join(kept))
     monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
@@ -469,6 +554,23 @@ def test_a_split_that_each_seed_draws_anew_corrects_for_shared_rows(workplace):
     assert ratios == {"random": 1 / 8, "item": 1 / 8, "time": 0, "months": 0}
 
 
+def test_speeds_are_shown_where_a_table_asks_for_them(workplace, monkeypatch):
+    _, run, report, _, folder = workplace
+    (folder / "tables" / "one.yaml").write_text(yaml.safe_dump({**TABLE, "speeds": True}, sort_keys=False))
+    run.main()
+    old = [json.loads(line) for line in run.RUNS_FILE.read_text().splitlines()]
+    for line in old:
+        if line["model"] == "both":
+            line["result"]["test_rows_per_second"] = 1234.5
+    run.RUNS_FILE.write_text("".join(json.dumps(line) + "\n" for line in old))
+    monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
+    report.main()
+    text = (folder / "docs" / "results.md").read_text()
+    assert "| ECE | training | serving | seeds | minutes |" in text
+    assert re.search(r"^\| Both \|.* \| 12 \| 1,234 \| 2 \| 4.2 \|$", text, re.MULTILINE)
+    assert re.search(r"^\| Mean \|.* \|  \|  \| 2 \|  \|$", text, re.MULTILINE), "it is no run"
+
+
 def test_minutes_are_those_of_each_device(workplace):
     *_, report, _, _ = workplace
 
@@ -528,13 +630,18 @@ def test_every_table_names_models_that_there_are(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     experiments = importlib.import_module("experiments")
     tables = experiments.load_tables()
-    assert tables
+    names = [table.name for table in tables]
+    assert names.index("2-ablations") < names.index("10-cold-start") < names.index("tried")
     for table in tables:
         assert {*table.compare, *(row for rows in table.compare.values() for row in rows)} <= set(table.rows)
         for row in table.rows:
             for model in table.models(row):
-                run = experiments.find_run(model, table.splits[0], 0)
-                assert run.job(Path("runs")).command
+                run = experiments.find_run(model, table.data, table.splits[0], 0)
+                # Files are given when they are run.
+                assert run.data.files or run.job(Path("runs")).command
+                for stage in run.stages:
+                    data = yaml.safe_load(stage.data.config(stage.script).read_text())["data"]
+                    assert data["name" if stage.data.files else "source"] == table.data
                 # finetune.yaml names a backbone too, which a pretrained model of another one can't take.
                 backbones = {stage.settings.get("model.options.backbone") for stage in run.stages}
                 assert len(backbones) == 1, row

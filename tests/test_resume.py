@@ -260,7 +260,7 @@ def test_a_run_that_died_after_its_fusion_was_fitted_fits_it_anew(workplace, tmp
         script(name)(arguments)
         result = json.loads((tmp_path / kind / "run.json").read_text())["result"]
         model = (tmp_path / kind / "model" / "model.safetensors").read_bytes()
-        runs[kind] = {**result, "rows_per_second": None}, model
+        runs[kind] = {**result, "rows_per_second": None, "test_rows_per_second": None}, model
     assert runs["died"] == runs["whole"]
 
 

@@ -96,6 +96,7 @@ def test_finetuning_keeps_the_best_model_and_reads_test_once(workplace, finetune
     assert record["result"]["validation"]["auc"] > 0.7
     assert len(lines(finetuned, "test")) == 1
     assert {"auc", "logloss", "ece", "id_auc", "text_auc"} <= set(record["result"]["test"])
+    assert record["result"]["test_rows_per_second"] > 0
     for name, (low, high) in record["result"]["test_intervals"].items():
         assert low < high
         assert name == "ece" or low <= record["result"]["test"][name] <= high

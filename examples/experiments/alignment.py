@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import yaml
-from experiments import ALIGNED, CONFIGS, RESULTS, find_run
+from experiments import ALIGNED, RESULTS, SHOWN_DATA, find_run
 from recorded import add_line, read_lines
 
 from flip_hf import FlipForPreTraining, FlipProcessor
@@ -34,14 +34,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="where run.py put its runs")
     parser.add_argument("--split", default="random", help="the split of the run")
     arguments = parser.parse_args()
-    run = find_run(ALIGNED, arguments.split, 0)
+    run = find_run(ALIGNED, SHOWN_DATA, arguments.split, 0)
     if run.key in {line["key"] for line in read_lines(RESULTS / "alignment.jsonl")}:
         return
     folder = run.folder(arguments.runs) / "model"
     if not folder.exists():
         print(f"no alignment: {folder} is not there; run.py makes it")
         return
-    settings = yaml.safe_load((CONFIGS / "pretrain.yaml").read_text(encoding="utf-8"))
+    settings = yaml.safe_load(run.data.config(run.script).read_text(encoding="utf-8"))
     log = load_click_log(DataSettings(source=settings["data"]["source"], split=run.split, split_seed=run.seed))
     processor = FlipProcessor.from_pretrained(folder)
     seed_everything(run.seed, torch.device("cpu"))

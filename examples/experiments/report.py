@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drawings import draw_learning, draw_matrices
-from experiments import ALIGNED, RESULTS, Table, find_run, key_of, load_tables, name_of
+from experiments import ALIGNED, RESULTS, SHOWN_DATA, Table, find_run, key_of, load_tables, name_of
 from markdown_tables import markdown
 from recorded import CPU, device_name, machine_name, read_lines
 from significance import paired_t
@@ -31,6 +31,8 @@ CARD_MODELS = {
     "ml-100k-flip": "flip-tuned",
 }
 METRICS = {"auc": "AUC", "logloss": "LogLoss", "gauc": "GAUC", "uauc": "UAUC", "ece": "ECE"}
+# Rows a second, by their name in a run's result.
+SPEEDS = {"rows_per_second": "training", "test_rows_per_second": "serving"}
 COMPARED = ("auc", "logloss", "gauc", "uauc")
 SLICES = ("unseen user", "rare user", "unseen item", "rare item", "frequent", "seen")
 # Each seed draws these splits anew from the same rows.
@@ -44,17 +46,18 @@ INTRODUCTION = """# Results
 Written by `make report` from the records in `results/`; no figure was entered by hand. `make experiments` makes the
 records, and goes on where it was stopped.
 
-MovieLens-100K with ratings of 3 dropped, split 8:1:1 at random (another split for each seed) or by time. A figure is
-the mean over seeds and, after ±, half of its 95% interval by Student's t, on the random split corrected for the rows
-that splits share (Nadeau and Bengio 2003); on the time split, where the rows are the same for all seeds, that is the
-spread of training alone. *Minutes* are the median wall time of a run with those that it starts from, while other runs
-shared the machine, and where not all seeds ran on a CPU how many ran where.
+Where a table names no other data: MovieLens-100K with ratings of 3 dropped, split 8:1:1 at random or by item (another
+split for each seed) or by time. A figure is the mean over seeds and, after ±, half of its 95% interval by Student's t,
+on the splits that each seed draws anew corrected for the rows that they share (Nadeau and Bengio 2003); on the others,
+where the rows are the same for all seeds, that is the spread of training alone. *Minutes* are the median wall time of
+a run with those that it needs, while other runs shared the machine, and where not all seeds ran on a CPU how many ran
+where.
 
 Differences are those of the same seed and rows; *p* is that of the paired t-test over seeds, corrected likewise, but
 not for the number of comparisons. Some rows ran on another machine than those that they are compared with: what that
 alone does is at the end (*Run again*), and it adds to what the seeds differ by. *Rows, +/-*: on how many seeds DeLong's
 test on the test rows finds the first one's AUC higher, and on how many lower, at p < 0.05. The settings are those of
-`examples/configs/ml-100k` and `examples/experiments/models.yaml`.
+`examples/configs` and `examples/experiments/models.yaml`.
 """
 
 
@@ -71,7 +74,7 @@ def main() -> None:
     comparisons = {(line["first"], line["second"]): line for line in read_lines(RESULTS / "comparisons.jsonl")}
     folder, tables = arguments.folder / "docs", load_tables()
     parts = [INTRODUCTION, *(part for table in tables for part in render(table, runs, comparisons, folder))]
-    pretraining = find_run(ALIGNED, "random", 0).key
+    pretraining = find_run(ALIGNED, SHOWN_DATA, "random", 0).key
     parts += [aligned(line, folder) for line in read_lines(RESULTS / "alignment.jsonl") if line["key"] == pretraining]
     parts.append(machines(runs.values()))
     if again := read_lines(RESULTS / "again.jsonl"):
@@ -84,7 +87,7 @@ def main() -> None:
     page.write_text(f"{readme[: begin + len(PLACE[0])]}\n\n{shown}\n\n{readme[end:]}", encoding="utf-8")
     for name, model in CARD_MODELS.items():
         place = arguments.folder / "model_cards" / name
-        if (key := find_run(model, "random", 0).key) in runs:
+        if (key := find_run(model, SHOWN_DATA, "random", 0).key) in runs:
             card(runs[key], runs, place)
         elif place.exists():
             print(f"model_cards/{name} is the card of a run that is no longer recorded: run {model} again or delete it")
@@ -100,7 +103,7 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
             parts.append(f"### Split: {split}\n\nNo run of this split is recorded yet.\n")
             continue
         parts.append(f"### Split: {split}\n")
-        parts.append(models_table(found, runs, table.shows))
+        parts.append(models_table(found, runs, table))
         compared = [name for name in recorded_metrics(found, "test") if name in COMPARED]
         tests = [
             comparison(f"{first} over {second}", every[first], every[second], runs, comparisons, compared)
@@ -124,7 +127,7 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
 
 def by_seed(table: Table, row: str, split: str, runs: Mapping[str, Any]) -> dict[int, Any]:
     """The records of a table's row, of the seeds that have one."""
-    keys = {seed: key_of([find_run(model, split, seed) for model in table.models(row)]) for seed in range(table.seeds)}
+    keys = {seed: key_of(table.runs(row, split, seed)) for seed in range(table.seeds)}
     return {seed: runs[key] for seed, key in keys.items() if key in runs}
 
 
@@ -206,15 +209,24 @@ def headline(table: Table, runs: Mapping[str, Any]) -> str:
     return markdown(["model", *header], rows)
 
 
-def models_table(found: Mapping[str, Mapping[int, Any]], runs: Mapping[str, Any], shows: str) -> str:
+def models_table(found: Mapping[str, Mapping[int, Any]], runs: Mapping[str, Any], table: Table) -> str:
     """What each row of a table is worth on test rows, or on validation rows."""
-    rows = []
+    rows, shows = [], table.shows
+    speeds = SPEEDS if table.speeds else {}
     names = recorded_metrics(found, shows)
     for row, records in found.items():
         cells = [spread(measured(records, shows, name), test_ratio(records, runs)) for name in names]
+        cells += [median_speed(records.values(), name) for name in speeds]
         rows.append([row, *cells, len(records), minutes(records.values())])
     where = "" if shows == "test" else f", {shows}"
-    return markdown(["model", *(METRICS[name] + where for name in names), "seeds", "minutes"], rows) + "\n"
+    header = ["model", *(METRICS[name] + where for name in names), *speeds.values(), "seeds", "minutes"]
+    return markdown(header, rows) + "\n"
+
+
+def median_speed(records: Iterable[Any], name: str) -> str:
+    """The median of the rows a second of runs; empty for averages of runs, and for records that have none."""
+    found = [record["result"][name] for record in records if name in record["result"]]
+    return f"{statistics.median(found):,.0f}" if found else ""
 
 
 def recorded_metrics(found: Mapping[str, Mapping[int, Any]], shows: str) -> list[str]:

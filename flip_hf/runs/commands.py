@@ -1,6 +1,7 @@
 """What `flip-hf` and the scripts in `examples/` do, each from its settings."""
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,9 @@ def finetune(settings: FinetuneSettings) -> None:
         run.log("fusion", result["validation"])
     if "test" in rows:
         # The only time that test rows are read: the best model is chosen by now.
+        started = time.monotonic()
         scores = score("test")
+        result["test_rows_per_second"] = round(len(rows["test"]) / (time.monotonic() - started), 1)
         run.save_scores(scores)
         result |= evidence(scores)
         run.log("test", result["test"])

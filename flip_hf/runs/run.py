@@ -25,7 +25,7 @@ from flip_hf.training.checkpoints import Checkpoints, read_metadata, recover_fol
 from flip_hf.training.protocols import PreparedModel, SavedProcessor
 from flip_hf.training.state import TrainingState, seed_everything
 
-MEASURED = frozenset({"seconds", "rows_per_second", "memory_gib", "device_peak_memory_gib"})
+MEASURED = frozenset({"seconds", "rows_per_second", "test_rows_per_second", "memory_gib", "device_peak_memory_gib"})
 """What a line of the log says of the machine: it differs between runs that are the same to the bit."""
 
 logger = logging.getLogger(__name__)
