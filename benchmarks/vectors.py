@@ -8,6 +8,7 @@ peak memory is the row's. The last column is the same log without the vectors, i
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from ceilings import CPU, measure_ceilings
-from datasets import Dataset
 from shared import PeakMemory, machine, markdown
 from transformers import BertConfig
 
@@ -36,11 +36,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--millions", type=float, nargs="+", default=[0.5], help="sizes of the log, in million rows")
     parser.add_argument("--size", type=int, default=512, help="numbers of a vector")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        path, cache, size = arguments.measure
-        print(measures_json(measure(Path(path), Path(cache), int(size))))
+        path, size = arguments.measure
+        print(measures_json(measure(Path(path), int(size))))
         return
     ceilings = measure_ceilings(CPU)
     rows: list[list[str]] = []
@@ -77,18 +77,18 @@ def make_log(path: Path, num_rows: int, size: int) -> None:
 
 def run_apart(path: Path, cache: Path, size: int) -> dict[str, float]:
     """What `measure` finds, in a process of its own."""
-    command = [sys.executable, __file__, "--measure", str(path), str(cache), str(size)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    command = [sys.executable, __file__, "--measure", str(path), str(size)]
+    environment = os.environ | {"HF_DATASETS_CACHE": str(cache)}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def measure(path: Path, cache: Path, size: int) -> dict[str, float]:
+def measure(path: Path, size: int) -> dict[str, float]:
     """Rows/s of each part, bytes of an encoded row, and the peak memory in GiB.
 
     Args:
         path: the log.
-        cache: folder for the encoded rows.
         size: numbers of a vector; 0 leaves the vectors out.
     """
     fields = [FieldConfig("user"), FieldConfig("item")]
@@ -99,7 +99,7 @@ def measure(path: Path, cache: Path, size: int) -> dict[str, float]:
     started = time.monotonic()
     processor = FlipProcessor.fit(str(path), fields, str(minilm()), label="label")
     fitted = time.monotonic()
-    encoded = processor.encode_dataset(Dataset.from_parquet(str(path), cache_dir=str(cache)))
+    encoded = processor.encode_dataset(str(path))
     ended = time.monotonic()
     num_bytes = sum(Path(file["filename"]).stat().st_size for file in encoded.cache_files)
     model = FlipForCTR(FlipConfig(text_config=BertConfig(), fields=processor.fields, mode="id"))
