@@ -70,6 +70,8 @@ import os, signal, sys
 from flip_hf.runs.script import run_script
 
 def main():
+    if sys.argv[2] == "ends":
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
     with open(sys.argv[1], "w") as file:
         file.write(str(os.getpid()))
     signal.pause()
@@ -84,7 +86,7 @@ run_script(lambda: run_program([sys.executable, *sys.argv[1:]]))
 """
 
 
-@pytest.mark.parametrize("child", ["speaks", pytest.param("dies", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("child", ["speaks", "ends", pytest.param("dies", marks=pytest.mark.slow)])
 def test_a_program_that_a_script_runs_ends_with_it(tmp_path, child):
     (tmp_path / "child.py").write_text(CHILD)
     command = [sys.executable, "-c", PARENT, str(tmp_path / "child.py"), str(tmp_path / "pid"), child]

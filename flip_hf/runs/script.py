@@ -164,7 +164,8 @@ def run_program(command: Sequence[str]) -> None:
         code = process.wait()
     except Interrupted as interrupted:
         process.terminate()
-        if process.wait() == -signal.SIGTERM:
+        # It has said nothing if it died at once, or had come to its end.
+        if process.wait() in (0, -signal.SIGTERM):
             raise
         raise SystemExit(interrupted.exit_code) from None
     if code != 0:
