@@ -175,6 +175,24 @@ def test_a_parquet_file_without_rows_is_one_table(tmp_path):
     assert len(table) == 0
 
 
+def test_a_parquet_file_is_read_a_few_row_groups_at_a_time(tmp_path, monkeypatch):
+    path = tmp_path / "rows.parquet"
+    table = pa.table({"user": list(range(1000))})
+    pq.write_table(table, path, row_group_size=100)
+    asked, real = [], pq.ParquetFile.iter_batches
+
+    def iter_batches(self, batch_size, row_groups, **settings):
+        asked.append(row_groups)
+        return real(self, batch_size, row_groups, **settings)
+
+    # Arrow holds all row groups that it is asked for in memory.
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    found = list(stream_tables(str(path), ["user"], batch_rows=250))
+    assert asked == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert pa.concat_tables(found).equals(table)
+    assert max(map(len, found)) == 250
+
+
 def test_parquet_columns_whose_names_hold_dots(tmp_path):
     path = write(tmp_path / "a.parquet", {"a.b": [1], "a": [2]})
     assert read_table(path, ["a", "a.b"]).to_pydict() == {"a": [2], "a.b": [1]}

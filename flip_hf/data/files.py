@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs as arrow_fs
 
 from flip_hf.data.csv_files import CSVFormat, stream_csv
+from flip_hf.data.parquet_groups import groups_of_rows
 from flip_hf.data.schema import InputError
 from flip_hf.data.tables import wanted_columns
 
@@ -236,9 +237,11 @@ def _stream_parquet(
         with pq.ParquetFile(file.path, filesystem=file.filesystem) as opened:
             schema = opened.schema_arrow
             wanted = choose(schema.names)
-            for batch in opened.iter_batches(batch_rows, columns=wanted):
-                yield pa.Table.from_batches([batch]).select(wanted)
-                rows_read += batch.num_rows
+            # Arrow reads all row groups that it is asked for ahead, whatever takes the batches.
+            for groups in groups_of_rows(opened.metadata, batch_rows):
+                for batch in opened.iter_batches(batch_rows, groups, columns=wanted):
+                    yield pa.Table.from_batches([batch]).select(wanted)
+                    rows_read += batch.num_rows
             if rows_read == 0:
                 yield schema.empty_table().select(wanted)
     except (pa.ArrowException, OSError) as error:

@@ -1,0 +1,18 @@
+"""Row groups of Parquet files, some at a time."""
+
+from collections.abc import Iterator
+
+import pyarrow.parquet as pq
+
+
+def groups_of_rows(metadata: pq.FileMetaData, num_rows: int) -> Iterator[list[int]]:
+    """The numbers of a Parquet file's row groups, as many at a time as hold so many rows."""
+    groups, held = [], 0
+    for i in range(metadata.num_row_groups):
+        groups.append(i)
+        held += metadata.row_group(i).num_rows
+        if held >= num_rows:
+            yield groups
+            groups, held = [], 0
+    if groups:
+        yield groups
