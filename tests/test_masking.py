@@ -220,8 +220,8 @@ def test_each_view_has_its_own_ratio(processor, encoded):
 
 def test_collators_emit_what_forward_takes(processor, encoded):
     asked = {"self", "num_items_in_batch", "output_hidden_states", "output_attentions"}
-    # Of fields with vectors alone; see test_vectors.py.
-    asked |= {"vectors", "vector_places"}
+    # Of fields with vectors, teachers and cached towers alone; see their own tests.
+    asked |= {"vectors", "vector_places", "teacher_logits", "tower_vectors"}
     taken = set(inspect.signature(FlipForPreTraining.forward).parameters)
     emitted = set(FlipPretrainingCollator(processor)(encoded[:4]))
     assert emitted == taken - asked
