@@ -122,8 +122,8 @@ def export_onnx(model: FlipForCTR, path: str | Path, int8: bool = False) -> Path
     graph = exported.model.graph
     shapes = _shapes_of(model)
     owned = _sizes_of_vectors(model)
-    # The exporter names them so that they could be variables; they come last, in the order of the fields' names.
-    for value, name in zip(graph.inputs[len(shapes) :], sorted(owned), strict=True):
+    # The exporter names them so that they could be variables; they come last, in the order of the fields.
+    for value, name in zip(graph.inputs[len(shapes) :], owned, strict=True):
         value.name = f"{_VECTORS}.{name}"
         shapes[value.name] = (1, f"vectors of {name}", owned[name])
     # Given to the exporter, the names would be warned of: it knows by itself which axes are as long.

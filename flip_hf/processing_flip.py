@@ -1,7 +1,6 @@
 """FlipProcessor: rows of a click log -> both views."""
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,8 +42,6 @@ from flip_hf.growth import FeatureGrowth
 from flip_hf.hub import push_to_hub
 from flip_hf.standard_json import settings_json
 from flip_hf.text_vectors import make_source
-
-logger = logging.getLogger(__name__)
 
 VOCABULARY_NAME = "vocabulary.parquet"
 _LONGEST_TEXT = 512
@@ -165,8 +162,8 @@ class FlipProcessor(ProcessorMixin):
             raise ValueError("at least one field must have ids; all of these are of the kind 'text'")
         if not text_fields(unfitted):
             raise ValueError("at least one field must have a text; all of these are of the kind 'vector'")
-        read = partial(value_batches, label=label, source=source, csv=csv)
-        vocabulary, vectors = fit_fields(read, dataset, unfitted, features, catalog, make_source)
+        read = partial(value_batches, label=label, csv=csv)
+        vocabulary, vectors = fit_fields(read, dataset, source, unfitted, features, catalog, make_source)
         if max_length is None:
             max_length = min(tokenizer.model_max_length, _LONGEST_TEXT)
         return cls(tokenizer, vocabulary, label, max_length, vectors)
@@ -233,6 +230,7 @@ class FlipProcessor(ProcessorMixin):
         first_row: int = 0,
         with_label: bool = False,
         with_text: bool = True,
+        with_vectors: bool = True,
         source: str | None = None,
         group_field: str | None = None,
     ) -> pa.Table:
@@ -244,6 +242,7 @@ class FlipProcessor(ProcessorMixin):
             first_row: number of the first row, for error messages and masks.
             with_label: whether to read the label column too.
             with_text: whether to make the textual view too, which the ID-based model alone does not read.
+            with_vectors: whether to find the vectors too, which the text encoder alone does not read.
             source: where the rows come from, for error messages.
             group_field: a column whose values group the rows, such as users, for metrics within a group (GAUC, UAUC).
                 It need not be one of the fields. It is read as an id, whatever the kind of the field.
@@ -272,6 +271,7 @@ class FlipProcessor(ProcessorMixin):
             self.vectors,
             label=label,
             with_text=with_text,
+            with_vectors=with_vectors,
             group_field=group_field,
             first_row=first_row,
             source=source,
@@ -378,6 +378,8 @@ class FlipProcessor(ProcessorMixin):
         if self.vectors.scales:
             self.vectors.save(folder / VECTORS_NAME)
             files.append(str(folder / VECTORS_NAME))
+        else:
+            (folder / VECTORS_NAME).unlink(missing_ok=True)
         settings = self.to_dict()
         if self.has_loading_code:
             settings["auto_map"] = PROCESSOR_AUTO_MAP

@@ -199,7 +199,9 @@ class ClickScorer:
         """
         check_text_budget(text_budget, self._mode)
         reads_text = self._mode != "id" and text_budget is None
-        encoded = self._processor.encode(table, first_row=first_row, with_text=reads_text, source=source)
+        encoded = self._processor.encode(
+            table, first_row=first_row, with_text=reads_text, with_vectors=self._mode != "text", source=source
+        )
         self.report.add(encoded, table.slice)
         if text_budget is None:
             return self._scored(encoded, self._collator, batch_size, description)

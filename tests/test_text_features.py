@@ -238,9 +238,9 @@ def test_the_vectors_of_a_column_attach_alike(wordpiece, tmp_path):
     for own in (processor, FlipProcessor.from_pretrained(tmp_path)):
         found = vectors_of(own, [with_vectors[5], new_row(vector=vectors["9"])])
         scale = own.vectors.scales["film"]
-        wanted = scale.apply(np.array([vectors["2"], vectors["9"]]).astype(np.float16))
+        wanted = scale.apply(np.array([vectors["2"], vectors["9"]], np.float32))
         np.testing.assert_array_equal(found[:, 1], wanted)
-        np.testing.assert_array_equal(found[1, 4], scale.apply(np.array(vectors["1"]).astype(np.float16)))
+        np.testing.assert_array_equal(found[1, 4], scale.apply(np.array(vectors["1"], np.float32)))
     with pytest.raises(InputError, match="4 numbers"):
         processor.encode([new_row(vector=[1, 2, 3, 4])])
 
@@ -367,6 +367,9 @@ def test_a_file_of_vectors_that_was_edited_is_refused(fitted, tmp_path, change, 
         ({"field": "film", "column": "user", "size": 4}, "can't be a field"),
         ({"field": "film", "column": "v", "sizes": 4}, "did you mean 'size'"),
         ({"encoder": "e", "fields": ["title"]}, "need a field"),
+        ({"field": "film", "encoder": "e", "fields": None}, "fields are the columns"),
+        ({"field": "film", "encoder": "e", "fields": [1]}, "names of columns"),
+        ("film", "a mapping"),
     ],
 )
 def test_settings_of_text_features(settings, message, wordpiece):
@@ -461,3 +464,68 @@ def test_a_named_dataset_is_its_own_catalog(workplace, cache, monkeypatch):
 
 
 SPLIT_ROWS = {"train": [0, 4, 8], "validation": [1, 2], "test": [3]}
+
+
+def test_large_and_close_numbers_of_a_column_stay_apart(wordpiece):
+    vectors = [[1e5 * i, 16000 + i / 2] for i in range(4)]
+    raw = [row | {"vector": vectors[i % 4]} for i, row in enumerate(rows())]
+    features = [TextFeatures("film", column="vector", size=2)]
+    processor = FlipProcessor.fit(raw, FIELDS, wordpiece, text_features=features)
+    found = vectors_of(processor, raw[:4])[:, 1]
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, found[:1] + np.arange(4)[:, None] * (found[1] - found[0]), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.std(axis=0), 1, rtol=1e-3)
+
+
+def test_extending_keeps_the_vectors_of_the_catalog(wordpiece, features, encoder):
+    catalog = pd.DataFrame([dict(zip(("film", "title", "genre"), NEW, strict=True))])
+    processor = FlipProcessor.fit(rows(), FIELDS, wordpiece, text_features=features, catalog=catalog)
+    before = vectors_of(processor, [new_row(title=None)])[0]
+    processor.extend([rows()[0] | {"liked": [NEW[0]]}])
+    found = vectors_of(processor, [new_row(title=None)])[0]
+    np.testing.assert_array_equal(found[[1, 3]], before[[1, 3]])
+    assert not np.isnan(found[[1, 3]]).any()
+
+
+def test_extending_forgets_no_vector_of_rows_that_are_encoded(wordpiece):
+    raw = [row | {"vector": [float(row["film"]), 1.0]} for row in rows()]
+    features = [TextFeatures("film", column="vector", size=2)]
+    processor = FlipProcessor.fit(raw, FIELDS, wordpiece, text_features=features)
+    encoded = processor.encode([new_row(vector=[9.0, 2.0])])
+    processor.extend(raw[:2])
+    assert FlipCTRCollator(processor, mode="id")(encoded)["vector_places"][0, 1] >= 0
+
+
+def test_rows_on_disk_with_new_vectors_of_a_column_can_be_encoded_again(wordpiece, tmp_path):
+    raw = [row | {"vector": [float(row["film"]), 1.0]} for row in rows()]
+    features = [TextFeatures("film", column="vector", size=2)]
+    pd.DataFrame([new_row(vector=[9.0, 2.0])] * 3).to_parquet(tmp_path / "new.parquet")
+    for _ in range(2):
+        processor = FlipProcessor.fit(raw, FIELDS, wordpiece, text_features=features)
+        encoded = processor.encode_dataset(str(tmp_path / "new.parquet"))
+        assert (FlipCTRCollator(processor, mode="id")(list(encoded))["vector_places"][:, 1] >= 0).all()
+
+
+def test_the_text_encoder_alone_needs_no_vectors(fitted, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = finetuned(FlipForCTR(config(fitted, mode="text"))).eval()
+    for part in (model, fitted):
+        part.save_pretrained(tmp_path)
+    monkeypatch.setattr("flip_hf.processing_flip.make_source", lambda features: pytest.fail("no encoder is needed"))
+    (score,) = pipeline("ctr-prediction", model=str(tmp_path))([new_row()])
+    assert 0 < score["probability"] < 1
+
+
+def test_errors_of_a_catalog_name_it(wordpiece, features):
+    with pytest.raises(InputError, match="the catalog") as error:
+        FlipProcessor.fit(
+            rows(), FIELDS, wordpiece, text_features=features, catalog=[{"film": 1.5, "title": "a", "genre": None}]
+        )
+    assert error.value.source == "the catalog"
+
+
+def test_an_encoder_may_be_a_path(wordpiece, workplace, cache, tmp_path):
+    features = [TextFeatures("film", encoder=workplace / "encoder", fields="title")]
+    processor = FlipProcessor.fit(rows(), FIELDS, wordpiece, text_features=features)
+    processor.save_pretrained(tmp_path)
+    assert FlipProcessor.from_pretrained(tmp_path).content_hash()

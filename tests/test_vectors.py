@@ -404,3 +404,29 @@ def test_vectors_start_as_small_as_embeddings(fitted):
     with torch.no_grad():
         added = projection(torch.randn(2000, 3))
     assert 0.04 < added.std() < 0.06
+
+
+def test_onnx_tells_fields_with_vectors_apart_whatever_their_names(wordpiece, tmp_path):
+    random = np.random.default_rng(0)
+    raw = [
+        {"user": i % 5, "zz": random.normal(size=3).tolist(), "aa": random.normal(size=3).tolist()} for i in range(20)
+    ]
+    fields = [FieldConfig("user"), *(FieldConfig(name, kind="vector", size=3) for name in ("zz", "aa"))]
+    processor = FlipProcessor.fit(raw, fields, wordpiece)
+    torch.manual_seed(0)
+    model = finetuned(FlipForCTR(config(processor, mode="id"))).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    batch = FlipCTRCollator.from_model(processor, model)(processor.encode(raw))
+    with torch.no_grad():
+        expected = model(**batch).logits.sigmoid()
+    np.testing.assert_allclose(OnnxScorer(export_onnx(model, tmp_path / "model.onnx"))(batch), expected, atol=1e-5)
+    swapped = {**batch, "vectors": {"zz": batch["vectors"]["aa"], "aa": batch["vectors"]["zz"]}}
+    with torch.no_grad():
+        assert (model(**swapped).logits.sigmoid() - expected).abs().max() > 1e-3
+
+
+def test_a_processor_without_vectors_leaves_no_vectors_of_another(fitted, wordpiece, tmp_path):
+    fitted.save_pretrained(tmp_path)
+    FlipProcessor.fit(rows(), ["user", "title"], wordpiece).save_pretrained(tmp_path)
+    assert not (tmp_path / "vectors.safetensors").exists()

@@ -12,6 +12,7 @@ import pyarrow as pa
 from flip_hf.data.arrow_files import open_files
 from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.fallbacks import FallbackReport
+from flip_hf.data.feature_vectors import FeatureVectors
 from flip_hf.data.files import is_place, rows_located, shown
 from flip_hf.data.in_threads import in_threads
 from flip_hf.data.row_batches import BATCH_ROWS, num_threads
@@ -31,6 +32,7 @@ class RowEncoder(Protocol):
     """What `encode_dataset` and `flip_hf.scoring` ask of a processor; its methods are those of `FlipProcessor`."""
 
     vocabulary: FeatureVocabulary
+    vectors: FeatureVectors
 
     def columns_read(self, with_label: bool = False, group_field: str | None = None) -> list[str]:
         """The columns of raw rows that encoding reads."""
@@ -53,6 +55,7 @@ class RowEncoder(Protocol):
         first_row: int = 0,
         with_label: bool = False,
         with_text: bool = True,
+        with_vectors: bool = True,
         source: str | None = None,
         group_field: str | None = None,
     ) -> pa.Table:
@@ -152,6 +155,8 @@ def _map(
         input_columns=[],
         remove_columns=raw.column_names,
         new_fingerprint=content[:32],
+        # Rows that another process has encoded may hold keys of vectors that only that one has.
+        load_from_cache_file=False if processor.vectors.features else None,
         desc="Encoding",
     )
 

@@ -39,7 +39,7 @@ class ValueVectors:
 
     Attributes:
         keys: int64 (texts,), ascending, one for each distinct text or vector.
-        vectors: float16 (texts, size).
+        vectors: (texts, size), float16 of an encoder, float32 of a column.
         value_keys: int64 (values,), for each value of the vocabulary the key of its vector, `NO_KEY` for none.
         other_values: int64 (others,), ascending, `text_key` of values that have a vector and no feature of their own.
         other_keys: int64 (others,), the keys of their vectors.
@@ -51,12 +51,12 @@ class ValueVectors:
     other_values: np.ndarray
     other_keys: np.ndarray
 
-    def check(self, num_values: int, size: int) -> None:
-        """Raises ValueError unless these can be the vectors of a field of so many values."""
+    def check(self, num_values: int, size: int, kind: Any) -> None:
+        """Raises ValueError unless these can be the vectors, of that type, of a field of so many values."""
         num_keys, num_others = len(self.keys), len(self.other_values)
         expected = {
             "keys": (np.int64, (num_keys,)),
-            "vectors": (np.float16, (num_keys, size)),
+            "vectors": (kind, (num_keys, size)),
             "value_keys": (np.int64, (num_values,)),
             "other_values": (np.int64, (num_others,)),
             "other_keys": (np.int64, (num_others,)),
@@ -78,6 +78,14 @@ class ValueVectors:
     def places(self, keys: np.ndarray) -> np.ndarray:
         """The places of keys among `keys`, int64, -1 for those that are not there."""
         return _looked_up(keys, self.keys, np.arange(len(self.keys)), -1)
+
+
+def add_new(known: dict[int, np.ndarray], keys: np.ndarray, vectors: np.ndarray) -> None:
+    """Adds the vectors of keys that are not known yet: int64 (rows,), float (rows, size)."""
+    for key, first in zip(*(part.tolist() for part in np.unique(keys, return_index=True)), strict=True):
+        if key != NO_KEY and key not in known:
+            # A view would keep the vectors of all rows.
+            known[key] = vectors[first].copy()
 
 
 def _looked_up(wanted: np.ndarray, known: np.ndarray, values: np.ndarray, default: int) -> np.ndarray:
@@ -170,6 +178,11 @@ class FeatureVectors:
             self._sources[field] = source
         return self._sources[field]
 
+    def take_new(self, other: "FeatureVectors") -> None:
+        """Takes over the vectors that another one has learned since fitting."""
+        for field, known in other._new.items():
+            self._new[field].update(known)
+
     def set_encoder(self, field: str, encoder: str) -> None:
         """Says where the encoder of a field's new texts is.
 
@@ -247,10 +260,9 @@ class FeatureVectors:
 
     def _add_vectors(self, field: str, vectors: np.ndarray) -> np.ndarray:
         """As `_add_texts`, of vectors that users bring: float32 (rows, size), NaN for none."""
-        halves = vectors.astype(np.float16)
-        keys = vector_keys(halves)
-        new = zip(keys.tolist(), halves, strict=True)
-        self._new[field].update((key, vector) for key, vector in new if key != NO_KEY)
+        keys = vector_keys(vectors)
+        with self._lock:
+            add_new(self._new[field], keys, vectors)
         return keys
 
     def find(self, field: str, keys: np.ndarray) -> np.ndarray:
@@ -261,7 +273,7 @@ class FeatureVectors:
         """
         own = self.values[field]
         places = own.places(keys)
-        vectors = np.empty((len(keys), len(self.scales[field].mean)), np.float16)
+        vectors = np.empty((len(keys), len(self.scales[field].mean)), own.vectors.dtype)
         vectors[places >= 0] = own.vectors[places[places >= 0]]
         if (places < 0).any():
             vectors[places < 0] = self._new_vectors(field, keys[places < 0])
@@ -308,10 +320,10 @@ class FeatureVectors:
             for own in features:
                 parts = {f.name: tensors.pop(f"{own.field}.{f.name}") for f in fields(ValueVectors)}
                 values[own.field] = ValueVectors(**parts)
-                values[own.field].check(len(owners[own.field]), own.size or 0)
+                values[own.field].check(len(owners[own.field]), own.size or 0, own.vector_type)
             if unknown := sorted(set(tensors) - {f"{name}.{part}" for name in scales for part in VectorScale._fields}):
                 raise ValueError(f"{unknown[0]!r} belongs to no field")
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             message = f"not the vectors of this processor ({error}); fetch or save it again"
             raise InputError(message, source=path) from error
         return cls(features, scales, values, make_source)

@@ -29,6 +29,7 @@ def encode_rows(
     *,
     label: str | None,
     with_text: bool,
+    with_vectors: bool,
     group_field: str | None,
     first_row: int,
     source: str | None,
@@ -42,6 +43,7 @@ def encode_rows(
         vectors: the processor's.
         label: the label column to read; None reads none.
         with_text: as in `encode`.
+        with_vectors: as in `encode`.
         group_field: as in `encode`.
         first_row: as in `encode`.
         source: as in `encode`.
@@ -67,10 +69,10 @@ def encode_rows(
             positions.append(placed.ids)
             fallbacks[placed.has_oov, i] |= np.uint8(Fallback.OOV)
             fallbacks[placed.is_cut, i] |= np.uint8(Fallback.TRUNCATED)
-            if vocabulary.fields[vocabulary.owner(i)].name in vectors.values:
+            if vocabulary.fields[vocabulary.owner(i)].name in vectors.values and with_vectors:
                 own_keys = vectors.row_keys(vocabulary, i, values, ids, column)
                 keys.append(placed_values(own_keys, placed.places, NO_KEY))
-            if values.vectors is not None:
+            if values.vectors is not None and with_vectors:
                 rows_of_vectors.append(vectors.scales[field.name].apply(values.vectors))
         if with_text and field.traits.has_text:
             shown.append(_shown(vocabulary, i, values, ids))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,14 @@ class TextFeatures:
     identity: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "fields", (self.fields,) if isinstance(self.fields, str) else tuple(self.fields))
+        object.__setattr__(self, "fields", (self.fields,) if isinstance(self.fields, str) else tuple(self.fields or ()))
+        if self.encoder is not None:
+            object.__setattr__(self, "encoder", str(self.encoder))
+        names = [self.field, *self.fields, *([] if self.column is None else [self.column])]
+        if not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f"text features of {self.field!r}: field, fields and column are names of columns")
+        if self.text_layers is not None and not is_whole(self.text_layers):
+            raise ValueError(f"text features of {self.field!r}: text_layers={self.text_layers!r} is not a whole number")
         if (self.encoder is None) == (self.column is None):
             raise ValueError(
                 f"text features of {self.field!r}: set either encoder and fields, or column, which holds vectors"
@@ -65,6 +71,8 @@ class TextFeatures:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TextFeatures":
         """What `to_dict` wrote down, or a run file holds; a setting that does not exist is a ValueError."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"text features are a mapping such as {{field: movie_id, ...}}, not {values!r:.80}")
         known = list(cls.__dataclass_fields__)
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"text features have no setting {with_nearest(unknown, known)}")
@@ -75,12 +83,17 @@ class TextFeatures:
     def to_dict(self) -> dict[str, Any]:
         """The settings that are not at their defaults, as plain JSON types.
 
-        Of an encoder's folder outside the working directory only the last part is told.
+        Of an encoder's folder only the last part is told.
         """
         values = asdict(self) | {"fields": list(self.fields)}
-        if self.encoder is not None and Path(self.encoder).is_absolute():
+        if self.encoder is not None:
             values["encoder"] = public_name(self.encoder)
         return {name: value for name, value in values.items() if value not in (None, [])}
+
+    @property
+    def vector_type(self) -> type[np.floating[Any]]:
+        """The type in which the vectors are kept."""
+        return np.float16 if self.column is None else np.float32
 
     @property
     def columns(self) -> list[FieldConfig]:
@@ -120,6 +133,8 @@ def as_text_features(
                 f"text features: {field.name!r} must be of kind='categorical' without hash_buckets, so that a feature "
                 "stands for one value"
             )
+        if vectors := [n for n in features.fields if n in by_name and by_name[n].traits.is_vector]:
+            raise ValueError(f"text features of {field.name!r}: {vectors[0]!r} is a vector, which has no text")
         if features.column is not None and features.column in by_name:
             raise ValueError(f"text features: the column {features.column!r} of vectors can't be a field too")
     if len({features.field for features in result}) < len(result):
@@ -158,7 +173,7 @@ def text_key(text: str) -> int:
 
 
 def vector_keys(vectors: np.ndarray) -> np.ndarray:
-    """A key for each vector, int64 (vectors,): float16 (vectors, size); `NO_KEY` for one that is NaN."""
+    """A key for each vector, int64 (vectors,): float32 (vectors, size); `NO_KEY` for one that is NaN."""
     keys = [NO_KEY if np.isnan(v[0]) else _signed(xxhash.xxh3_64_intdigest(v.tobytes())) for v in vectors]
     return np.array(keys, dtype=np.int64)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flip_hf.data.feature_vectors import FeatureVectors, ValueVectors, VectorScale, VectorSource
+from flip_hf.data.feature_vectors import FeatureVectors, ValueVectors, VectorScale, VectorSource, add_new
+from flip_hf.data.files import is_place, shown
 from flip_hf.data.text_features import NO_KEY, TextFeatures, joined_texts, text_keys, vector_keys
 from flip_hf.data.vocabulary import Batch, FeatureVocabulary
 from flip_hf.fields import FieldConfig
@@ -82,9 +83,8 @@ class _ValueTexts:
         else:
             vectors = columns[0].vectors
             assert vectors is not None
-            halves = vectors.astype(np.float16)
-            keys = vector_keys(halves)
-            self.vectors.update((key, v) for key, v in zip(keys.tolist(), halves, strict=True) if key != NO_KEY)
+            keys = vector_keys(vectors)
+            add_new(self.vectors, keys, vectors)
             texts = pc.if_else(pa.array(keys == NO_KEY), None, pa.array(keys).cast(pa.string()))
         pairs = pa.table({"value": batch[self.features.field].strings, "text": texts}).drop_null()
         self._parts.append(pairs.group_by(["value", "text"]).aggregate([([], "count_all")]))
@@ -175,8 +175,11 @@ class VectorFitting:
         for own in self._features:
             source = None if own.encoder is None else vectors.source(own.field)
             added = _value_vectors(vocabulary, own, self._texts.get(own.field), source)
-            values[own.field] = _united(vectors.values[own.field], added)
-        return FeatureVectors(self._features, vectors.scales, values, vectors.make_source)
+            owner = [f.name for f in vocabulary.fields].index(own.field)
+            values[own.field] = _united(vectors.values[own.field], added, vocabulary.values[owner])
+        extended = FeatureVectors(self._features, vectors.scales, values, vectors.make_source)
+        extended.take_new(vectors)
+        return extended
 
 
 def _value_vectors(
@@ -189,8 +192,8 @@ def _value_vectors(
         assert texts is not None
         keys = found.cast(pa.int64()).to_numpy()
         distinct = np.unique(keys)
-        halves = [texts.vectors[key] for key in distinct.tolist()]
-        vectors = np.stack(halves) if halves else np.empty((0, features.size or 0), np.float16)
+        found_vectors = [texts.vectors[key] for key in distinct.tolist()]
+        vectors = np.stack(found_vectors) if found_vectors else np.empty((0, features.size or 0), np.float32)
     else:
         keys = text_keys(found)
         distinct, firsts = np.unique(keys, return_index=True)
@@ -203,15 +206,14 @@ def _value_vectors(
     return ValueVectors(distinct, vectors, value_keys, other_values[order], other_keys[order])
 
 
-def _united(old: ValueVectors, new: ValueVectors) -> ValueVectors:
-    """The vectors of both, of values that fitting and an extension saw those of fitting."""
+def _united(old: ValueVectors, new: ValueVectors, values: pa.Array) -> ValueVectors:
+    """The vectors of both; a value that had one keeps it. `values` are the vocabulary's."""
     is_new = old.places(new.keys) < 0
     keys = np.concatenate([old.keys, new.keys[is_new]])
     order = np.argsort(keys)
-    value_keys = new.value_keys.copy()
-    value_keys[: len(old.value_keys)] = np.where(
-        old.value_keys == NO_KEY, value_keys[: len(old.value_keys)], old.value_keys
-    )
+    # Values may have had a vector before they had a feature.
+    before = np.concatenate([old.value_keys, old.keys_of_others(values.slice(len(old.value_keys)))])
+    value_keys = np.where(before == NO_KEY, new.value_keys, before)
     others, firsts = np.unique(np.concatenate([old.other_values, new.other_values]), return_index=True)
     other_keys = np.concatenate([old.other_keys, new.other_keys])[firsts]
     vectors = np.concatenate([old.vectors, new.vectors[is_new]])[order]
@@ -232,8 +234,9 @@ def with_columns(fields: Sequence[FieldConfig], features: Sequence[TextFeatures]
 
 
 def fit_fields(
-    batches: Callable[[Any, Sequence[FieldConfig]], Iterator[Batch]],
+    batches: Callable[..., Iterator[Batch]],
     dataset: Any,
+    source: str | None,
     fields: Sequence[FieldConfig],
     features: Sequence[TextFeatures],
     catalog: Any,
@@ -242,19 +245,23 @@ def fit_fields(
     """Fits the vocabulary and the vectors in one pass over the rows.
 
     Args:
-        batches: reads the columns of some rows, batch by batch.
+        batches: reads the columns of some rows, batch by batch: `value_batches` with a label and a format of CSV files.
         dataset: the training rows.
+        source: where they come from, for error messages.
         fields: not yet fitted.
         features: the text features.
         catalog: rows of which only the columns of the text features are read; None for none.
         make_source: makes what encodes the texts of some text features.
     """
     fitting = VectorFitting(fields, features)
-    vocabulary = FeatureVocabulary.fit(fitting.watch(batches(dataset, with_columns(fields, features))), fields)
+    vocabulary = FeatureVocabulary.fit(
+        fitting.watch(batches(dataset, with_columns(fields, features), source=source)), fields
+    )
     if catalog is not None:
+        place = shown(catalog) if is_place(catalog) else "the catalog"
         named = {f.name: f for f in with_columns(fields, features)}
         needed = dict.fromkeys(name for own in features for name in (own.field, *(c.name for c in own.columns)))
-        for batch in batches(catalog, [named[name] for name in needed]):
+        for batch in batches(catalog, [named[name] for name in needed], source=place):
             fitting.add_values(batch)
     vectors = fitting.result(vocabulary, make_source)
     sizes = {own.field: own.size for own in vectors.features.values()}

@@ -191,6 +191,13 @@ def _features(
             f"data.text_features attaches vectors to {min(named)!r}, and the model to start from has none there; "
             "pretrain it with the same data.text_features"
         )
+    for own in as_text_features(settings.text_features, fields):
+        of_model = next(one for one in saved if one.field == own.field)
+        if (own.fields, own.column, own.text_layers) != (of_model.fields, of_model.column, of_model.text_layers):
+            raise ValueError(
+                f"data.text_features of {own.field!r} are not those of the model to start from, {of_model.to_dict()}; "
+                "leave them out, or set them as there"
+            )
     return saved
 
 

@@ -95,7 +95,7 @@ class DataSettings:
     label: str | None = None
     group_field: str | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     text_features: list[dict[str, Any]] = field(default_factory=list)
-    catalog_file: Place | None = None
+    catalog_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     max_train_rows: int | None = None
     max_validation_rows: int | None = None
 
