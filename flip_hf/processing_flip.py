@@ -30,8 +30,8 @@ from flip_hf.data.row_encoding import encode_rows
 from flip_hf.data.schema import InputError
 from flip_hf.data.tables import to_table
 from flip_hf.data.template import TextTemplate
-from flip_hf.data.text_features import TextFeatures, as_text_features
-from flip_hf.data.vector_fitting import VectorFitting, fit_fields, with_columns
+from flip_hf.data.text_features import TextFeatures, as_text_features, with_columns
+from flip_hf.data.vector_fitting import VectorFitting, fit_fields
 from flip_hf.data.vector_inputs import VectorInputs
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.fetch import resolve_pretrained
@@ -112,7 +112,7 @@ class FlipProcessor(ProcessorMixin):
     @property
     def _fields_read(self) -> list[FieldConfig]:
         """The fields, and as fields the columns that text features are made from."""
-        return with_columns(self.fields, list(self.vectors.features.values()))
+        return with_columns(self.fields, self.vectors.features.values())
 
     @classmethod
     def fit(

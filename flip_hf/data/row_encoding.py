@@ -12,7 +12,7 @@ from flip_hf.data.groups import GROUP_COLUMN, group_ids
 from flip_hf.data.kinds import KINDS, FieldValues
 from flip_hf.data.schema import Fallback, canonical_labels
 from flip_hf.data.template import AssembledText, TextTemplate
-from flip_hf.data.text_features import NO_KEY
+from flip_hf.data.text_features import NO_KEY, with_columns
 from flip_hf.data.vocabulary import FeatureVocabulary, placed_values
 
 VECTORS_COLUMN = "vectors"
@@ -49,8 +49,7 @@ def encode_rows(
         source: as in `encode`.
     """
     num_rows, num_fields = len(table), len(vocabulary.fields)
-    extra = {own.name: own for features in vectors.features.values() for own in features.columns}
-    named = extra | {f.name: f for f in vocabulary.fields}
+    named = {f.name: f for f in with_columns(vocabulary.fields, vectors.features.values())}
 
     @cache
     def column(name: str) -> FieldValues:

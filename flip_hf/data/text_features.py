@@ -1,6 +1,6 @@
 """Vectors attached to the values of a field: what a user asks for, and the texts that they are computed from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -140,6 +140,23 @@ def as_text_features(
     if len({features.field for features in result}) < len(result):
         raise ValueError("text features: a field can have one vector, and a field is named twice")
     return result
+
+
+def with_columns(fields: Sequence[FieldConfig], features: Iterable[TextFeatures]) -> list[FieldConfig]:
+    """The fields, and behind them, as fields, the columns that only text features read."""
+    columns = {own.name: own for one in features for own in one.columns}
+    names = {f.name for f in fields}
+    return [*fields, *(own for name, own in columns.items() if name not in names)]
+
+
+def catalog_columns(fields: Sequence[FieldConfig], features: Iterable[TextFeatures]) -> list[FieldConfig]:
+    """The columns of a catalog, as fields: those with text features, and what their vectors are made from."""
+    features = list(features)
+    named = {f.name: f for f in with_columns(fields, features)}
+    return [
+        named[name]
+        for name in dict.fromkeys(n for own in features for n in (own.field, *(c.name for c in own.columns)))
+    ]
 
 
 def joined_texts(parts: Sequence[FieldValues]) -> pa.Array:

@@ -11,7 +11,15 @@ import pyarrow.compute as pc
 
 from flip_hf.data.feature_vectors import FeatureVectors, ValueVectors, VectorScale, VectorSource, add_new
 from flip_hf.data.files import is_place, shown
-from flip_hf.data.text_features import NO_KEY, TextFeatures, joined_texts, text_keys, vector_keys
+from flip_hf.data.text_features import (
+    NO_KEY,
+    TextFeatures,
+    catalog_columns,
+    joined_texts,
+    text_keys,
+    vector_keys,
+    with_columns,
+)
 from flip_hf.data.vocabulary import Batch, FeatureVocabulary
 from flip_hf.fields import FieldConfig
 
@@ -175,8 +183,7 @@ class VectorFitting:
         for own in self._features:
             source = None if own.encoder is None else vectors.source(own.field)
             added = _value_vectors(vocabulary, own, self._texts.get(own.field), source)
-            owner = [f.name for f in vocabulary.fields].index(own.field)
-            values[own.field] = _united(vectors.values[own.field], added, vocabulary.values[owner])
+            values[own.field] = _united(vectors.values[own.field], added, _values_of(vocabulary, own))
         extended = FeatureVectors(self._features, vectors.scales, values, vectors.make_source)
         extended.take_new(vectors)
         return extended
@@ -185,8 +192,7 @@ class VectorFitting:
 def _value_vectors(
     vocabulary: FeatureVocabulary, features: TextFeatures, texts: _ValueTexts | None, source: VectorSource | None
 ) -> ValueVectors:
-    owner = [f.name for f in vocabulary.fields].index(features.field)
-    own = vocabulary.values[owner]
+    own = _values_of(vocabulary, features)
     values, found = (own, own) if texts is None else texts.result()
     if source is None:
         assert texts is not None
@@ -204,6 +210,11 @@ def _value_vectors(
     other_values, other_keys = text_keys(values.filter(pa.array(is_other))), keys[is_other]
     order = np.argsort(other_values)
     return ValueVectors(distinct, vectors, value_keys, other_values[order], other_keys[order])
+
+
+def _values_of(vocabulary: FeatureVocabulary, features: TextFeatures) -> pa.Array:
+    """The values of the field that the features are attached to."""
+    return vocabulary.values[[f.name for f in vocabulary.fields].index(features.field)]
 
 
 def _united(old: ValueVectors, new: ValueVectors, values: pa.Array) -> ValueVectors:
@@ -224,13 +235,6 @@ def _scale_of(vectors: np.ndarray) -> VectorScale:
     statistics = VectorStatistics(vectors.shape[1])
     statistics.add(vectors)
     return statistics.result()
-
-
-def with_columns(fields: Sequence[FieldConfig], features: Sequence[TextFeatures]) -> list[FieldConfig]:
-    """The fields, and behind them, as fields, the columns that only text features read."""
-    columns = {own.name: own for one in features for own in one.columns}
-    names = {f.name for f in fields}
-    return [*fields, *(own for name, own in columns.items() if name not in names)]
 
 
 def fit_fields(
@@ -259,9 +263,7 @@ def fit_fields(
     )
     if catalog is not None:
         place = shown(catalog) if is_place(catalog) else "the catalog"
-        named = {f.name: f for f in with_columns(fields, features)}
-        needed = dict.fromkeys(name for own in features for name in (own.field, *(c.name for c in own.columns)))
-        for batch in batches(catalog, [named[name] for name in needed], source=place):
+        for batch in batches(catalog, catalog_columns(fields, features), source=place):
             fitting.add_values(batch)
     vectors = fitting.result(vocabulary, make_source)
     sizes = {own.field: own.size for own in vectors.features.values()}

@@ -11,8 +11,7 @@ from flip_hf.data.csv_files import CSVFormat
 from flip_hf.data.files import Place, names_of, rows_located, shown
 from flip_hf.data.sources import dataset_source
 from flip_hf.data.splits import find_split, load_splits
-from flip_hf.data.text_features import TextFeatures, as_text_features
-from flip_hf.data.vector_fitting import with_columns
+from flip_hf.data.text_features import TextFeatures, as_text_features, catalog_columns, with_columns
 from flip_hf.field_checks import check_label
 from flip_hf.fields import FieldConfig, as_fields
 from flip_hf.processing_flip import FlipProcessor
@@ -126,7 +125,7 @@ def load_click_log(
         if group_field is not None and group_field not in columns:
             there = ", ".join(columns)
             raise ValueError(f"data.group_field: {group_field!r} is not a column of {settings.source}: {there}")
-        catalog = _catalog(splits, features)
+        catalog = _catalog(splits, fields, features)
         files, sources = {}, {name: f"{settings.source} ({name})" for name in splits}
         description: dict[str, Any] = {
             name: getattr(settings, name) for name in ("source", "split", "split_seed", "histories")
@@ -201,10 +200,10 @@ def _features(
     return saved
 
 
-def _catalog(splits: DatasetDict, features: Sequence[TextFeatures]) -> Dataset | None:
+def _catalog(splits: DatasetDict, fields: Sequence[FieldConfig], features: Sequence[TextFeatures]) -> Dataset | None:
     """The columns of text features of all rows of a named dataset, as a shop knows its items before they are sold."""
-    names = dict.fromkeys(name for own in features for name in (own.field, *(c.name for c in own.columns)))
-    return concatenate_datasets([rows.select_columns(list(names)) for rows in splits.values()]) if names else None
+    names = [column.name for column in catalog_columns(fields, features)]
+    return concatenate_datasets([rows.select_columns(names) for rows in splits.values()]) if names else None
 
 
 def _chosen(
