@@ -1,4 +1,4 @@
-"""The ID-based models alone on MovieLens-100K: parameters, quality over seeds, speed: the table of docs/backbones.md.
+"""The ID-based models alone on MovieLens-100K: parameters, quality over seeds, speed (docs/how_to/backbones.md).
 
 python benchmarks/backbones.py --output-dir runs/backbones
 

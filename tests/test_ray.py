@@ -67,7 +67,7 @@ def test_row_numbers_are_whole_numbers_that_are_there(ctr_folder, rows, numbers)
 
 @pytest.mark.slow
 def test_ray_data_encodes_and_scores_files(ctr_folder, rows, tmp_path):
-    """As docs/ray.md shows it."""
+    """As docs/how_to/ray.md shows it."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'flip_hf[ray]'")
     log = tmp_path / "log"
     log.mkdir()

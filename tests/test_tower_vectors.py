@@ -20,7 +20,7 @@ USER, ITEM = ["user_id", "gender", "age"], ["title", "genre"]
 TWO = {"user": USER, "item": ITEM}
 THREE = {"user": ["user_id"], "person": ["gender", "age"], "item": ITEM}
 SIZE = 32
-SERVING = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+SERVING = (Path(__file__).parents[1] / "docs" / "tutorials" / "serving.md").read_text(encoding="utf-8")
 
 
 def make_model(processor, **settings):

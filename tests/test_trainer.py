@@ -1,4 +1,4 @@
-"""transformers.Trainer: its steps are those of one big batch and of the package's own loop; docs/trainer.md runs."""
+"""transformers.Trainer: its steps are those of one big batch and of the own loop; docs/how_to/trainer.md runs."""
 
 import json
 import re
@@ -41,7 +41,7 @@ from flip_hf.training.evaluation import evaluate_ctr, evaluate_pretraining
 from flip_hf.training.settings import TrainingSettings
 from flip_hf.training.trainer import CollatorEpochs, FlipTrainer, click_metrics
 
-DOCS = Path(__file__).parents[1] / "docs" / "trainer.md"
+DOCS = Path(__file__).parents[1] / "docs" / "how_to" / "trainer.md"
 TEXT = {
     "model_type": "bert",
     "hidden_size": 32,
@@ -434,7 +434,7 @@ def test_the_documentation_runs(tmp_path, monkeypatch):
     torch.manual_seed(0)
     namespace = {}
     for example in (ten_lines, both_stages):
-        exec(compile(example, "docs/trainer.md", "exec"), namespace)
+        exec(compile(example, "docs/how_to/trainer.md", "exec"), namespace)
         # Over 8 seeds it is 1.
         assert namespace["metrics"]["eval_auc"] > 0.9
     assert FlipForCTR.from_pretrained(tmp_path / "runs" / "flip" / "model").config.mode == "joint"

@@ -1,6 +1,6 @@
 """What a raw column value means: the canonical strings of a field, and labels.
 
-One value has one spelling, whatever its column's type or its file's format: docs/values.md has the table.
+One value has one spelling, whatever its column's type or its file's format: docs/how_to/values.md has the table.
 """
 
 import enum

@@ -1,4 +1,4 @@
-"""What `transformers.Trainer` is told about FLIP; docs/trainer.md shows it at work."""
+"""What `transformers.Trainer` is told about FLIP; docs/how_to/trainer.md shows it at work."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping

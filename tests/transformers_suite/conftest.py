@@ -34,7 +34,7 @@ def pytest_runtest_logreport(report):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The tables of docs/transformers_suite.md, in Markdown."""
+    """The tables of tests/transformers_suite/README.md, in Markdown."""
     if not _reports:
         return
     outcomes, skips = defaultdict(Counter), defaultdict(Counter)
