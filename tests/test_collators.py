@@ -490,7 +490,7 @@ def test_labels_are_read_as_the_processor_reads_them(processor, as_list):
     assert batch["feature_ids"].dtype == torch.int64
     wrong = rows.set_column(1, "label", pa.array([1, 0, 2]))
     found = message_of(collator, wrong.to_pylist() if as_list else wrong)
-    assert found.startswith("field 'label', row 2, value 2: a label is 0 or 1")
+    assert found.startswith("field 'label', row 2, value 2: a label must be 0 or 1")
 
 
 # What is dropped

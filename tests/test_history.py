@@ -448,7 +448,7 @@ def test_an_unreadable_time_is_told_what_to_do(times, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"item": "film"}, "field 'film': the column is missing; the columns there are: user, item, time, label"),
+        ({"item": "film"}, "field 'film': the column is missing; the columns are: user, item, time, label"),
         ({"name": "item"}, "field 'item': the column is there already; choose another name for the history"),
         ({"max_values": 0}, "max_values=0 must be a whole number of at least 1"),
         ({"max_values": 1.5}, "max_values=1.5 must be a whole number of at least 1"),

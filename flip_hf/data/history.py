@@ -226,7 +226,7 @@ def add_history(
     for column in (user, item, time):
         if column not in dataset.column_names:
             there = ", ".join(dataset.column_names)
-            raise InputError(f"the column is missing; the columns there are: {there}", field=column)
+            raise InputError(f"the column is missing; the columns are: {there}", field=column)
     if name in dataset.column_names:
         raise InputError("the column is there already; choose another name for the history", field=name)
     table = dataset.with_format("arrow")[:]

@@ -137,7 +137,7 @@ def test_mapped_rows_lack_what_pretraining_needs(processor, log):
 
 def test_a_label_that_is_no_click_is_refused_in_rows_that_were_mapped(processor, log):
     mapped = Dataset(log).map(processor, batched=True)
-    with pytest.raises(ValueError, match="a label is 0 or 1"):
+    with pytest.raises(ValueError, match="a label must be 0 or 1"):
         FlipCTRCollator(processor)([{**mapped[0], "label": 3}])
 
 
