@@ -212,7 +212,7 @@ def test_another_encoder_encodes_no_new_texts(fitted, tmp_path, workplace, monke
         return TextVectorizer(workplace / "encoder", pooling="cls")
 
     monkeypatch.setattr(loaded.vectors, "make_source", other)
-    with pytest.raises(ValueError, match=r"text features of 'film'.*not the one"):
+    with pytest.raises(ValueError, match=r"text features of 'film'.*differs from the one"):
         loaded.encode([new_row()])
 
 
@@ -357,7 +357,7 @@ def test_a_file_of_vectors_that_was_edited_is_refused(fitted, tmp_path, change, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"field": "film"}, "either encoder and fields, or column"),
+        ({"field": "film"}, "either encoder and fields, or a column"),
         ({"field": "film", "encoder": "e"}, "fields are the columns"),
         ({"field": "film", "encoder": "e", "column": "v", "fields": ["title"]}, "either encoder"),
         ({"field": "film", "column": "v"}, "size=None"),
@@ -366,7 +366,7 @@ def test_a_file_of_vectors_that_was_edited_is_refused(fitted, tmp_path, change, 
         ({"field": "liked", "column": "v", "size": 4}, "attach them to that one"),
         ({"field": "film", "column": "user", "size": 4}, "can't be a field"),
         ({"field": "film", "column": "v", "sizes": 4}, "did you mean 'size'"),
-        ({"encoder": "e", "fields": ["title"]}, "need a field"),
+        ({"encoder": "e", "fields": ["title"]}, "need the field"),
         ({"field": "film", "encoder": "e", "fields": None}, "fields are the columns"),
         ({"field": "film", "encoder": "e", "fields": [1]}, "names of columns"),
         ("film", "a mapping"),

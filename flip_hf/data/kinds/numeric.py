@@ -80,7 +80,7 @@ class NumberCounter(FeatureCounter):
         bounds = bounds[bounds > self._numbers[:1]] if len(bounds) else bounds
         if len(self._numbers) == 1:
             logger.warning(
-                "field %r holds the number %s in every row that was fitted; it carries no information, so drop the field",
+                "field %r holds the number %s in every row that was fitted; it carries no information; drop the field",
                 self.field.name,
                 self._numbers[0],
             )
