@@ -197,7 +197,7 @@ def test_unlabelled_rows_come_behind_the_labelled_and_have_their_own_numbers(pro
     assert batch["labels"].tolist() == [*click_rows["label"][:5], -100, -100, -100]
     for name in ("feature_ids", "input_ids"):
         np.testing.assert_array_equal(rows[name][5], unlabelled[name][0])
-    with pytest.raises(ValueError, match="7 logits of the teacher for 8 rows"):
+    with pytest.raises(ValueError, match="7 teacher logits for 8 rows"):
         student_rows(labelled, unlabelled, logits[:7])
 
 

@@ -99,7 +99,9 @@ def test_batches_that_ray_encodes_can_be_numbered_by_a_column(processor, log, en
     found = collator(rows)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     without = BatchEncoder(ctr_folder)(log)
-    with pytest.raises(ValueError, match=r"lack the column 'row'.*BatchEncoder with row_column"):
+    with pytest.raises(
+        ValueError, match=r"lack the column 'row'.*row_column for flip_hf.integrations.ray.BatchEncoder"
+    ):
         collator(without)
 
 
