@@ -215,7 +215,7 @@ def test_a_row_with_too_few_or_too_many_values_is_named(
     monkeypatch.setattr(csv_files, "_BLOCK_BYTES", block_bytes)
     # Neither the line break nor the empty lines move the number of the row.
     content = b'f,g\n\n0,"a\nb"\n\n1,2\n' + ragged + b"6,7\n"
-    message = f"row 2, value {value}: the row has {number} values and the header 2; mend the row"
+    message = f"row 2, value {value}: the row has {number} values, but the header has 2; correct the row"
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         read(tmp_path, content, quote=True)
     assert (caught.value.source, caught.value.row) == (str(tmp_path / "a.csv"), 2)

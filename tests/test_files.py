@@ -91,7 +91,7 @@ def test_what_a_csv_file_may_hold(name, content, expected, tmp_path):
         pytest.param(b"\xef\xbb\xbf", ": the file is empty", id="only a byte-order mark"),
         pytest.param(b"g,h\n1,2\n", ", field 'f': the column is missing; the columns are: 'g', 'h'", id="missing"),
         pytest.param(b"f,g,f\n1,2,3\n", ", field 'f': the column occurs twice", id="column twice"),
-        pytest.param(b"f,g\n1,2\n3\n", ", row 1, value '3': the row has 1 values and the header 2", id="short row"),
+        pytest.param(b"f,g\n1,2\n3\n", ", row 1, value '3': the row has 1 values, but the header", id="short row"),
         pytest.param(b"f,g\n1,2\n\n3,4,5\n", ", row 1, value '3,4,5': the row has 3 values", id="long row"),
         pytest.param(b'f,g\n"1\n1",2\n3\n', ", row 1, value '3': the row has 1 values", id="short after a line break"),
         pytest.param(b"h,g,f\n1,2,3\n1,2,\xff\n", ", field 'f', row 1: not UTF-8", id="not UTF-8"),
