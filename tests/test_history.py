@@ -416,7 +416,7 @@ ADVICE = (
     ("times", "message"),
     [
         ([1, None], "row 1: the row has no time, and so no history; drop it"),
-        (["x"], f"row 0, value 'x': not an ISO 8601 time, and compared as text, '10' would come before '9'; {ADVICE}"),
+        (["x"], f"row 0, value 'x': not an ISO 8601 time (compared as text, '10' would come before '9'); {ADVICE}"),
         (
             ["2024-05-31", "today"],
             f"row 1, value 'today': row 0 holds a date, '2024-05-31', but this row does not; {ADVICE}",

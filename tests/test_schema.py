@@ -261,7 +261,7 @@ def lists_by_bar(column, field, **place):
 
 READERS = [canonical_strings, canonical_numbers, lists_by_bar, canonical_labels]
 ID = "an id must be a whole number; store it as a string or an integer"
-LABEL = "a label must be 0 or 1; first convert ratings to labels, and drop other rows"
+LABEL = "a label must be 0 or 1; convert ratings to labels, and drop unlabelled rows"
 UTF8 = "not UTF-8; convert the file to UTF-8"
 
 

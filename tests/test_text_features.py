@@ -170,8 +170,8 @@ def test_the_most_frequent_text_of_a_value_counts_and_the_others_are_told(wordpi
     changed = [row | ({"title": "heatt"} if row["film"] == "1" and i < 5 else {}) for i, row in enumerate(rows())]
     with caplog.at_level(logging.WARNING):
         processor = FlipProcessor.fit(changed, FIELDS, wordpiece, label="label", text_features=features)
-    assert "1 of 4 values stand beside several of title, genre" in caplog.text
-    assert "value '1': 'heat, crime' and not 'heatt, crime'" in caplog.text
+    assert "1 of 4 values occur with several values of title, genre" in caplog.text
+    assert "value '1' that is 'heat, crime' and not 'heatt, crime'" in caplog.text
     found = vectors_of(processor, [rows()[0]])[0]
     np.testing.assert_array_equal(found[1], expected(encoder, processor, "heat, crime")[0])
 

@@ -91,7 +91,7 @@ def rows_on_disk(
                 aside = folder / f"{name}.new"
                 cleanup.callback(aside.unlink, missing_ok=True)
                 if _write(tables(), aside) == 0:
-                    raise InputError("there are no rows; training and evaluation need some", source=source)
+                    raise InputError("there are no rows; training and evaluation need at least one", source=source)
                 if notes:
                     kept_notes.write_text(settings_json(notes), encoding="utf-8")
                 os.replace(aside, cached)

@@ -34,8 +34,8 @@ def check_training_rows(rows: datasets.Dataset, collator: Any) -> None:
     if isinstance(collator, FlipCTRCollator) and "label" not in rows.column_names:
         raise ValueError(
             "the training rows have no column 'label'; encode them with "
-            "processor.encode_dataset(dataset, with_label=True). If the label column has another name, set it with "
-            "FlipProcessor.fit(..., label='label')"
+            "processor.encode_dataset(dataset, with_label=True). The processor must know the name of the "
+            "label column from fitting: FlipProcessor.fit(..., label='label')"
         )
     if not collator.reads_numbers:
         return

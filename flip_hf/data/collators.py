@@ -47,17 +47,17 @@ class FlipCTRCollator:
     Args:
         processor: the processor that encoded the rows.
         mode: the model's mode, which decides the views in a batch.
-        oov_dropout: for training: share of the features to replace by their field's OOV feature, in [0, 1). This trains
+        oov_dropout: share of the features to replace by their field's OOV feature in training, in [0, 1). This trains
             the OOV feature and shows a gated fusion what it is worth. A number applies to every field that can have OOV
             values; a dict gives the share of each field that it names. The choice depends only on the seed, the epoch
-            and the row number. If all features of a field are replaced and its `show_oov` is off, the text says
-            "missing" instead of the value, as it does for OOV values.
+            and the row number. If all features of a field are replaced and its `show_oov` is off, the text shows
+            "missing", as for OOV values.
         seed: the run's seed; used only with `oov_dropout`.
         pad_to_multiple_of: the batch length is the longest row's, rounded up to a multiple of this. Default:
             `flip_hf.data.ragged.padding_multiple()`, which is 8 with an accelerator and 2 without.
         text_towers: `model.config.text_towers`. If set, each text is cut into one part per tower. A constant piece such
-            as ` . genre is` belongs to the value that follows it, the end of the text to the last value. Mode "id"
-            ignores this argument.
+            as ` . genre is` belongs to the value that follows it; the end of the text belongs to the last value. Mode
+            "id" ignores this argument.
 
     Returns (when called with encoded rows, a list or an Arrow table of them):
         feature_ids int64 (B, P), unless the mode is "text"; input_ids and attention_mask int64 (B, T), or
@@ -276,10 +276,10 @@ class FlipCTRCollator:
         return _cut(texts, fields.values, tower_of_field, len(self.towers))
 
     def _without(self, hidden: np.ndarray, texts: Ragged, fields: Ragged) -> tuple[Ragged, Ragged]:
-        """Replaces hidden values by "missing" in the texts and in their tokens' fields."""
+        """Replaces hidden values by "missing". Returns the texts and the fields of their tokens."""
         row_of_token = np.repeat(np.arange(len(texts.lengths)), texts.lengths)
         is_hidden = hidden[row_of_token, fields.values]
-        # Each token's distance from the first token of its value; fields never touch.
+        # Each token's offset within its value; constant tokens separate the values.
         order = np.arange(len(fields.values))
         within = order - np.maximum.accumulate(np.where(np.diff(fields.values, prepend=NO_FIELD) != 0, order, 0))
         # A text may not grow beyond the encoder's maximum length, so "missing" is cut to the length of the value.
@@ -311,7 +311,7 @@ class FlipPretrainingCollator:
     Returns (when called with encoded rows, a list or an Arrow table of them):
         feature_ids, masked_feature_ids int64 (B, P); mtm_labels int64 (B, F), F being the number of fields with
         features; input_ids, attention_mask, masked_input_ids and mlm_labels int64 (B, T). Labels are -100 where nothing
-        is masked. A masked field with several features loses all of them, and one, drawn like the masks, is the label.
+        is masked. If a masked field has several features, all are masked. One, drawn like the masks, is the label.
 
     Raises (when called):
         ValueError: as in `FlipCTRCollator` with `oov_dropout`, because rows that share a number would get equal masks.
@@ -345,7 +345,9 @@ class FlipPretrainingCollator:
         self._in_text = np.array([f.traits.has_text for f in processor.fields])
         self._in_table = np.array([not f.traits.is_vector for f in tabular_fields(processor.fields)])
         if not self._in_table.any():
-            raise ValueError("pretraining masks fields of the table, but all fields are vectors; add another")
+            raise ValueError(
+                "pretraining masks fields of the table, but these are all vectors; add one of another kind"
+            )
         num_positions = self.plain.num_positions
         self._position_fields = np.repeat(np.arange(len(num_positions)), num_positions)
         self.seed = seed

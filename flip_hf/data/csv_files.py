@@ -150,7 +150,7 @@ class _NullWords:
             for name, words in self._counts.items()
         )
         found = sorted({word for of_field in self._counts.values() for word in of_field})
-        # YAML would read these words as null or as a number.
+        # Without quotes, YAML may not read these words as strings.
         listed = ", ".join(f'"{word}"' if word.lower() in ("null", "nan") else word for word in found)
         return (
             f"these words are read as values, not as missing: {printable(counts)}. If they mean that a value is "
@@ -274,7 +274,10 @@ class _Reader:
         )
 
     def _refuse_empty_lines(self, block: bytes, table: pa.Table) -> None:
-        """Raises on an empty line in a file of one column: it may be a missing value, as Arrow writes it, or nothing."""
+        """Raises InputError on an empty line in a file of one column, which Arrow writes for a missing value.
+
+        Other programs ignore such a line, so its meaning is ambiguous.
+        """
         with_empty = self._read(block, self._cutter.names, use_threads=False, skip_empty=False)
         if len(with_empty) == len(table):
             return
@@ -288,7 +291,7 @@ class _Reader:
         """Converts Arrow's error message for a block to an InputError.
 
         Arrow's `invalid_row_handler` would tell less about a row with too few or too many values. Errors that it raises
-        are lost, it is not called for a row that is not UTF-8, and with several threads it lacks the row number.
+        are lost, and it is not called for a row that is not UTF-8. With several threads it lacks the row number.
         """
         row = re.search(r"Row #(\d+)", text)
         number = self._cutter.rows_read + int(row.group(1)) - 1 if row else None

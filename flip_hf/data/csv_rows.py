@@ -49,7 +49,7 @@ class RowCutter:
         self.has_line_breaks = False
 
     def first_row(self, data: bytes, *, is_last: bool) -> tuple[int, bytes]:
-        """Returns the size of the first row, 0 if more bytes are needed to tell, and the row in the form of `rows`."""
+        """Returns the first row's size in bytes (0 if more bytes are needed) and the row as `rows` returns it."""
         end = 0
         for _ in range(_MOST_HEADER_LINES):
             end = data.find(b"\n", end) + 1
@@ -197,10 +197,10 @@ class RowCutter:
     def _refuse_swallowed_rows(
         self, data: bytes, array: np.ndarray, structure: np.ndarray, newlines: np.ndarray
     ) -> None:
-        """Raises on a value with line breaks that may instead be rows between two quotes that belong to their values.
+        """Raises if a quoted value with line breaks may instead be several rows, with the quotes part of the values.
 
-        Such rows are likely if a line within the value has as many delimiters as the header, or if both its first and
-        its last line have.
+        Several rows are likely if a line within the value has as many delimiters as the header. They are also likely if
+        both its first and its last line have as many.
         """
         newlines = newlines[newlines < len(array)]
         is_opening = np.concatenate([[True], structure[2::2] - structure[1:-1:2] > 1])
@@ -234,8 +234,9 @@ class RowCutter:
     def _unescaped(self, data: bytes, array: np.ndarray, structure: np.ndarray, escaped: np.ndarray) -> bytes:
         """Removes escape characters if quotes enclose values; otherwise Arrow interprets them.
 
-        Programs that enclose values in quotes escape quotes and escape characters within them. In unquoted values,
-        Python escapes too, but Spark does not. Characters that the two write differently therefore raise an error.
+        Programs that enclose values in quotes escape two characters within them: quotes and the escape character. In
+        unquoted values, Python escapes too, but Spark does not. Characters that the two write differently therefore
+        raise an error.
         """
         is_within = np.searchsorted(structure, escaped) % 2 == 1
         allowed = [_QUOTE, ord(str(self._escape))]

@@ -110,7 +110,7 @@ def _part(parts: Mapping[str, np.ndarray], name: str, kind: Any, shape: tuple[in
 
 
 class VectorSource(Protocol):
-    """Computes and keeps the vectors of texts, such as `flip_hf.text_vectors.TextVectorizer`."""
+    """Interface of `flip_hf.text_vectors.TextVectorizer`: computes and keeps the vectors of texts."""
 
     @property
     def size(self) -> int:
@@ -150,7 +150,7 @@ class FeatureVectors:
         self.make_source = make_source
         self._sources: dict[str, VectorSource] = {}
         self._lock = threading.Lock()
-        # The vectors of values that were met after fitting.
+        # The vectors of values first seen after fitting.
         self._new: dict[str, dict[int, np.ndarray]] = {own.field: {} for own in features}
         self._keys_by_id: dict[str, np.ndarray] = {}
 
@@ -186,7 +186,7 @@ class FeatureVectors:
         return self._sources[field]
 
     def take_new(self, other: "FeatureVectors") -> None:
-        """Copies the vectors that `other` has learned since fitting."""
+        """Copies the vectors that `other` has added since fitting."""
         for field, known in other._new.items():
             self._new[field].update(known)
 
@@ -212,7 +212,8 @@ class FeatureVectors:
     ) -> np.ndarray:
         """Returns the key of each value's vector, int64 (values,), `NO_KEY` for none.
 
-        A value that fitting saw keeps the vector from fitting. Any other value gets the vector of its text in this row.
+        A value that fitting saw keeps the vector from fitting. Any other value gets the vector of
+        this row: that of its text, or that in the vector column.
 
         Args:
             vocabulary: the processor's vocabulary.
@@ -321,7 +322,7 @@ class FeatureVectors:
             }
             for name, own_scale in scales.items():
                 if not np.isfinite(own_scale).all() or not (own_scale.scale > 0).all():
-                    raise ValueError(f"the mean and scale of {name!r} must be finite, and the scale positive")
+                    raise ValueError(f"mean and scale of {name!r} must be finite, not NaN, and the scale positive")
             owners = {f.name: own for f, own in zip(vocabulary.fields, vocabulary.values, strict=True)}
             values = {}
             for own in features:

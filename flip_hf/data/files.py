@@ -28,7 +28,7 @@ from flip_hf.data.tables import wanted_columns
 logger = logging.getLogger(__name__)
 
 Place = Sequence[str | Path] | str | Path
-"""A file, a folder of files, a pattern such as `logs/*.csv`, a URL of any of these that fsspec opens, or a list.
+"""A file, a folder of files, a pattern such as `logs/*.csv`, an fsspec URL of any of these, or a list of them.
 
 The order of the types matters: the command line tries them in this order.
 """
@@ -95,7 +95,7 @@ def without_credentials(text: str) -> str:
 
 
 def _pattern(scheme: str, query: str) -> str:
-    """Returns the text if its question mark is a pattern for any character; returns "" if it starts a query."""
+    """Returns `query` if its question mark is a wildcard, or "" if it starts the query of a URL."""
     return "" if scheme.startswith("http") or "=" in query.partition("/")[0] else query
 
 
@@ -349,7 +349,7 @@ class _SameColumns:
         return [name for name in self._wanted if name not in file.partitions] or list(names[:1])
 
     def completed(self, file: DataFile, table: pa.Table) -> pa.Table:
-        """Adds the partition columns, sorts the columns, and casts null columns to the first file's types."""
+        """Adds the partition columns, puts all columns in the wanted order, and casts null columns to their type."""
         for name, value in file.partitions.items():
             table = table.append_column(name, pa.array([value] * len(table), pa.string()))
         table = table.select(self._wanted)

@@ -85,7 +85,7 @@ def _parsed_times(texts: pa.Array, field: str) -> tuple[np.ndarray, np.ndarray]:
     matches = {name: pc.match_substring_regex(texts, pattern) for name, pattern in _ISO_FORMATS.items()}
     name = next((name for name, found in matches.items() if found[0].as_py()), None)
     if name is None:
-        message = f"not an ISO 8601 time, and compared as text, '10' would come before '9'; {_ISO_ADVICE}"
+        message = f"not an ISO 8601 time (compared as text, '10' would come before '9'); {_ISO_ADVICE}"
         raise InputError(message, **_at(texts, field, 0))
     is_other = ~matches[name].to_numpy(zero_copy_only=False)
     if is_other.any():
@@ -135,7 +135,8 @@ def earlier_positions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds, for each row, the last eligible rows of its group with a strictly smaller time.
 
-    Rows with equal times never see each other. A history is sorted by time, and by row number where times are equal.
+    Rows with equal times are never in each other's history. A history is sorted by time, and rows with equal times by
+    row number.
 
     Args:
         groups: int64 (rows,), the group of each row.
@@ -194,7 +195,7 @@ def add_history(
     """Adds a column that holds the items of the user's earlier rows, most recent last.
 
     A history holds only rows with a strictly smaller time. The row's own label and later rows therefore can't leak into
-    it. `eligible` excludes earlier rows that were not yet known when a row was shown.
+    it. Use `eligible` to exclude earlier rows that were not yet known when a row was shown.
 
     Args:
         dataset: the log; its rows may be in any order.
@@ -205,8 +206,8 @@ def add_history(
         item: name of the column whose values make up the history, of any type. A row without an item (null, NaN or
             blank) is in no history.
         time: name of the time column: numbers, dates, timestamps or ISO strings, see `time_ranks`.
-        eligible: Booleans (rows,), which rows may be part of a history, such as liked items: a NumPy or Arrow array, a
-            pandas Series or a list. By default, all rows.
+        eligible: Booleans (rows,), which rows may be part of a history, such as rows with a like. A NumPy or Arrow
+            array, a pandas Series or a list; by default all rows.
         max_values: maximum number of items of a history.
 
     Raises:
@@ -254,7 +255,7 @@ def add_history(
 
 
 def _booleans(eligible: Any, num_rows: int) -> np.ndarray:
-    """Converts `eligible` to bool (rows,). Rejects strings, as NumPy reads `"0"` as true, and numbers."""
+    """Converts `eligible` to bool (rows,). Rejects numbers, and strings because NumPy reads `"0"` as true."""
     values = np.asarray(eligible)
     if values.shape != (num_rows,):
         number = len(values) if values.ndim == 1 else f"{values.ndim} dimensions of"

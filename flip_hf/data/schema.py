@@ -98,7 +98,7 @@ def canonical_strings(
 
     Raises:
         InputError: a floating-point number is not whole, is infinite or is too large to be exact; bytes are not UTF-8;
-            a value is a list; or the type has no canonical string.
+            a value is a list or struct; or the type has no canonical string.
     """
     column = plain_array(column)
     kind = column.type
@@ -125,7 +125,7 @@ def canonical_strings(
         strings = _cast(column, at)
 
     stripped = pc.utf8_trim_whitespace(strings)
-    # For a single row, the overhead of an Arrow call exceeds all other work. Most columns need only these few calls.
+    # An Arrow call on a single row is mostly overhead, so the calls below run only if a value needs them.
     if not stripped.equals(strings):
         flags[_mask(pc.not_equal(stripped, strings))] |= np.uint8(Fallback.STRIPPED)
     empty = pc.equal(stripped, "")
@@ -288,7 +288,7 @@ def canonical_labels(
         numbers = column.cast(pa.float64(), safe=False)
         clicked, skipped = pc.equal(numbers, 1), pc.equal(numbers, 0)
     labels = _mask(clicked)
-    at.fail(~(labels | _mask(skipped)), "a label must be 0 or 1; first convert ratings to labels, and drop other rows")
+    at.fail(~(labels | _mask(skipped)), "a label must be 0 or 1; convert ratings to labels, and drop unlabelled rows")
     return labels.astype(np.float32)
 
 
@@ -344,7 +344,7 @@ def _shown(value: Any) -> str:
 
 
 def plain_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Returns a column as one array without dictionaries, run-end encoding or views, as some Arrow functions need."""
+    """Joins chunks and decodes dictionaries, run-end encoding and views, which some Arrow functions don't support."""
     if isinstance(column, pa.ChunkedArray):
         # Arrow can't concatenate chunks of all of these types.
         chunks = [plain_array(chunk) for chunk in column.chunks]

@@ -15,7 +15,7 @@ from flip_hf.data.ragged import Growing, Ragged
 
 MISSING_TEXT = "missing"
 """The text shown for a missing value."""
-# With more texts at a time, the tokenizer's output would leave the processor's cache before it is read.
+# With more texts at a time, the tokenizer's output would leave the CPU cache before it is read.
 _TOKENIZED_AT_ONCE = 1024
 _MAX_WORDS = 1 << 19
 # The characters at which `str.split` splits.
@@ -32,7 +32,7 @@ class ValueTokenizer:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        # The backend without transformers' extra outputs per text, which saves a third of the time.
+        # Calls the backend directly, because transformers' extra outputs per text take a third of the time.
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()

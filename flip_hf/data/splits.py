@@ -162,7 +162,7 @@ def load_splits(source_name: str, split: str, seed: int, histories: Sequence[His
         dataset = _with_history(dataset, recipe, np.isin(np.arange(len(dataset)), known))
     if dataset.cache_files:
         return DatasetDict({name: _picked(dataset, rows, f"{source_name} ({name})") for name, rows in indices.items()})
-    # Copied, because merely selected rows would lie in one chunk each and make every later pass slow.
+    # Copied, because a mere selection would have one chunk per row, and every later pass would be slow.
     table = dataset.with_format("arrow")[:]
     return DatasetDict({name: Dataset(table.take(rows)) for name, rows in indices.items()})
 

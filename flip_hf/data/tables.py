@@ -23,11 +23,11 @@ _already_ignored: set[tuple[str, ...]] = set()
 Contents = Literal["ids", "numbers", "lists", "texts", "vectors"]
 """How to read a column of Python objects of several types."""
 
-# A row holds a list of values for these.
+# With these contents, a row holds a list of values.
 _SEVERAL = ("lists", "vectors")
 # NumPy time units that Arrow lacks, and the units to convert them to.
 _ARROW_UNITS = {"Y": "M8[D]", "M": "M8[D]", "W": "M8[D]", "h": "M8[s]", "m": "M8[s]"}
-# Types of numbers that a float64 holds exactly; if it can't, Arrow raises.
+# Arrow may convert these types to float64; it raises if a number would change.
 _WIDE = {int, float, np.float64}
 # The errors that Arrow raises if it can't convert Python objects to an array.
 _NOT_ARROW = (pa.ArrowException, OverflowError, TypeError, ValueError)
@@ -135,7 +135,7 @@ def _handed_over(rows: Any, source: str | None) -> pa.Table:
     schema = getattr(rows, "schema", None)
     if isinstance(schema, Mapping):
         for name, kind in schema.items():
-            # For such values, polars passes memory addresses.
+            # polars would pass memory addresses instead of these values.
             if str(kind) == "Object":
                 message = "the column holds polars objects, which can't be read; cast it to strings or numbers"
                 raise InputError(message, source=source, field=str(name))
@@ -216,8 +216,8 @@ def _to_array(
             return pa.array(values)
     if contents == "vectors":
         return _vectors(values, field, first_row, source)
-    # Arrow would convert integers beside floats to floats, which is right for numbers only, and widen floats of lower
-    # precision. It can't mix other types at all.
+    # In a mixed column, Arrow would convert integers to floats, which is right for numbers only. It would also widen
+    # floats of lower precision. It can't mix other types at all.
     mixed = isinstance(values, list | tuple) or isinstance(getattr(values, "dtype", None), np.dtypes.ObjectDType)
     types = {type(v) for v in values if v is not None} if mixed else set()
     if (len(types) <= 1 and not _mixes_zones(values, types)) or (contents == "numbers" and types <= _WIDE):

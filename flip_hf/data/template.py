@@ -194,7 +194,7 @@ class TextTemplate:
         long = lengths[too_long]
         ascending = np.sort(long, axis=1)
         before = np.concatenate([np.zeros((len(long), 1), dtype=np.int64), ascending.cumsum(axis=1)[:, :-1]], axis=1)
-        # The limit if all values from this one on shared the tokens that the shorter ones leave.
+        # The limit if this value and all longer ones shared the tokens that the shorter values leave.
         shares = (self._budget - before) // np.arange(long.shape[1], 0, -1)
         first_cut = (ascending > shares).argmax(axis=1)
         limits = shares[np.arange(len(long)), first_cut, None]

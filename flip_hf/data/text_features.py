@@ -117,7 +117,7 @@ class TextFeatures:
 def as_text_features(
     values: Sequence[TextFeatures | Mapping[str, Any]], fields: Sequence[FieldConfig]
 ) -> list[TextFeatures]:
-    """Converts `TextFeatures` and mappings, such as those in JSON files, to text features, and validates them.
+    """Validates text features, and converts mappings (as in JSON files) to `TextFeatures`.
 
     Raises:
         ValueError: the field is unknown, has two text features, or has features that don't stand for single values.
@@ -167,7 +167,7 @@ def catalog_columns(fields: Sequence[FieldConfig], features: Iterable[TextFeatur
 
 def joined_texts(parts: Sequence[FieldValues]) -> pa.Array:
     """Returns the text of each row: its values joined by commas, or null if all are missing."""
-    # The empty string is there because Arrow 26 drops a row whose values are all null.
+    # Without the empty string, Arrow 26 would drop a row whose values are all null.
     columns: list[Any] = [""]
     for part in parts:
         strings = part.strings

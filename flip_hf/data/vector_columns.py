@@ -28,8 +28,7 @@ def canonical_vectors(
         float32 (rows, size), NaN where missing; and the `Fallback` flags, uint8 (rows,), of which only MISSING occurs.
 
     Raises:
-        InputError: a row has the wrong number of numbers; a number is missing, NaN or infinite; or a value is not a
-            number.
+        InputError: a vector has the wrong size; a number is missing, NaN or infinite; or a value is not a number.
     """
     column = plain_array(column)
     at = ColumnPlace(column, field, first_row, source)

@@ -23,7 +23,7 @@ from flip_hf.data.text_features import (
 from flip_hf.data.vocabulary import Batch, FeatureVocabulary
 from flip_hf.fields import FieldConfig
 
-# Number of pairs of a value and its text that fitting holds before it merges equal pairs.
+# Number of (value, text) pairs that fitting collects before it merges equal ones.
 _MERGE_AT = 1 << 20
 _NUMBERS_AT_ONCE = 1 << 17
 
@@ -46,7 +46,7 @@ class VectorStatistics:
 
     def add(self, vectors: np.ndarray) -> None:
         """Adds float (vectors, size); ignores vectors of NaN."""
-        # In parts that fit the processor's cache.
+        # In parts that fit in the CPU cache.
         rows_at_once = max(1, _NUMBERS_AT_ONCE // vectors.shape[1])
         for start in range(0, len(vectors), rows_at_once):
             self._add(vectors[start : start + rows_at_once])
@@ -118,8 +118,8 @@ class _ValueTexts:
         if not is_first.all():
             second = int((~is_first).argmax())
             logger.warning(
-                "text features of %r: %d of %d values occur with several values of %s; the most frequent one is used. "
-                "For value %r: %r and not %r",
+                "text features of %r: %d of %d values occur with several values of %s; the most frequent one is used; "
+                "for value %r that is %r and not %r",
                 self.features.field,
                 len(np.unique(codes[~is_first])),
                 int(is_first.sum()),
@@ -177,7 +177,7 @@ class VectorFitting:
         return FeatureVectors(fitted, scales, values, make_source)
 
     def extended(self, vocabulary: FeatureVocabulary, vectors: FeatureVectors) -> FeatureVectors:
-        """Adds the vectors of the values that these rows added to the vocabulary. Keeps the scales."""
+        """Returns `vectors` plus those of the values that these rows added to the vocabulary. Keeps the scales."""
         values = dict(vectors.values)
         for own in self._features:
             source = None if own.encoder is None else vectors.source(own.field)
@@ -212,7 +212,7 @@ def _value_vectors(
 
 
 def _values_of(vocabulary: FeatureVocabulary, features: TextFeatures) -> pa.Array:
-    """The values of the field that the features are attached to."""
+    """Returns the values of the field that the features are attached to."""
     return vocabulary.values[[f.name for f in vocabulary.fields].index(features.field)]
 
 

@@ -69,7 +69,7 @@ class Positions(NamedTuple):
 
 
 def placed_values(values: np.ndarray, places: np.ndarray, filler: int) -> np.ndarray:
-    """Moves values to their positions by `Positions.places`: int64 (values,) -> int64 (rows, num_positions)."""
+    """Puts values at their positions, `filler` elsewhere: int64 (values,) -> int64 (rows, num_positions)."""
     if not len(values):
         return np.full(places.shape, filler, dtype=np.int64)
     result: np.ndarray = np.where(places >= 0, values[places], filler)
@@ -340,7 +340,7 @@ class FeatureVocabulary:
 
 
 def value_hash(values: pa.Array) -> str:
-    """Returns a hash of the strings in their order, 32 hexadecimal digits. It depends on nothing but the strings."""
+    """Returns a hash of the strings in their order, 32 hexadecimal digits. Their memory layout makes no difference."""
     digest = xxhash.xxh3_128()
     for start in range(0, len(values), _HASHED_AT_ONCE):
         part = values.slice(start, _HASHED_AT_ONCE)
@@ -380,8 +380,8 @@ def _check_bytes(number: int, path: Path) -> None:
     most = max(_LARGEST_SMALL, _MOST_TIMES * path.stat().st_size)
     if number > most:
         raise InputError(
-            f"would take {number} bytes of memory, over {_MOST_TIMES} times the file size; this is not a file that "
-            "FLIP saved; save the vocabulary again",
+            f"would take {number} bytes of memory, over {_MOST_TIMES} times the file size, so FLIP did not "
+            "write the file; save the vocabulary again",
             source=str(path),
         )
 

@@ -36,7 +36,7 @@ class FieldValues:
         return len(self.flags)
 
     def without_oov(self) -> "FieldValues":
-        """Hides OOV values: replaces a single value by null, and drops it from a row with several values."""
+        """Returns a copy without OOV values: they become null, or are dropped if rows have several values."""
         assert self.keys is not None, "only for fields whose features stand for values"
         known = self.keys >= 0
         if self.offsets is None:
@@ -100,7 +100,7 @@ class FieldKind(ABC):
         """
 
     def remembers(self, field: FieldConfig) -> bool:
-        """Whether each feature stands for one value, so that `extended` can add features for new values."""
+        """Whether each feature stands for one value, so that `FeatureVocabulary.extended` can add features."""
         return False
 
     def counter(self, field: FieldConfig) -> FeatureCounter:
@@ -115,7 +115,7 @@ class FieldKind(ABC):
             values: `CountedFeatures.values` of the fit.
 
         Raises:
-            ValueError: fitting this field can't have found these values.
+            ValueError: the values are not a possible result of fitting this field.
         """
         raise NotImplementedError(f"a field of kind {field.kind!r} has no features")
 

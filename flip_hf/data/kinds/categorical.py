@@ -11,7 +11,7 @@ from flip_hf.data.kinds.base import CountedFeatures, FeatureCounter, FeatureInde
 from flip_hf.data.schema import canonical_strings
 from flip_hf.fields import MISSING_OFFSET, NUM_RESERVED_FEATURES, OOV_OFFSET, FieldConfig
 
-# Distinct values that fitting holds before it merges the counts of repeated ones.
+# Number of distinct values that fitting collects before it merges repeated ones.
 _MERGE_AT = 1 << 20
 # Up to this many strings, looking up each one is cheaper than finding the distinct ones.
 _FEW = 8
@@ -20,7 +20,7 @@ _HASHED_AT_ONCE = 1 << 16
 
 
 class Categorical(FieldKind):
-    """One value per row. Its feature is its own, or its hash bucket with `hash_buckets`."""
+    """One value per row. It has its own feature or, with `hash_buckets`, shares the feature of its hash bucket."""
 
     def read(self, column: pa.ChunkedArray, field: FieldConfig, first_row: int, source: str | None) -> FieldValues:
         return FieldValues(*canonical_strings(column, field.name, first_row=first_row, source=source))
@@ -101,7 +101,7 @@ class ValueIndex(FeatureIndex):
         hashes = _hashes(texts)
         if len(texts) <= _FEW or not len(self._values):
             return np.array([self._find_one(*one) for one in zip(texts, hashes, strict=True)], dtype=np.int64)
-        # Searching in ascending order uses the processor's cache better.
+        # Searching in ascending order uses the CPU cache better.
         ascending = hashes.argsort()
         ranks = np.empty_like(ascending)
         ranks[ascending] = np.searchsorted(self._hashes, hashes[ascending])

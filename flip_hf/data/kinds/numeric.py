@@ -11,7 +11,7 @@ from flip_hf.fields import MISSING_OFFSET, NUM_RESERVED_FEATURES, FieldConfig
 
 logger = logging.getLogger(__name__)
 
-# Distinct numbers that fitting may hold. If there are more, it merges neighbours until half as many are left.
+# Most distinct numbers that fitting holds. Beyond that, it merges neighbours until half of this number is left.
 _MOST_NUMBERS = 1 << 20
 
 
@@ -80,7 +80,7 @@ class NumberCounter(FeatureCounter):
         bounds = bounds[bounds > self._numbers[:1]] if len(bounds) else bounds
         if len(self._numbers) == 1:
             logger.warning(
-                "field %r holds the number %s in every row that was fitted; it carries no information; drop the field",
+                "field %r holds the number %s in every training row, which carries no information; drop the field",
                 self.field.name,
                 self._numbers[0],
             )
@@ -109,7 +109,7 @@ class NumberIndex(FeatureIndex):
 
 
 def _quantile_bounds(numbers: np.ndarray, counts: np.ndarray, num_buckets: int) -> np.ndarray:
-    """Returns lower bounds of buckets with equally many rows, as far as ties allow. No numbers give no bounds."""
+    """Returns lower bounds of buckets with equally many rows, as far as ties allow; none if there are no numbers."""
     if len(numbers) == 0:
         return numbers
     ends = counts.cumsum()
@@ -119,7 +119,7 @@ def _quantile_bounds(numbers: np.ndarray, counts: np.ndarray, num_buckets: int) 
 
 
 def _log_bounds(numbers: np.ndarray, counts: np.ndarray, num_buckets: int) -> np.ndarray:
-    """Returns lower bounds with equal ratios between the smallest and largest magnitude, mirrored if negative."""
+    """Returns lower bounds with equal ratios between the smallest and largest magnitude, mirrored for negative ones."""
     sizes = np.abs(numbers[numbers != 0])
     if len(sizes) == 0:
         return np.empty(0)

@@ -28,7 +28,9 @@ class Vector(FieldKind):
 
     def index(self, field: FieldConfig, values: pa.Array) -> FeatureIndex:
         if values.to_pylist() != [_PRESENT]:
-            raise ValueError(f"field {field.name!r} has one feature for all vectors, which must be {_PRESENT!r}")
+            raise ValueError(
+                f"field {field.name!r} must have {_PRESENT!r} as its only feature, which stands for any vector"
+            )
         return VectorIndex()
 
 

@@ -56,7 +56,8 @@ class DatasetSource:
             the files hold times, `timestamp` (int64, seconds since 1970-01-01 UTC). Fetches the raw files, and raises
             `ValueError` if they are not as expected.
         fields: the fields in the order of the template; each is a column of `load()`.
-        item: name of the column that identifies a row's item, never null. `split: item` splits by its values.
+        item: name of the column that identifies a row's item, never null. `split: item` puts all rows of one item in
+            one part.
         histories: the histories that can be added to the rows.
         description: describes a row and its label rule for model cards.
         homepage: URL of the data owner's description.

@@ -157,7 +157,7 @@ def _table(path: _AnyPath) -> tuple[dict[str | None, int], list[pa.Array]]:
             records[values[0]] = values[:5]
     odd.report()
     if not records:
-        raise ValueError(f"{path}: there are no records; replace it by the complete file")
+        raise ValueError(f"{path}: there are no records; replace it with the complete file")
     columns = [pa.array(column, pa.string()) for column in zip(*records.values(), strict=True)]
     return {key: place for place, key in enumerate(records)}, columns
 

@@ -58,7 +58,7 @@ FIELDS = (
 )
 
 STATUS_SHELVES = frozenset({"to-read", "currently-reading"})
-"""Shelves that nearly every book is on. The field `shelf` is the book's most popular other shelf, which comes first."""
+"""Shelves that nearly every book is on. The field `shelf` is the first other shelf, which is the most popular one."""
 
 # Part of the cache key. Increase it when a change to the reader gives different rows for the same files.
 _READER = 1
