@@ -145,7 +145,11 @@ def _files_of(entry: str) -> list[DataFile]:
             base = path[: re.search(r"[*?[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
             found = [inner for match in filesystem.glob(path) for inner in filesystem.find(match)]
         else:
-            message = f"can't be opened ({without_credentials(reason)})" if reason else "there is no such file"
+            message = (
+                f"can't be opened ({without_credentials(reason)})"
+                if reason
+                else "there is no such file; check the path"
+            )
             raise InputError(message, source=name)
     files = []
     for inner in sorted(set(found)):
@@ -199,7 +203,7 @@ def _errors_of(filesystem: Any, name: str) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError("there is no such file", source=name) from error
+        raise InputError("there is no such file; check the path", source=name) from error
     except Exception as error:
         # Each remote file system raises its own error types.
         is_local = isinstance(filesystem, LocalFileSystem | arrow_fs.LocalFileSystem)

@@ -52,7 +52,9 @@ def _by_month(rows: Dataset, source: DatasetSource, seed: int) -> list[np.ndarra
     cuts = np.searchsorted(times[order], starts.astype("datetime64[s]").astype(np.int64))
     for month, (start, end) in zip(starts, pairwise(cuts), strict=False):
         if start == end:
-            raise ValueError(f"{source.name} has no rows in the months from {month} on, which its months split needs")
+            raise ValueError(
+                f"{source.name} has no rows in the months from {month} on, which its months split needs; choose another"
+            )
     return [order[start:end] for start, end in pairwise(cuts)]
 
 

@@ -305,7 +305,7 @@ class FeatureVocabulary:
                 f"not a readable vocabulary ({error}); download or save it again", source=str(path)
             ) from error
         if table["count"].null_count or (len(table) and pc.min(table["count"]).as_py() < 0):
-            raise InputError("counts of features must be 0 or more; the vocabulary was edited", source=str(path))
+            raise InputError("counts of features must be 0 or more; save the vocabulary again", source=str(path))
         names = table["field"].cast(pa.string())
         reserved = table["reserved"].cast(pa.string())
         values = []
@@ -324,12 +324,12 @@ class FeatureVocabulary:
             ):
                 raise InputError(
                     f"rows {ranges[0][0]} to {ranges[-1][1] - 1} are not the features of this field; the vocabulary "
-                    "was edited or belongs to another processor",
+                    "was edited or belongs to another processor, so save the processor again",
                     source=str(path),
                     field=field.name,
                 )
             if field.value_hashes and _hashes(field, own) != field.value_hashes:
-                message = "the values differ from those that the field was fitted on; the vocabulary was edited"
+                message = "the values differ from those that the field was fitted on; save the processor again"
                 raise InputError(message, source=str(path), field=field.name)
             values.append(own)
         return cls(fields, values, table["count"].to_numpy().copy())
@@ -361,7 +361,7 @@ def _check_size(metadata: pq.FileMetaData, path: Path, num_features: int) -> Non
     if metadata.num_rows != num_features:
         raise InputError(
             f"holds {metadata.num_rows} features, but the fields beside it have {num_features}; the two were "
-            "not saved together",
+            "not saved together, so save the processor again",
             source=str(path),
         )
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
