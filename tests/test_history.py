@@ -351,7 +351,7 @@ def test_times_that_cannot_be_compared_name_the_column_and_an_example(times, row
 
 def test_a_time_of_digits_is_told_what_to_do():
     with pytest.raises(
-        InputError, match=r"field 'time', row 0, value '9': not an ISO 8601 time, .* convert the column to numbers"
+        InputError, match=r"field 'time', row 0, value '9': not an ISO 8601 time .* convert the column to numbers"
     ):
         add_history(Dataset.from_dict({**LOG, "time": list("987654")}), "seen", **NAMES)
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _already_ignored: set[tuple[str, ...]] = set()
 Contents = Literal["ids", "numbers", "lists", "texts", "vectors"]
-"""How to read a column of Python objects of several types."""
+"""How to read a column of Python objects of mixed types."""
 
 # With these contents, a row holds a list of values.
 _SEVERAL = ("lists", "vectors")
@@ -59,7 +59,7 @@ def to_table(
 
     Raises:
         InputError: a column is missing or repeated; columns differ in length; a row lacks a key; or a column of
-            several types holds a value that can't be an id.
+            mixed types holds a value that can't be an id.
     """
     contents = contents or {}
     if isinstance(rows, pa.RecordBatch):
@@ -273,7 +273,7 @@ def _mixes_zones(values: Any, types: Set[type]) -> bool:
 
 
 def _as_number(value: Any, field: str, row: int, source: str | None) -> str | None:
-    """Converts one number of a column of several types to a string."""
+    """Converts one number of a column of mixed types to a string."""
     if isinstance(value, str) or _is_nothing(value):
         return value if isinstance(value, str) else None
     value = _number(value)
@@ -286,7 +286,7 @@ def _as_number(value: Any, field: str, row: int, source: str | None) -> str | No
 
 
 def _as_text(value: Any, field: str, row: int, source: str | None) -> str | None:
-    """Converts one text of a column of several types to a string."""
+    """Converts one text of a column of mixed types to a string."""
     value = _number(value)
     if isinstance(value, float | np.floating | Decimal) and not _is_small_whole(value):
         alone = pa.array([_as_number(value, field, row, source)], pa.string())
@@ -296,7 +296,7 @@ def _as_text(value: Any, field: str, row: int, source: str | None) -> str | None
 
 
 def _as_strings(value: Any, field: str, row: int, source: str | None) -> list[str | None] | None:
-    """Converts one row's list of values, in a column of several types, to strings."""
+    """Converts one row's list of values, in a column of mixed types, to strings."""
     if _is_nothing(value) or (isinstance(value, float) and value != value):
         return None
     if _is_scalar(value) or isinstance(value, Mapping):
@@ -306,7 +306,7 @@ def _as_strings(value: Any, field: str, row: int, source: str | None) -> list[st
 
 
 def _as_string(value: Any, field: str, row: int, source: str | None) -> str | None:
-    """Converts one value of a column of several types to a string."""
+    """Converts one value of a column of mixed types to a string."""
     if isinstance(value, str) or value is None:
         return value
     if isinstance(value, bool | np.bool_):

@@ -74,7 +74,7 @@ class TextTemplate:
         if self._budget < len(self._shown):
             raise ValueError(
                 f"max_length={max_length} leaves no room for {len(self._shown)} values beside "
-                f"{self._num_constant_tokens} tokens of template; raise max_length or shorten the fields' text_name"
+                f"{self._num_constant_tokens} tokens of the template; raise max_length or shorten the fields' text_name"
             )
 
     def __getstate__(self) -> dict[str, Any]:

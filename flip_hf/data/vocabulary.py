@@ -1,4 +1,4 @@
-"""Which values of each field have a feature of their own, and how often fitting saw them."""
+"""Stores which values of each field have a feature of their own, and how often fitting saw them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
