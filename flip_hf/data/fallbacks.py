@@ -15,8 +15,8 @@ from flip_hf.fields import PADDING_ID, FieldConfig, feature_ranges, missing_id, 
 
 logger = logging.getLogger(__name__)
 
-# If a field's share of unseen or missing values is this much larger than in fitting, its values are probably read
-# differently, or the rows are of another kind.
+# A field's share of unseen or missing values is suspicious if it exceeds the share in fitting by this much. The values
+# are then probably read differently, or the rows are of another kind.
 _SUSPICIOUS_SHARE = 0.3
 # With fewer rows, shares are not informative.
 _FEWEST_ROWS = 10

@@ -143,7 +143,7 @@ def canonical_numbers(
 
     Accepts numbers of any type and strings that spell a number (`-1.5`, `2e3`). A Boolean becomes 1 or 0. Null, NaN and
     the empty string are missing. A number is converted to the float64 nearest to its shortest decimal spelling in its
-    own precision, so 0.1 is the same number as float16, float32, float64, decimal or string. The text shows a whole
+    own precision. So 0.1 is the same number as float16, float32, float64, decimal or string. The text shows a whole
     number as its digits, and any other number as its shortest spelling that reads back to the same value.
 
     Args:
