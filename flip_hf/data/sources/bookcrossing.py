@@ -230,8 +230,8 @@ BOOKCROSSING = DatasetSource(
     description=(
         "BookCrossing: 1,149,780 ratings of 271,379 books by 278,858 users of bookcrossing.com, gathered in August and "
         "September 2004; explicit, 1 to 10, or implicit, 0. A row is one rating of a known book with the user's and "
-        "the book's fields. Ratings of 5 or more are positive, lower and implicit ones negative. Nothing says when a "
-        "book was rated."
+        "the book's fields. Ratings of 5 or more are positive, lower and implicit ones negative. The data "
+        "does not say when a book was rated."
     ),
     homepage=HOMEPAGE,
     licence=LICENCE,

@@ -142,11 +142,11 @@ BOOKCROSSING_CORE = DatasetSource(
     item="isbn",
     histories=(),
     description=(
-        "BookCrossing, gathered in August and September 2004, of which the authors of Case Recommender kept users with "
-        "20 and books with 10 interactions or more: 272,678 interactions of 2,946 users with 17,384 books, of which "
-        "62,656 are ratings of 1 to 10. A row is one interaction with the user's and the book's fields. Ratings of 5 "
-        "or more are positive; lower ratings and interactions without a rating are negative. Nothing says when a book "
-        "was rated."
+        "BookCrossing (core): interactions gathered in August and September 2004. The authors of Case Recommender kept "
+        "users with 20 and books with 10 interactions or more: 272,678 interactions of 2,946 users with 17,384 books. "
+        "62,656 of them are ratings of 1 to 10. A row is one interaction with the user's and the book's fields. "
+        "Ratings of 5 or more are positive; lower ratings and interactions without a rating are negative. The data "
+        "does not say when a book was rated."
     ),
     homepage=HOMEPAGE,
     licence=LICENCE,
