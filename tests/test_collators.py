@@ -97,25 +97,25 @@ def test_a_data_loader_reads_the_columns_that_there_are():
 def test_a_column_that_is_missing_is_named_with_its_purpose(processor, click_rows, name, purpose, as_list):
     rows = processor.encode(click_rows).drop_columns([name]).slice(0, 3)
     expected = (
-        f"the encoded rows lack the column {name!r}{purpose}. FlipProcessor.encode and encode_dataset make it; calling "
-        "the processor does not. transformers.Trainer keeps it with TrainingArguments(remove_unused_columns=False), "
-        "flip_hf.integrations.ray.BatchEncoder with row_column"
+        f"the encoded rows lack the column {name!r}{purpose}. FlipProcessor.encode and encode_dataset create it; "
+        "calling the processor does not. To keep it, set TrainingArguments(remove_unused_columns=False) for "
+        "transformers.Trainer, or row_column for flip_hf.integrations.ray.BatchEncoder"
     )
     collator = FlipPretrainingCollator(processor)
     assert message_of(collator, rows.to_pylist() if as_list else rows) == expected
     assert message_of(check_training_rows, Dataset(rows), collator) == expected
     without = Dataset(rows).remove_columns("feature_ids")
     assert message_of(check_training_rows, without, FlipCTRCollator(processor)) == (
-        "the encoded rows lack the column 'feature_ids'. FlipProcessor.encode and encode_dataset make it. "
-        "transformers.Trainer keeps it with TrainingArguments(remove_unused_columns=False), "
-        "flip_hf.integrations.ray.BatchEncoder with row_column"
+        "the encoded rows lack the column 'feature_ids'. FlipProcessor.encode and encode_dataset create it. "
+        "To keep it, set TrainingArguments(remove_unused_columns=False) for transformers.Trainer, or row_column for "
+        "flip_hf.integrations.ray.BatchEncoder"
     )
 
 
 def test_row_numbers_are_whole(processor, click_rows):
     rows = processor.encode(click_rows).slice(0, 2)
     rows = rows.set_column(rows.column_names.index("row"), "row", pa.array([1.5, 2.0]))
-    expected = "the column 'row' must hold whole numbers; it holds float64, such as 1.5"
+    expected = "the column 'row' must hold whole numbers, but it holds float64, such as 1.5"
     assert message_of(FlipPretrainingCollator(processor), rows) == expected
     assert message_of(check_training_rows, Dataset(rows), FlipPretrainingCollator(processor)) == expected
 
@@ -155,7 +155,7 @@ def test_rows_that_were_mapped_one_by_one_say_how_to_map_them(processor, click_r
     found = message_of(FlipCTRCollator(processor, mode), rows)
     name = "input_ids" if mode == "text" else "feature_ids"
     assert found.startswith(f"row 0 of the batch must have a list of whole numbers in '{name}', not ")
-    assert found.endswith("whoever maps the processor needs dataset.map(processor, batched=True)")
+    assert found.endswith("If you map the processor, use dataset.map(processor, batched=True)")
 
 
 def test_a_row_that_lacks_what_the_others_have_is_named(processor, click_rows):
@@ -163,7 +163,7 @@ def test_a_row_that_lacks_what_the_others_have_is_named(processor, click_rows):
     for name in ("feature_ids", "input_ids", "label"):
         wrong = [*rows[:2], {key: value for key, value in rows[2].items() if key != name}]
         assert message_of(FlipCTRCollator(processor), wrong) == (
-            f"row 2 of the batch has no {name!r}, and other rows have one; encode all rows alike"
+            f"row 2 of the batch has no {name!r}, but other rows have one; encode all rows in the same way"
         )
     halves = [rows[0], {**rows[1], "feature_ids": [2.5] * 5}]
     assert message_of(FlipCTRCollator(processor), halves).startswith("row 1 of the batch must have a list of whole")
@@ -189,15 +189,15 @@ def test_rows_of_another_processor_are_refused(processor, click_rows, field_name
         other = FlipProcessor.fit(fewer, fields, wordpiece, label="label")
         rows = other.encode(click_rows)
         found = message_of(make(processor), rows.to_pylist() if as_list else rows)
-        assert "another processor encoded the rows; encode them with the collator's" in found
+        assert "another processor encoded the rows; encode them with this collator's" in found
     three = message_of(make(processor), rows)
-    assert three.startswith("row 0 of the batch has 3 feature_ids, and the fields of the collator's processor have 5")
+    assert three.startswith("row 0 of the batch has 3 feature_ids, but the fields of the collator's processor have 5")
     first, end = feature_ranges(processor.fields)[1][0]
     rows = processor.encode(click_rows).slice(0, 3).to_pylist()
     for wrong in (first - 1, end, 1, -1):
         rows[2]["feature_ids"][1] = wrong
         assert message_of(make(processor), rows).startswith(
-            f"row 2 of the batch holds feature id {wrong} in the place of field 'gender', which has no such feature"
+            f"row 2 of the batch holds feature id {wrong} at a position of field 'gender', which has no such feature"
         )
     for right in (first, end - 1):
         rows[2]["feature_ids"][1] = right
@@ -218,7 +218,7 @@ def test_features_of_shared_extended_and_several_valued_fields_are_their_own(wor
     encoded = processor.encode(more).to_pylist()
     assert FlipCTRCollator(processor)(encoded)["feature_ids"].tolist() == [row["feature_ids"] for row in encoded]
     encoded[0]["feature_ids"][4] = encoded[3]["feature_ids"][0]  # an item's, added later, in the place of the user's
-    assert "in the place of field 'user'" in message_of(FlipCTRCollator(processor), encoded)
+    assert "at a position of field 'user'" in message_of(FlipCTRCollator(processor), encoded)
 
 
 # Streams
@@ -286,10 +286,10 @@ def test_training_rows_share_a_number_only_if_they_are_the_same(processor, monke
         check_training_rows(rows, collator)
     else:
         assert message_of(check_training_rows, rows, collator) == (
-            f"{count} different rows share row number {number}, so all of them would be masked alike: masks and "
-            "dropped features depend on the number. Encode all rows at once with processor.encode_dataset(dataset), or "
-            "each part with processor.encode(rows, first_row=...); or renumber them: "
-            "rows.remove_columns('row').add_column('row', list(range(len(rows))))"
+            f"{count} different rows share row number {number}, so all of them would get the same masks "
+            "and dropped features, which depend on the number. Encode all rows at once with "
+            "processor.encode_dataset(dataset), or each part with processor.encode(rows, first_row=...), or renumber "
+            "the rows: rows.remove_columns('row').add_column('row', list(range(len(rows))))"
         )
 
 
@@ -343,19 +343,20 @@ def test_a_collator_belongs_to_a_kind_of_model_in_its_mode(processor):
         check_collator(collator, model)
 
     assert message_of(check_collator, FlipPretrainingCollator(processor), joint) == (
-        "FlipPretrainingCollator makes batches for FlipForPreTraining, and this is a FlipForCTR: use "
+        "FlipPretrainingCollator makes batches for FlipForPreTraining, but the model is a FlipForCTR: use "
         "FlipCTRCollator(processor)"
     )
     assert message_of(check_collator, FlipCTRCollator(processor), nn.ModuleList([pretrained])) == (
-        "FlipCTRCollator makes batches for FlipForCTR, and this is a FlipForPreTraining: use "
+        "FlipCTRCollator makes batches for FlipForCTR, but the model is a FlipForPreTraining: use "
         "FlipPretrainingCollator(processor)"
     )
-    advice = "make FlipCTRCollator.from_model(processor, model)"
+    advice = "use FlipCTRCollator.from_model(processor, model)"
     assert message_of(check_collator, FlipCTRCollator(processor, "text"), joint) == (
-        "the collator has mode='text' and text_towers=None, and the model mode='joint' and text_towers=None: " + advice
+        "the collator has mode='text' and text_towers=None, but the model has mode='joint' and text_towers=None: "
+        + advice
     )
     assert message_of(check_collator, FlipCTRCollator(processor, "text"), cut) == (
-        "the collator has mode='text' and text_towers=None, and the model mode='text' and text_towers="
+        "the collator has mode='text' and text_towers=None, but the model has mode='text' and text_towers="
         f"{{'0': {USER}, '1': {ITEM}}}: {advice}"
     )
 
@@ -406,7 +407,7 @@ def test_settings_are_refused_at_the_ends_of_their_ranges(processor):
         assert message_of(FlipCTRCollator, processor, oov_dropout=share) == f"oov_dropout={share} must be in [0, 1)"
     FlipCTRCollator(processor, oov_dropout=0.999)
     assert message_of(FlipCTRCollator, processor, mode="both") == (
-        "mode='both' is not one of joint, id, text; set it to model.config.mode, or make the collator by "
+        "mode='both' is not one of joint, id, text; set it to model.config.mode, or create the collator with "
         "FlipCTRCollator.from_model(processor, model)"
     )
     assert message_of(FlipCTRCollator, processor, oov_dropout={"zip": 0.5, "area": 0.5}) == (
@@ -475,7 +476,7 @@ def test_the_row_whose_tokens_and_fields_differ_in_number_is_named(processor):
         }
     )
     assert message_of(FlipPretrainingCollator(processor), rows) == (
-        "row 1 of the batch has 3 tokens in input_ids and 2 in token_field_ids; take both from one call of "
+        "row 1 of the batch has 3 tokens in input_ids, but 2 in token_field_ids; take both from one call of "
         "processor.encode"
     )
 
@@ -490,7 +491,7 @@ def test_labels_are_read_as_the_processor_reads_them(processor, as_list):
     assert batch["feature_ids"].dtype == torch.int64
     wrong = rows.set_column(1, "label", pa.array([1, 0, 2]))
     found = message_of(collator, wrong.to_pylist() if as_list else wrong)
-    assert found.startswith("field 'label', row 2, value 2: a label is 0 or 1")
+    assert found.startswith("field 'label', row 2, value 2: a label must be 0 or 1")
 
 
 # What is dropped

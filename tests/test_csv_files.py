@@ -164,7 +164,7 @@ def test_any_text_is_read_as_python_reads_it_or_refused(folder, content, quote, 
         pytest.param('"a\nb,1\nc",2\n', {}, "field 'f', row 1, .*look like rows", id="a row within"),
         pytest.param('"x, y",z\n"a ""b"",1\nc",2\n', {}, "field 'f', row 2, .*look like rows", id="doubled quotes"),
         pytest.param("1,a\rb\n", {}, "field 'g', row 1, .*carriage return", id="carriage return"),
-        pytest.param('1,"a\\xb"\n', {"escape": "\\"}, "row 1, .*stands before 'x'", id="escaped letter"),
+        pytest.param('1,"a\\xb"\n', {"escape": "\\"}, "row 1, .*escape character before 'x'", id="escaped letter"),
         pytest.param("1,a\\\\b\n", {"escape": "\\"}, "row 1, .*two ways", id="escaped escape without quotes"),
         pytest.param("1,a\\nb\n", {"escape": "\\", "quote": False}, "row 1, .*before 'n'", id="C's escapes"),
         pytest.param('1|"a"\n', {"delimiter": "|"}, "field 'g', row 1, value '\"a\"': .*csv.quote: false", id="|"),
@@ -215,7 +215,7 @@ def test_a_row_with_too_few_or_too_many_values_is_named(
     monkeypatch.setattr(csv_files, "_BLOCK_BYTES", block_bytes)
     # Neither the line break nor the empty lines move the number of the row.
     content = b'f,g\n\n0,"a\nb"\n\n1,2\n' + ragged + b"6,7\n"
-    message = f"row 2, value {value}: the row has {number} values and the header 2; mend the row"
+    message = f"row 2, value {value}: the row has {number} values, but the header has 2; correct the row"
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         read(tmp_path, content, quote=True)
     assert (caught.value.source, caught.value.row) == (str(tmp_path / "a.csv"), 2)

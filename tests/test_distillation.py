@@ -165,13 +165,13 @@ def test_the_collator_passes_logits_on_and_marks_missing_labels(processor, click
     assert batch["teacher_logits"].tolist() == logits
     assert batch["labels"].tolist() == expected
     rows[3]["label"] = 2.0
-    with pytest.raises(ValueError, match=r"row 3.*a label is 0 or 1"):
+    with pytest.raises(ValueError, match=r"row 3.*a label must be 0 or 1"):
         collator(rows if as_list else pa.Table.from_pylist(rows))
     all_missing = [{**row, "label": None} for row in rows]
     assert collator(all_missing)["labels"].tolist() == [-100] * 4
     # Without a teacher nothing could be learned from such rows.
     without = [{name: value for name, value in row.items() if name != TEACHER_COLUMN} for row in rows]
-    with pytest.raises(ValueError, match=r"row 1.*a label is 0 or 1"):
+    with pytest.raises(ValueError, match=r"row 1.*a label must be 0 or 1"):
         collator(without)
 
 
@@ -197,7 +197,7 @@ def test_unlabelled_rows_come_behind_the_labelled_and_have_their_own_numbers(pro
     assert batch["labels"].tolist() == [*click_rows["label"][:5], -100, -100, -100]
     for name in ("feature_ids", "input_ids"):
         np.testing.assert_array_equal(rows[name][5], unlabelled[name][0])
-    with pytest.raises(ValueError, match="7 logits of the teacher for 8 rows"):
+    with pytest.raises(ValueError, match="7 teacher logits for 8 rows"):
         student_rows(labelled, unlabelled, logits[:7])
 
 

@@ -181,7 +181,7 @@ def test_a_column_that_is_missing_is_named(role):
 
 
 def test_a_history_replaces_no_column():
-    with pytest.raises(InputError, match="field 'label': the column is there already"):
+    with pytest.raises(InputError, match="field 'label': the column exists already"):
         add_history(Dataset.from_dict(LOG), "label", **NAMES)
 
 
@@ -351,14 +351,14 @@ def test_times_that_cannot_be_compared_name_the_column_and_an_example(times, row
 
 def test_a_time_of_digits_is_told_what_to_do():
     with pytest.raises(
-        InputError, match=r"field 'time', row 0, value '9': not an ISO 8601 time, .* convert the column to numbers"
+        InputError, match=r"field 'time', row 0, value '9': not an ISO 8601 time .* convert the column to numbers"
     ):
         add_history(Dataset.from_dict({**LOG, "time": list("987654")}), "seen", **NAMES)
 
 
 @pytest.mark.parametrize("missing", [[None, 1], ["", "2024-05-31"], ["  ", "2024-05-31"]])
 def test_a_missing_time_is_named_whatever_the_type(missing):
-    with pytest.raises(InputError, match="field 'time', row 0: a row without a time"):
+    with pytest.raises(InputError, match="field 'time', row 0: the row has no time"):
         time_ranks(pa.array(missing), "time")
 
 
@@ -397,7 +397,7 @@ def test_eligible_may_be_booleans_of_any_library(eligible):
     ids=itertools.count(),
 )
 def test_eligible_of_anything_but_booleans_is_refused(eligible, row):
-    with pytest.raises(ValueError, match=rf"eligible must be Booleans, one a row; row {row} holds"):
+    with pytest.raises(ValueError, match=rf"eligible must hold one Boolean per row; row {row} holds"):
         add_history(Dataset.from_dict(LOG), "seen", **NAMES, eligible=eligible)
 
 
@@ -415,20 +415,20 @@ ADVICE = (
 @pytest.mark.parametrize(
     ("times", "message"),
     [
-        ([1, None], "row 1: a row without a time has no history; drop it"),
-        (["x"], f"row 0, value 'x': not an ISO 8601 time, and as text '10' would come before '9'; {ADVICE}"),
+        ([1, None], "row 1: the row has no time, and so no history; drop it"),
+        (["x"], f"row 0, value 'x': not an ISO 8601 time (compared as text, '10' would come before '9'); {ADVICE}"),
         (
             ["2024-05-31", "today"],
-            f"row 1, value 'today': row 0 holds a date, '2024-05-31', and this row does not; {ADVICE}",
+            f"row 1, value 'today': row 0 holds a date, '2024-05-31', but this row does not; {ADVICE}",
         ),
         (
             ["2024-05-31 00:00:00", "2024-05-31"],
-            f"row 1, value '2024-05-31': row 0 holds a time without a zone, '2024-05-31 00:00:00', and this row does "
+            f"row 1, value '2024-05-31': row 0 holds a time without a zone, '2024-05-31 00:00:00', but this row does "
             f"not; {ADVICE}",
         ),
         (
             ["2024-05-31 00:00:00Z", "2024-05-31 00:00:00"],
-            "row 1, value '2024-05-31 00:00:00': row 0 holds a time with a zone, '2024-05-31 00:00:00Z', and this row "
+            "row 1, value '2024-05-31 00:00:00': row 0 holds a time with a zone, '2024-05-31 00:00:00Z', but this row "
             f"does not; {ADVICE}",
         ),
         (
@@ -448,21 +448,21 @@ def test_an_unreadable_time_is_told_what_to_do(times, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"item": "film"}, "field 'film': the column is missing; the columns there are: user, item, time, label"),
-        ({"name": "item"}, "field 'item': the column is there already; choose another name for the history"),
+        ({"item": "film"}, "field 'film': the column is missing; the columns are: user, item, time, label"),
+        ({"name": "item"}, "field 'item': the column exists already; choose another name for the history"),
         ({"max_values": 0}, "max_values=0 must be a whole number of at least 1"),
         ({"max_values": 1.5}, "max_values=1.5 must be a whole number of at least 1"),
         ({"max_values": True}, "max_values=True must be a whole number of at least 1"),
         ({"max_values": None}, "max_values=None must be a whole number of at least 1"),
-        ({"eligible": [True] * 5}, "eligible has 5 values, but there are 6 rows, each of which needs one"),
+        ({"eligible": [True] * 5}, "eligible has 5 values, but there are 6 rows; give one Boolean per row"),
         (
             {"eligible": [[True]] * 6},
-            "eligible has 2 dimensions of values, but there are 6 rows, each of which needs one",
+            "eligible has 2 dimensions of values, but there are 6 rows; give one Boolean per row",
         ),
         (
             {"eligible": [1.0, 0.0] * 3},
-            "eligible must be Booleans, one a row; row 0 holds 1.0 (float64). Compare first, such as "
-            "labels == 1, and fill in what is missing",
+            "eligible must hold one Boolean per row; row 0 holds 1.0 (float64). Use a comparison, such "
+            "as labels == 1, and fill in missing values first",
         ),
     ],
     ids=str,

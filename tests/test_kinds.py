@@ -148,7 +148,7 @@ def test_buckets_hold_equally_many_rows_and_any_number(wordpiece):
 def test_a_constant_number_is_warned_of(wordpiece, caplog):
     with caplog.at_level(logging.WARNING):
         FlipProcessor.fit({"n": [3, 3]}, [FieldConfig("n", kind="numeric")], wordpiece)
-    assert "'n' holds the number 3.0 in every row" in caplog.text
+    assert "'n' holds the number 3.0 in every training row" in caplog.text
 
 
 @settings(max_examples=50, deadline=None)

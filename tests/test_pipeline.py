@@ -389,5 +389,5 @@ def test_a_dict_of_splits_says_to_take_one(folder, click_rows):
         datasets.DatasetDict(train=log, test=log),
         datasets.IterableDatasetDict({name: log.to_iterable_dataset() for name in ("train", "test")}),
     ):
-        with pytest.raises(InputError, match="several splits, 'train', 'test'; take one of them, such as rows"):
+        with pytest.raises(InputError, match="several splits, 'train', 'test'; select one, such as rows"):
             pipe(splits)

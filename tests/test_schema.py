@@ -261,8 +261,8 @@ def lists_by_bar(column, field, **place):
 
 READERS = [canonical_strings, canonical_numbers, lists_by_bar, canonical_labels]
 ID = "an id must be a whole number; store it as a string or an integer"
-LABEL = "a label is 0 or 1; turn ratings into labels and drop rows without one before"
-UTF8 = "not UTF-8; convert it to UTF-8 before"
+LABEL = "a label must be 0 or 1; convert ratings to labels, and drop unlabelled rows"
+UTF8 = "not UTF-8; convert the file to UTF-8"
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ UTF8 = "not UTF-8; convert it to UTF-8 before"
             pa.array([None, [1]]),
             1,
             "[1]",
-            "there must be one value per row here; several make a field of the kind multi_categorical or sequence",
+            "this field takes one value per row; declare a field with several as multi_categorical or sequence",
         ),
         (canonical_strings, pa.array([b"a", b"\xff"]), 1, r"b'\xff'", UTF8),
         (
@@ -303,7 +303,7 @@ UTF8 = "not UTF-8; convert it to UTF-8 before"
             pa.array([math.nan, math.inf]),
             1,
             "inf",
-            "a number must be finite; drop the row, or leave the value empty if it is not known",
+            "a number must be finite; drop the row, or leave the value empty if it is unknown",
         ),
         (
             canonical_numbers,
@@ -320,7 +320,7 @@ UTF8 = "not UTF-8; convert it to UTF-8 before"
             pa.array([None, 3]),
             1,
             "3",
-            "must be a list of values, or a string with a separator between them",
+            "must be a list of values, or a string with a separator between values",
         ),
         (canonical_labels, pa.array([1, 2]), 1, "2", LABEL),
         (canonical_labels, pa.array([decimal.Decimal("1.00"), decimal.Decimal("0.50")]), 1, "Decimal('0.50')", LABEL),
@@ -345,7 +345,7 @@ def test_strings_of_lists_need_a_separator():
     with pytest.raises(InputError) as caught:
         canonical_lists(pa.array([None, "a,b"]), "f", None, source="a.csv")
     assert str(caught.value) == (
-        "a.csv, field 'f', row 1, value 'a,b': strings need a separator between their values: set it for 'f'"
+        "a.csv, field 'f', row 1, value 'a,b': strings need a separator between values; set the separator of 'f'"
     )
     strings, offsets, flags = canonical_lists(pa.array([None, None], pa.string()), "f", None)
     assert (strings.to_pylist(), offsets.tolist(), flags.tolist()) == ([], [0, 0, 0], [MISSING, MISSING])
@@ -466,8 +466,8 @@ def test_a_text_that_looks_like_a_list_is_warned_of_once_for_each_field_and_file
             for source in ("a.csv", "a.csv", "b.csv", None):
                 canonical_lists(column, name, "|", first_row=10, source=source)
     message = (
-        f"field 'f', row 12, value {text!r}: looks like a list written as text, and is split at its separator, "
-        "brackets included; store lists (Parquet, JSON Lines), or values with a separator alone"
+        f"field 'f', row 12, value {text!r}: looks like a list written as text; it is split at its separator, "
+        "brackets included. Store lists (Parquet, JSON Lines), or separate the values by the separator only"
     )
     found = [record.getMessage() for record in caplog.records]
     assert found == [f"a.csv, {message}", f"b.csv, {message}", message]

@@ -214,10 +214,10 @@ def test_what_can_not_be_split_by_months_says_so(cache, monkeypatch):
     write_dated_movielens_1m(
         cache, monkeypatch, [row for row in DATED if not row[3].startswith(("2002-09", "2003-01"))]
     )
-    with pytest.raises(ValueError, match="movielens-1m has no rows of the months from 2002-09 on that its split"):
+    with pytest.raises(ValueError, match="movielens-1m has no rows in the months from 2002-09 on, which its"):
         load_splits("movielens-1m", "months", 0)
     write(cache / "bookcrossing", BOOKCROSSING)
-    with pytest.raises(ValueError, match="bookcrossing can't be split by months: choose another split"):
+    with pytest.raises(ValueError, match="bookcrossing can't be split by months; choose another split"):
         load_splits("bookcrossing", "months", 0)
 
 
@@ -288,9 +288,9 @@ def test_bookcrossing(tmp_path, caplog):
     assert rows[3]["label"] == 0
     # Only that there are fewer lines than in the real files.
     assert [message.split(": ")[1] for message in caplog.messages] == [
-        "3 lines, but BookCrossing has 278858; the file may not be whole",
-        "2 lines, but BookCrossing has 271379; the file may not be whole",
-        "11 lines, but BookCrossing has 1149780; the file may not be whole",
+        "3 lines, but BookCrossing has 278858; the file may be incomplete",
+        "2 lines, but BookCrossing has 271379; the file may be incomplete",
+        "11 lines, but BookCrossing has 1149780; the file may be incomplete",
     ]
 
 
@@ -313,13 +313,13 @@ def test_bookcrossing_counts_what_it_leaves_out(tmp_path, monkeypatch, caplog):
     lines = "lines are left out:"
     assert caplog.messages == [
         f"{tmp_path / USERS}: 1 line is left out: it has no id; the first is line 5",
-        f"{tmp_path / USERS}: 1 line is left out: a line before has the same id; the first is line 6",
-        f"{tmp_path / USERS}: 1 line is left out: not 3 quoted values with a semicolon between; the first is line 7",
-        f"{tmp_path / BOOKS}: 3 {lines} not 8 quoted values with a semicolon between; the first is line 4",
+        f"{tmp_path / USERS}: 1 line is left out: an earlier line has the same id; the first is line 6",
+        f"{tmp_path / USERS}: 1 line is left out: not 3 quoted values separated by semicolons; the first is line 7",
+        f"{tmp_path / BOOKS}: 3 {lines} not 8 quoted values separated by semicolons; the first is line 4",
         f"{tmp_path / RATINGS}: 2 {lines} the book is not in BX-Books.csv; the first is line 13",
         f"{tmp_path / RATINGS}: 1 line is left out: the user is not in BX-Users.csv; the first is line 14",
         f"{tmp_path / RATINGS}: 3 {lines} the rating is not one of 0 to 10; the first is line 15",
-        f"{tmp_path / RATINGS}: 1 line is left out: not 3 quoted values with a semicolon between; the first is line 19",
+        f"{tmp_path / RATINGS}: 1 line is left out: not 3 quoted values separated by semicolons; the first is line 19",
     ]
 
 
@@ -380,7 +380,7 @@ def test_bookcrossing_is_read_from_its_archive(cache, monkeypatch):
 
 def test_rows_without_a_time_are_not_split_by_it(cache):
     write(cache / "bookcrossing", BOOKCROSSING)
-    with pytest.raises(ValueError, match="bookcrossing can't be split by time, as its rows have none"):
+    with pytest.raises(ValueError, match="bookcrossing has no timestamps, so it can't be split by time"):
         load_splits("bookcrossing", "time", seed=0)
     parts = load_splits("bookcrossing", "random", seed=0)
     assert {name: len(rows) for name, rows in parts.items()} == {"train": 9, "validation": 1, "test": 1}
@@ -596,15 +596,15 @@ def test_goodreads_counts_what_it_leaves_out(tmp_path, caplog):
         ("v", 402128, None, None, "56", None, 0),
     ]
     messages = [message.removeprefix(f"{tmp_path}/goodreads_").split(".json.gz: ", 1) for message in caplog.messages]
-    no_record = "left out: not a record in JSON with all that a row needs; the first is line"
+    no_record = "left out: not a JSON record with all that a row needs; the first is line"
     assert sorted(messages) == [
         ["book_authors", f"1 line is {no_record} 2"],
-        ["books_poetry", "1 line is left out: a line before has the same book_id; the first is line 3"],
+        ["books_poetry", "1 line is left out: an earlier line has the same book_id; the first is line 3"],
         ["books_poetry", f"1 line is read without its author, who is not in {AUTHORS}; the first is line 1"],
         ["books_poetry", f"3 lines are {no_record} 2"],
         ["interactions_poetry", f"12 lines are {no_record} 2"],
         ["interactions_poetry", f"2 lines are left out: the book is not in {BOOKS_OF_POETRY}; the first is line 18"],
-        ["interactions_poetry", "4 lines are left out: date_added is no date; the first is line 14"],
+        ["interactions_poetry", "4 lines are left out: date_added is not a date; the first is line 14"],
     ]
 
 
@@ -615,7 +615,7 @@ def test_goodreads_refuses_a_file_that_is_cut_short(cache, monkeypatch, name):
     whole = (folder / name).read_bytes()
     for damaged, line in ((whole[: len(whole) // 2], r"\d+"), (b"not gzip", "0"), (whole[:-8] + bytes(8), r"\d+")):
         (folder / name).write_bytes(damaged)
-        with pytest.raises(ValueError, match=rf"{name}: cut short or damaged after line {line} \(.*download it again"):
+        with pytest.raises(ValueError, match=rf"{name}: truncated or damaged after line {line} \(.*download it again"):
             goodreads.load()
     # Nothing of it was kept.
     assert list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow")) == []
@@ -633,7 +633,7 @@ def test_goodreads_is_read_line_by_line(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-1000])
     blocks = goodreads.read_rows(path, tmp_path / BOOKS_OF_POETRY, tmp_path / AUTHORS)
     assert next(blocks)["user_id"].to_pylist() == ["0", "1"]
-    with pytest.raises(ValueError, match="cut short"):
+    with pytest.raises(ValueError, match="truncated"):
         list(blocks)
 
 
@@ -680,7 +680,7 @@ def test_goodreads_wants_the_files_of_one_genre(cache):
     with pytest.raises(FetchError, match=rf"no file .*{AUTHORS}"):
         goodreads.load()
     write(folder, {**GOODREADS, "goodreads_books_comics_graphic.json.gz": ""})
-    with pytest.raises(ValueError, match=rf"goodreads_books_comics_graphic.json.gz, {BOOKS_OF_POETRY}: leave"):
+    with pytest.raises(ValueError, match=rf"goodreads_books_comics_graphic.json.gz, {BOOKS_OF_POETRY}: keep"):
         goodreads.load()
     (folder / BOOKS_OF_POETRY).unlink()
     with pytest.raises(ValueError, match=rf"{INTERACTIONS} needs {BOOKS_OF_POETRY}, but goodreads_books_comics"):

@@ -147,10 +147,10 @@ def test_a_value_that_is_no_id_is_named(form, values, row, reason):
         pytest.param(None, "value None: rows must be a list of dicts", id="None"),
         pytest.param({"f": [1, 2], "o": [1]}, "'f' has 2, 'o' has 1 values", id="ragged"),
         pytest.param({"f": {0: 1, 1: 2}}, "field 'f', value {0: 1, 1: 2}: a column must be a list", id="dict of dicts"),
-        pytest.param({}, "field 'f': the column is missing; the columns there are: none", id="no columns"),
-        pytest.param(datasets.DatasetDict(train=FORMS["dataset"]), "several splits, 'train'; take one", id="splits"),
-        pytest.param(pd.DataFrame([[1, 2]], columns=["f", "f"]), "field 'f': the column is there twice", id="pandas"),
-        pytest.param(pa.table([[1], [2]], ["f", "f"]), "field 'f': the column is there twice", id="Arrow"),
+        pytest.param({}, "field 'f': the column is missing; the columns are: none", id="no columns"),
+        pytest.param(datasets.DatasetDict(train=FORMS["dataset"]), "several splits, 'train'; select one", id="splits"),
+        pytest.param(pd.DataFrame([[1, 2]], columns=["f", "f"]), "field 'f': the column occurs twice", id="pandas"),
+        pytest.param(pa.table([[1], [2]], ["f", "f"]), "field 'f': the column occurs twice", id="Arrow"),
     ],
 )
 def test_rows_that_are_no_table(rows, message):

@@ -170,8 +170,8 @@ def test_the_most_frequent_text_of_a_value_counts_and_the_others_are_told(wordpi
     changed = [row | ({"title": "heatt"} if row["film"] == "1" and i < 5 else {}) for i, row in enumerate(rows())]
     with caplog.at_level(logging.WARNING):
         processor = FlipProcessor.fit(changed, FIELDS, wordpiece, label="label", text_features=features)
-    assert "1 of 4 values stand beside several of title, genre" in caplog.text
-    assert "value '1': 'heat, crime' and not 'heatt, crime'" in caplog.text
+    assert "1 of 4 values occur with several values of title, genre" in caplog.text
+    assert "value '1' that is 'heat, crime' and not 'heatt, crime'" in caplog.text
     found = vectors_of(processor, [rows()[0]])[0]
     np.testing.assert_array_equal(found[1], expected(encoder, processor, "heat, crime")[0])
 
@@ -212,7 +212,7 @@ def test_another_encoder_encodes_no_new_texts(fitted, tmp_path, workplace, monke
         return TextVectorizer(workplace / "encoder", pooling="cls")
 
     monkeypatch.setattr(loaded.vectors, "make_source", other)
-    with pytest.raises(ValueError, match=r"text features of 'film'.*not the one"):
+    with pytest.raises(ValueError, match=r"text features of 'film'.*differs from the one"):
         loaded.encode([new_row()])
 
 
@@ -357,7 +357,7 @@ def test_a_file_of_vectors_that_was_edited_is_refused(fitted, tmp_path, change, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"field": "film"}, "either encoder and fields, or column"),
+        ({"field": "film"}, "either encoder and fields, or a column"),
         ({"field": "film", "encoder": "e"}, "fields are the columns"),
         ({"field": "film", "encoder": "e", "column": "v", "fields": ["title"]}, "either encoder"),
         ({"field": "film", "column": "v"}, "size=None"),
@@ -366,7 +366,7 @@ def test_a_file_of_vectors_that_was_edited_is_refused(fitted, tmp_path, change, 
         ({"field": "liked", "column": "v", "size": 4}, "attach them to that one"),
         ({"field": "film", "column": "user", "size": 4}, "can't be a field"),
         ({"field": "film", "column": "v", "sizes": 4}, "did you mean 'size'"),
-        ({"encoder": "e", "fields": ["title"]}, "need a field"),
+        ({"encoder": "e", "fields": ["title"]}, "need the field"),
         ({"field": "film", "encoder": "e", "fields": None}, "fields are the columns"),
         ({"field": "film", "encoder": "e", "fields": [1]}, "names of columns"),
         ("film", "a mapping"),

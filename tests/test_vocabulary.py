@@ -162,7 +162,7 @@ def test_a_vocabulary_is_known_by_its_values(tmp_path):
         vocabulary.save(tmp_path / "v.parquet")
         assert FeatureVocabulary.load(tmp_path / "v.parquet", vocabulary.fields) == vocabulary
     other.save(tmp_path / "v.parquet")
-    with pytest.raises(InputError, match="field 'a': the values are not those that the field was fitted on"):
+    with pytest.raises(InputError, match="field 'a': the values differ from those that the field was fitted on"):
         FeatureVocabulary.load(tmp_path / "v.parquet", own.fields)
 
 

@@ -1,1 +1,1 @@
-"""From a click log's rows to the tensors of a batch."""
+"""Turns the rows of a click log into batches of tensors."""

@@ -1,4 +1,4 @@
-"""Rows that are too many for memory, as Arrow files in the folder where datasets keeps what it makes of files."""
+"""Stores rows that don't fit in memory as Arrow files in datasets' cache folder."""
 
 import contextlib
 import hashlib
@@ -23,34 +23,34 @@ from flip_hf.standard_json import settings_json
 logger = logging.getLogger(__name__)
 
 BLOCK_ROWS = 1 << 16
-"""Rows of a table that are held in memory at a time."""
+"""Number of rows of a table held in memory at a time."""
 
 _HASHED_BYTES = 1 << 24
-# Part of the key of what is kept of files: to be raised when the same files are read otherwise than before.
+# Part of the cache key. Increase it when a change to the reader gives different rows for the same files.
 _READER = 1
 
 
 def plain_strings(table: pa.Table) -> pa.Table:
-    """A table without dictionaries, which may differ from one part of a file to the next."""
+    """Removes dictionary encoding from a table, since dictionaries may differ between parts of a file."""
     return table.cast(pa.schema([f.with_type(plain_type(f.type)) for f in table.schema]))
 
 
 def open_files(
     place: Place, columns: Sequence[str], *, optional: Sequence[str] = (), csv: CSVFormat | None = None
 ) -> Dataset:
-    """The wanted columns of CSV or Parquet files as a Dataset on disk: memory does not grow with the files.
+    """Opens the wanted columns of CSV or Parquet files as a Dataset on disk. Memory use does not grow with the files.
 
-    Written once, as Arrow, into the folder where datasets keeps what it makes of files, and opened again as long as the
-    files hold the same bytes. To know that, each call reads the files once.
+    The rows are written once, as Arrow, to datasets' cache folder, and reused while the files' contents stay the same.
+    To detect changes, each call reads the files once.
 
     Args:
-        place: the files, as `flip_hf.data.files.stream_tables` takes them.
-        columns: names of the columns that must be there.
-        optional: names of columns that are taken where they are there.
-        csv: how CSV files are written.
+        place: the files, as in `flip_hf.data.files.stream_tables`.
+        columns: names of the required columns.
+        optional: names of columns to read if they exist.
+        csv: format of the CSV files.
 
     Raises:
-        InputError: a file can't be read, lacks a column, or there are no rows.
+        InputError: a file can't be read or lacks a column, or there are no rows.
     """
     key = ["files", _READER, *content_of(place, csv), list(columns), list(optional)]
     warnings: list[str] = []
@@ -67,15 +67,16 @@ def open_files(
 def rows_on_disk(
     key: Any, tables: Callable[[], Iterable[pa.Table]], source: str, notes: list[str] | None = None
 ) -> Dataset:
-    """The rows of some tables as a Dataset on disk: memory does not grow with them.
+    """Stores the rows of tables as a Dataset on disk. Memory use does not grow with the rows.
 
-    Written once, and opened again as long as `key` is the same.
+    The rows are written once and reused while `key` stays the same.
 
     Args:
-        key: all that the rows depend on, as JSON types.
-        tables: makes the tables, all of one schema; not called where the rows are there.
-        source: where the rows come from, for errors.
-        notes: what making the tables adds to this list is kept with the rows, and added again when they are opened.
+        key: everything that determines the rows, as JSON types.
+        tables: creates the tables, all with one schema; not called if the rows are in the cache.
+        source: name of the rows, for error messages.
+        notes: a list to which creating the tables may append. The notes are stored with the rows, and appended again
+            when the rows are opened from the cache.
 
     Raises:
         InputError: there are no rows.
@@ -90,13 +91,13 @@ def rows_on_disk(
                 aside = folder / f"{name}.new"
                 cleanup.callback(aside.unlink, missing_ok=True)
                 if _write(tables(), aside) == 0:
-                    raise InputError("there are no rows; training and evaluation need some", source=source)
+                    raise InputError("there are no rows; training and evaluation need at least one", source=source)
                 if notes:
                     kept_notes.write_text(settings_json(notes), encoding="utf-8")
                 os.replace(aside, cached)
         elif notes is not None and kept_notes.exists():
             notes += json.loads(kept_notes.read_text(encoding="utf-8"))
-    # Files are compared by what they hold, wherever they lie.
+    # The fingerprint depends on the content only, not on the path.
     content = hashlib.sha256()
     with pa.memory_map(str(cached)) as file:
         for start in range(0, file.size(), _HASHED_BYTES):
@@ -108,7 +109,7 @@ def rows_on_disk(
 
 
 def _write(tables: Iterable[pa.Table], path: Path) -> int:
-    """Writes tables as one Arrow stream; how many rows there were."""
+    """Writes tables as one Arrow stream and returns the number of rows."""
     num_rows, writer = 0, None
     with contextlib.ExitStack() as cleanup:
         for table in _in_blocks(map(plain_strings, tables)):
@@ -120,7 +121,7 @@ def _write(tables: Iterable[pa.Table], path: Path) -> int:
 
 
 def _in_blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of `BLOCK_ROWS` rows: equal rows make equal bytes, however they came."""
+    """Regroups the rows into tables of `BLOCK_ROWS` rows, so that equal rows give equal bytes in the file."""
     held: list[pa.Table] = []
     num_rows = 0
     for table in tables:
@@ -135,5 +136,5 @@ def _in_blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _copied(table: pa.Table) -> pa.Table:
-    # Arrow writes a slice with some bytes of what follows it; what `take` makes has nothing behind it.
+    # Arrow writes some bytes beyond the end of a slice. `take` copies the rows, so nothing follows them.
     return table.combine_chunks().take(pa.array(np.arange(len(table))))

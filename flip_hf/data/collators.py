@@ -1,4 +1,4 @@
-"""Encoded rows -> the tensors that the models' `forward` takes."""
+"""Collators: convert encoded rows to the tensors that the models' `forward` takes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -46,32 +46,32 @@ class FlipCTRCollator:
 
     Args:
         processor: the processor that encoded the rows.
-        mode: the model's mode: which views it reads.
-        oov_dropout: share of the features replaced by their field's OOV feature, for training: so the OOV feature is
-            trained, and a gated fusion learns what it is worth. One number is every field's share, but fields that
-            know no OOV are spared; a dict gives it for each field that it names. Which are replaced depends on the
-            seed, the epoch and the row's number alone. The text says "missing" in the place of a field of which no
-            feature is left, as it does of OOV ones, if the field's `show_oov` is off.
-        seed: the run's seed; only read with `oov_dropout`.
-        pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this; by default to
-            `flip_hf.data.ragged.padding_multiple()`, 8 with an accelerator and 2 without.
-        text_towers: the model's, `model.config.text_towers`; with them texts are cut into the towers' parts. A constant
-            piece such as ` . genre is` goes with the value that it names, and what ends the text with the last one.
-            Mode "id" ignores them.
+        mode: the model's mode, which decides the views in a batch.
+        oov_dropout: share of the features to replace by their field's OOV feature in training, in [0, 1). This trains
+            the OOV feature and shows a gated fusion what it is worth. A number applies to every field that can have OOV
+            values; a dict gives the share of each field that it names. The choice depends only on the seed, the epoch
+            and the row number. If all features of a field are replaced and its `show_oov` is off, the text shows
+            "missing", as for OOV values.
+        seed: the run's seed; used only with `oov_dropout`.
+        pad_to_multiple_of: the batch length is the longest row's, rounded up to a multiple of this. Default:
+            `flip_hf.data.ragged.padding_multiple()`, which is 8 with an accelerator and 2 without.
+        text_towers: `model.config.text_towers`. If set, each text is cut into one part per tower. A constant piece such
+            as ` . genre is` belongs to the value that follows it; the end of the text belongs to the last value. Mode
+            "id" ignores this argument.
 
     Returns (when called with encoded rows, a list or an Arrow table of them):
-        feature_ids int64 (B, P) unless the mode is "text"; input_ids and attention_mask int64 (B, T) unless it is
-        "id", and with `text_towers` (B, towers, T); where fields have vectors, `vectors` and `vector_places` as in
-        `FlipModel` unless the mode is "text"; labels float32 (B,) where the rows have a label; teacher_logits float32
-        (B,) where they have a `teacher_logit`, and then labels may be null or NaN, which become -100. Rows may also be
-        what calling the processor returns, as in `Dataset.map(processor, batched=True)`: their `attention_mask` says
-        which tokens are padding.
+        feature_ids int64 (B, P), unless the mode is "text"; input_ids and attention_mask int64 (B, T), or
+        (B, towers, T) with `text_towers`, unless the mode is "id"; `vectors` and `vector_places` as in `FlipModel`, if
+        fields have vectors and the mode is not "text"; labels float32 (B,), if the rows have labels; teacher_logits
+        float32 (B,), if the rows have a `teacher_logit`. With teacher_logits, labels may be null or NaN, which become
+        -100. Rows may also be the processor's own output, as in `Dataset.map(processor, batched=True)`; their
+        `attention_mask` marks the padding.
 
     Raises (when called):
-        ValueError: the rows are neither a list nor an Arrow table, there are none, or they are not encoded; a column is
-            missing; a feature id is not one of its field's, as in most rows that another processor encoded; an
-            `attention_mask` is not ones and then zeros; a label is not 0 or 1; or with `oov_dropout`, rows that differ
-            have the same number, or several workers read one stream.
+        ValueError: the rows are neither a list nor an Arrow table, are empty, or are not encoded; a column is missing;
+            a feature id belongs to another field, as in most rows of another processor; an `attention_mask` is not ones
+            followed by zeros; or a label is not 0 or 1. With `oov_dropout` also: different rows share a row number, or
+            several workers read one stream.
     """
 
     model_class: ClassVar[str] = "FlipForCTR"
@@ -87,8 +87,8 @@ class FlipCTRCollator:
     ) -> None:
         if mode not in MODES:
             raise ValueError(
-                f"mode={mode!r} is not one of {', '.join(MODES)}; set it to model.config.mode, or make the collator by "
-                "FlipCTRCollator.from_model(processor, model)"
+                f"mode={mode!r} is not one of {', '.join(MODES)}; set it to model.config.mode, or create the collator "
+                "with FlipCTRCollator.from_model(processor, model)"
             )
         places = [i for i, field in enumerate(processor.fields) if field.traits.has_features]
         fields = list(_with_ranges(processor.fields))
@@ -113,15 +113,15 @@ class FlipCTRCollator:
         self.num_positions = np.array([f.num_positions for f, _ in fields])
         self.first_positions = self.num_positions.cumsum() - self.num_positions
         self._position_names = [f.name for f, _ in fields for _ in range(f.num_positions)]
-        # The bounds of the ids that each position may hold, (ranges, positions); fields with fewer have empty ones.
+        # The bounds of each position's ids, (ranges, positions). Fields with fewer ranges get empty ones.
         num_ranges = max(len(ranges) for _, ranges in fields)
         bounds = np.array([ranges + [(0, 0)] * (num_ranges - len(ranges)) for _, ranges in fields], dtype=np.int64)
         self._first_ids, self._end_ids = np.repeat(bounds, self.num_positions, axis=0).transpose(2, 1, 0)
-        # For each position its field's OOV feature, and how often to drop to it.
+        # Each position's OOV feature, MISSING feature, and dropout share.
         self._oov_ids = np.repeat([oov_id(ranges) for _, ranges in fields], self.num_positions)
         self._missing_ids = np.repeat([missing_id(ranges) for _, ranges in fields], self.num_positions)
         self._oov_dropout = np.repeat([shares.get(f.name, 0.0) for f, _ in fields], self.num_positions)
-        # The fields that the text hides where they are dropped: their places in the table, and in the text.
+        # The fields that the text hides if they are dropped: their indices in the table, and among all fields.
         self._hidden = [i for i, (f, _) in enumerate(fields) if not f.show_oov and shares.get(f.name, 0.0)]
         self._hidden_places = [places[i] for i in self._hidden]
         self._hides = mode != "id" and bool(self._hidden)
@@ -138,7 +138,7 @@ class FlipCTRCollator:
         seed: int = 0,
         pad_to_multiple_of: int | None = None,
     ) -> Self:
-        """A collator that makes what a model reads: the mode and the text towers are the model's.
+        """Creates the collator for a model. Takes the mode and the text towers from the model's configuration.
 
         Args:
             processor: as in the constructor.
@@ -148,7 +148,7 @@ class FlipCTRCollator:
             pad_to_multiple_of: as in the constructor.
 
         Raises:
-            ValueError: the processor's fields are not the model's.
+            ValueError: the processor's fields differ from the model's.
         """
         check_fields(processor.fields, model.config.fields)
         return cls(
@@ -156,12 +156,12 @@ class FlipCTRCollator:
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """What the next batches drop belongs to this epoch."""
+        """Sets the epoch that determines which features the next batches drop."""
         self.epoch = epoch
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the encoded rows that are read."""
+        """The columns of the encoded rows that the collator reads."""
         views = ["input_ids", "attention_mask"] if self.mode != "id" else []
         views += ["token_field_ids"] if self.towers is not None or self._hides else []
         views += ["feature_ids"] if self.mode != "text" or self._hides else []
@@ -169,18 +169,18 @@ class FlipCTRCollator:
 
     @property
     def vector_columns(self) -> list[str]:
-        """The columns of the encoded rows that hold vectors, or their keys."""
+        """The columns of the encoded rows that hold vectors or their keys."""
         return self._vector_inputs.columns
 
     @property
     def needed_columns(self) -> list[str]:
-        """Those of `columns` without which there is no batch."""
+        """The columns without which the collator can't make a batch; a subset of `columns`."""
         optional = {"attention_mask", "label", TEACHER_COLUMN} | (set() if self.reads_numbers else {"row"})
         return [name for name in self.columns if name not in optional]
 
     @property
     def reads_numbers(self) -> bool:
-        """Whether batches depend on the rows' numbers."""
+        """Whether batches depend on the row numbers."""
         return bool(self._oov_dropout.any()) and (self.mode != "text" or self._hides)
 
     def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
@@ -194,7 +194,7 @@ class FlipCTRCollator:
         return batch
 
     def views(self, rows: Rows) -> dict[str, torch.Tensor]:
-        """A batch without its labels and teacher's logits."""
+        """Makes a batch without labels and teacher logits."""
         check_rows(rows, self)
         batch: dict[str, torch.Tensor] = {}
         hidden = None
@@ -218,19 +218,19 @@ class FlipCTRCollator:
         return batch
 
     def feature_ids(self, rows: Rows) -> np.ndarray:
-        """The rows' features, int64 (rows, positions).
+        """Returns the rows' feature ids, int64 (rows, positions).
 
         Raises:
-            ValueError: a row has another number of positions than the processor's fields, or a position holds a feature
-                of another field. Rows of another processor pass where each of their ids is one of the right field.
+            ValueError: a row has the wrong number of positions, or a position holds a feature of another field. This
+                does not detect rows of another processor whose ids all belong to the right fields.
         """
         lists = ragged_column(rows, "feature_ids")
         width = int(self.num_positions.sum())
-        advice = "another processor encoded the rows; encode them with the collator's, processor.encode_dataset"
+        advice = "another processor encoded the rows; encode them with this collator's processor.encode_dataset"
         if (lists.lengths != width).any():
             row = int((lists.lengths != width).argmax())
             raise ValueError(
-                f"row {row} of the batch has {lists.lengths[row]} feature_ids, and the fields of the collator's "
+                f"row {row} of the batch has {lists.lengths[row]} feature_ids, but the fields of the collator's "
                 f"processor have {width} positions: {advice}"
             )
         feature_ids: np.ndarray = lists.values.reshape(-1, width).astype(np.int64)
@@ -241,21 +241,21 @@ class FlipCTRCollator:
             row, position = np.argwhere(~known)[0]
             field = self._position_names[position]
             raise ValueError(
-                f"row {row} of the batch holds feature id {feature_ids[row, position]} in the place of field "
+                f"row {row} of the batch holds feature id {feature_ids[row, position]} at a position of field "
                 f"{field!r}, which has no such feature: {advice}"
             )
         return feature_ids
 
     def _dropped(self, feature_ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """The features that are replaced, bool (rows, positions)."""
+        """Draws the features to replace, bool (rows, positions)."""
         draws = uniform(self.seed, self.epoch, numbers, _OOV_STREAM, feature_ids.shape[1])
-        # A value that is missing is not one that was never seen.
+        # A missing value is known to be missing, so it is never replaced by OOV.
         droppable = (feature_ids != PADDING_ID) & (feature_ids != self._missing_ids)
         result: np.ndarray = droppable & (draws < self._oov_dropout)
         return result
 
     def _fields_to_hide(self, feature_ids: np.ndarray, dropped: np.ndarray) -> np.ndarray:
-        """The fields of which the text shall show nothing, bool (rows, fields + 1); the last one is no field."""
+        """Returns the fields to hide in the text, bool (rows, fields + 1); the last column stands for no field."""
         left = np.logical_or.reduceat((feature_ids != PADDING_ID) & ~dropped, self.first_positions, axis=1)
         result = np.zeros((len(feature_ids), self._num_fields + 1), dtype=bool)
         result[:, self._hidden_places] = ~left[:, self._hidden]
@@ -271,18 +271,18 @@ class FlipCTRCollator:
         if self.towers is None:
             return texts
         tower_of_name = {name: i for i, group in enumerate(self.towers.values()) for name in group}
-        # A vector has no token, so its tower is never looked up.
+        # A vector field has no tokens, so its tower is never looked up.
         tower_of_field = np.array([tower_of_name.get(field.name, 0) for field in self.fields])
         return _cut(texts, fields.values, tower_of_field, len(self.towers))
 
     def _without(self, hidden: np.ndarray, texts: Ragged, fields: Ragged) -> tuple[Ragged, Ragged]:
-        """The texts, and their tokens' fields, with "missing" in the place of what is hidden."""
+        """Replaces hidden values by "missing". Returns the texts and the fields of their tokens."""
         row_of_token = np.repeat(np.arange(len(texts.lengths)), texts.lengths)
         is_hidden = hidden[row_of_token, fields.values]
-        # How far each token stands behind the first one of its value; fields stand apart.
+        # Each token's offset within its value; constant tokens separate the values.
         order = np.arange(len(fields.values))
         within = order - np.maximum.accumulate(np.where(np.diff(fields.values, prepend=NO_FIELD) != 0, order, 0))
-        # A text may not grow beyond what the encoder reads, so what a value's tokens leave no room for is cut.
+        # A text may not grow beyond the encoder's maximum length, so "missing" is cut to the length of the value.
         says_missing = is_hidden & (within < len(self._missing))
         values = texts.values.copy()
         values[says_missing] = self._missing[within[says_missing]]
@@ -294,28 +294,27 @@ class FlipCTRCollator:
 class FlipPretrainingCollator:
     """Batches encoded rows for `FlipForPreTraining`, with fields masked in both views.
 
-    The fields masked in the text and in the table are drawn independently. All value tokens of a masked field are
-    replaced by the tokenizer's mask token, and no others; with `text_mask_unit="token"` they are single tokens. What is
-    masked depends on the seed, the epoch and the row's number alone (`data.masking`), so a resumed or resharded run
-    masks alike.
+    Masks in the text and in the table are drawn independently. In the text, the mask token replaces all value tokens of
+    a masked field and no other tokens; with `text_mask_unit="token"` it replaces single tokens. Masks depend only on
+    the seed, the epoch and the row number (`data.masking`), so they stay the same when a run is resumed or resharded.
 
     Args:
         processor: the processor that encoded the rows; its tokenizer must have a mask token.
         seed: the run's seed.
-        text_mask_ratio: share of the fields masked in the text; at least one field is.
-        tabular_mask_ratio: share of the fields masked in the table; at least one field is.
-        text_mask_unit: "field", or "token": then the ratio is that of all value tokens, of which at least one is
-            masked, whatever their fields.
-        pad_to_multiple_of: the length of a batch is its longest row's, rounded up to this; by default to
-            `flip_hf.data.ragged.padding_multiple()`, 8 with an accelerator and 2 without.
+        text_mask_ratio: share of the fields masked in the text, in (0, 1]; at least one field is masked.
+        tabular_mask_ratio: share of the fields masked in the table, in (0, 1]; at least one field is masked.
+        text_mask_unit: "field", or "token". With "token", `text_mask_ratio` is the share of all value tokens, whatever
+            their fields; at least one token is masked.
+        pad_to_multiple_of: the batch length is the longest row's, rounded up to a multiple of this. Default:
+            `flip_hf.data.ragged.padding_multiple()`, which is 8 with an accelerator and 2 without.
 
     Returns (when called with encoded rows, a list or an Arrow table of them):
-        feature_ids, masked_feature_ids int64 (B, P); mtm_labels int64 (B, F), F the fields with features; input_ids,
-        attention_mask, masked_input_ids and mlm_labels int64 (B, T). Labels are -100 where nothing was masked. Of a
-        masked field that holds several features none is left, and one of them, drawn like the masks, is the label.
+        feature_ids, masked_feature_ids int64 (B, P); mtm_labels int64 (B, F), F being the number of fields with
+        features; input_ids, attention_mask, masked_input_ids and mlm_labels int64 (B, T). Labels are -100 where nothing
+        is masked. If a masked field has several features, all are masked. One, drawn like the masks, is the label.
 
     Raises (when called):
-        ValueError: as in `FlipCTRCollator` with `oov_dropout`: rows that share a number would be masked alike.
+        ValueError: as in `FlipCTRCollator` with `oov_dropout`, because rows that share a number would get equal masks.
     """
 
     model_class: ClassVar[str] = "FlipForPreTraining"
@@ -333,7 +332,7 @@ class FlipPretrainingCollator:
         pad_to_multiple_of: int | None = None,
     ) -> None:
         if text_mask_unit not in ("field", "token"):
-            raise ValueError(f"text_mask_unit={text_mask_unit!r} is not field or token")
+            raise ValueError(f"text_mask_unit={text_mask_unit!r} must be 'field' or 'token'")
         for name, ratio in (("text_mask_ratio", text_mask_ratio), ("tabular_mask_ratio", tabular_mask_ratio)):
             if not 0 < ratio <= 1:
                 raise ValueError(f"{name}={ratio} must be in (0, 1]")
@@ -342,11 +341,13 @@ class FlipPretrainingCollator:
         self.mask_token_id: int = processor.tokenizer.mask_token_id
         self.plain = FlipCTRCollator(processor, pad_to_multiple_of=pad_to_multiple_of)
         self.num_fields = len(processor.fields)
-        # A vector has no text, and no feature that could be told from others.
+        # A vector has no text, and its single feature leaves nothing to predict.
         self._in_text = np.array([f.traits.has_text for f in processor.fields])
         self._in_table = np.array([not f.traits.is_vector for f in tabular_fields(processor.fields)])
         if not self._in_table.any():
-            raise ValueError("pretraining masks fields of the table, and all of these are vectors")
+            raise ValueError(
+                "pretraining masks fields of the table, but these are all vectors; add one of another kind"
+            )
         num_positions = self.plain.num_positions
         self._position_fields = np.repeat(np.arange(len(num_positions)), num_positions)
         self.seed = seed
@@ -356,17 +357,17 @@ class FlipPretrainingCollator:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Masks of the next batches belong to this epoch."""
+        """Sets the epoch that determines the masks of the next batches."""
         self.epoch = epoch
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the encoded rows that are read."""
+        """The columns of the encoded rows that the collator reads."""
         return [*self.needed_columns, "attention_mask"]
 
     @property
     def needed_columns(self) -> list[str]:
-        """Those of `columns` without which there is no batch."""
+        """The columns without which the collator can't make a batch; a subset of `columns`."""
         return ["row", "feature_ids", "input_ids", "token_field_ids", *self.plain.vector_columns]
 
     @property
@@ -394,7 +395,7 @@ class FlipPretrainingCollator:
         token_field_ids = token_fields.padded(NO_FIELD, self.plain.pad_to_multiple_of)
         if self.text_mask_unit == "field":
             in_text = self._masked(numbers, self._in_text, self.text_mask_ratio, _TEXT_STREAM)
-            # Tokens of no field look the last place up, which is never masked.
+            # Tokens outside values look up the last column, which is never masked.
             lookup = np.concatenate([in_text, np.zeros((len(numbers), 1), dtype=bool)], axis=1)
             masked = np.take_along_axis(lookup, token_field_ids % (self.num_fields + 1), axis=1)
         else:
@@ -406,13 +407,13 @@ class FlipPretrainingCollator:
         return batch
 
     def _masked(self, numbers: np.ndarray, maskable: np.ndarray, ratio: float, stream: int) -> np.ndarray:
-        """The fields that are masked, bool (rows, fields): bool (fields,) says which can be."""
+        """Draws the masked fields, bool (rows, fields). `maskable`, bool (fields,), says which fields can be masked."""
         masked = np.zeros((len(numbers), len(maskable)), dtype=bool)
         masked[:, maskable] = masked_fields(self.seed, self.epoch, numbers, int(maskable.sum()), ratio, stream)
         return masked
 
     def _target_positions(self, feature_ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Where the feature to recover stands, for each field if it is masked, int64 (rows, fields)."""
+        """Draws, for each field, the position of the feature to recover if it is masked, int64 (rows, fields)."""
         present = np.add.reduceat(feature_ids != PADDING_ID, self.plain.first_positions, axis=1)
         draws = uniform(self.seed, self.epoch, numbers, _TARGET_STREAM, len(self.plain.first_positions))
         positions: np.ndarray = self.plain.first_positions + (draws * present).astype(np.int64)
@@ -420,8 +421,8 @@ class FlipPretrainingCollator:
 
 
 def _cut(texts: Ragged, field_ids: np.ndarray, tower_of_field: np.ndarray, num_towers: int) -> Ragged:
-    """The parts of the rows' texts that the towers read, as texts of their own: as many a row as there are towers."""
-    # Fields come in order and each has a token: a part ends behind its last value, the last one where the row does.
+    """Cuts each text into the parts that the towers read; each row becomes `num_towers` texts."""
+    # Fields come in order and each has a token. A part ends after its last value; the last part ends with the row.
     of_values = np.flatnonzero(field_ids != NO_FIELD)
     row_of_token = np.repeat(np.arange(len(texts.lengths)), texts.lengths)
     parts = row_of_token[of_values] * num_towers + tower_of_field[field_ids[of_values]]  # ascending

@@ -1,4 +1,4 @@
-"""CSV files -> Arrow tables, in a stream, and never by guessing what a quote means."""
+"""Streams CSV files as Arrow tables. Raises an error instead of guessing what a quote means."""
 
 import csv
 import re
@@ -16,31 +16,31 @@ from flip_hf.data.schema import InputError
 from flip_hf.fields import printable
 
 NULL_WORDS = ("NA", "N/A", "n/a", "NULL", "null", "None", "NaN", "nan", r"\N")
-"""What other programs write for a missing value. Here they are values, and a warning counts them."""
+"""Words that other programs write for a missing value. By default they are values here, and a warning counts them."""
 
-# How much of a file is parsed at a time.
+# Number of bytes parsed at a time.
 _BLOCK_BYTES = 1 << 21
-# A row must fit into memory. A quote that is never closed makes a row of the rest of the file.
+# A row must fit in memory. A quote that is never closed turns the rest of the file into one row.
 _MOST_ROW_BYTES = 1 << 26
-# Delimiters beside which all common programs enclose values in quotes. With others, about half of the programs do.
+# With these delimiters, all common programs enclose values in quotes. With others, about half of the programs do.
 _QUOTED_DELIMITERS = (",", ";")
 
 
 @dataclass(frozen=True)
 class CSVFormat:
-    """How CSV files are written. What is left unset and matters is an error that names the setting.
+    """The format of CSV files. If an unset setting matters for a file, an error names the setting.
 
     Args:
-        delimiter: the character between values. By default a tab if the file's name says `.tsv`, else a comma.
-        quote: true: double quotes may enclose values. false: a quote is a character like any other. By default true for
-            commas and semicolons. For other delimiters, a value that begins with a quote is an error by default.
-        escape: the character that escapes quotes, such as the backslash in Spark's files. An empty string says that
+        delimiter: the character between values. Default: a tab for a file name with `.tsv`, otherwise a comma.
+        quote: true: double quotes may enclose values. false: a quote is an ordinary character. Default: true for commas
+            and semicolons. For other delimiters, a value that starts with a quote is an error by default.
+        escape: the character that escapes quotes, such as the backslash in Spark's files. An empty string means that
             there is none. By default there is none, and a backslash before a quote is an error.
         null_values: values that mean "missing", such as `[NA, "null"]`. By default only empty values do, and a warning
             counts the words that other programs write for a missing value.
 
     Raises:
-        ValueError: a setting is not what it must be.
+        ValueError: a setting is invalid.
     """
 
     delimiter: str | None = None
@@ -52,14 +52,14 @@ class CSVFormat:
         forbidden = '"\r\n'
         if self.delimiter is not None and not _is_one_character(self.delimiter, forbidden):
             raise ValueError(
-                f"csv.delimiter={self.delimiter!r} must be one ASCII character, and no quote or line break"
+                f"csv.delimiter={self.delimiter!r} must be one ASCII character other than a quote or line break"
             )
         if self.quote is not None and not isinstance(self.quote, bool):
             raise ValueError(f"csv.quote={self.quote!r} must be true or false, without quotes")
         if self.escape not in (None, "") and not _is_one_character(self.escape, forbidden + (self.delimiter or "")):
             raise ValueError(
-                f"csv.escape={self.escape!r} must be one ASCII character, no quote, line break or delimiter. Doubled "
-                "quotes need no setting"
+                f"csv.escape={self.escape!r} must be one ASCII character other than a quote, line break or delimiter. "
+                "Doubled quotes need no setting"
             )
         if isinstance(self.null_values, str):
             raise ValueError(f"csv.null_values={self.null_values!r} must be a list: write [{self.null_values}]")
@@ -82,19 +82,19 @@ def stream_csv(
     batch_rows: int,
     warn: Callable[[str], object],
 ) -> Iterator[pa.Table]:
-    """The chosen columns of a CSV file as strings, in tables of at most `batch_rows` rows.
+    """Streams the chosen columns of a CSV file as strings, in tables of at most `batch_rows` rows.
 
     Args:
         stream: the file's bytes, decompressed.
-        source: the file's name, for errors.
-        form: how the file is written.
-        default_delimiter: the delimiter if `form` names none.
-        choose: the columns to take, given the names of all.
-        batch_rows: most rows of a table.
-        warn: is called at the end of the file if words in it may mean that a value is missing.
+        source: name of the file, for error messages.
+        form: format of the file.
+        default_delimiter: the delimiter if `form` sets none.
+        choose: returns the columns to read, given the names of all columns.
+        batch_rows: maximum number of rows of a table.
+        warn: called at the end of the file if it holds words that may mean a missing value.
 
     Raises:
-        InputError: the file can't be read, or can be read in two ways.
+        InputError: the file can't be read, or is ambiguous.
     """
     reader = _Reader(source, form, form.delimiter or default_delimiter)
     blocks = reader.blocks(stream)
@@ -114,7 +114,7 @@ def stream_csv(
 
 
 class _NullWords:
-    """Makes the values that mean "missing" null, or counts the words that may mean it."""
+    """Replaces the values that mean "missing" by null, or counts the words that may mean it."""
 
     def __init__(self, null_values: Sequence[str] | None) -> None:
         self._null_values = null_values
@@ -128,7 +128,7 @@ class _NullWords:
         columns = {}
         for name in table.column_names:
             column = table[name]
-            # White space around a value means nothing: `data.schema` strips it, too.
+            # White space around a value is ignored, as in `data.schema`.
             stripped = pc.utf8_trim_whitespace(column)
             found = pc.is_in(stripped, value_set=self._words)
             if self._null_values is None:
@@ -142,7 +142,7 @@ class _NullWords:
         return pa.table(columns)
 
     def counts(self) -> str:
-        """How often fields hold such words, and what to set; empty if none does."""
+        """Describes how often fields hold such words, and which setting to use; empty if there are none."""
         if not self._counts:
             return ""
         counts = "; ".join(
@@ -150,7 +150,7 @@ class _NullWords:
             for name, words in self._counts.items()
         )
         found = sorted({word for of_field in self._counts.values() for word in of_field})
-        # As YAML would otherwise not read strings.
+        # Without quotes, YAML may not read these words as strings.
         listed = ", ".join(f'"{word}"' if word.lower() in ("null", "nan") else word for word in found)
         return (
             f"these words are read as values, not as missing: {printable(counts)}. If they mean that a value is "
@@ -159,7 +159,7 @@ class _NullWords:
 
 
 class _Reader:
-    """Reads one file in blocks of whole rows, and parses them."""
+    """Reads one file in blocks of whole rows and parses them."""
 
     def __init__(self, source: str, form: CSVFormat, delimiter: str) -> None:
         self._source = source
@@ -170,11 +170,11 @@ class _Reader:
         self._quote = quote
         self._escape = form.escape
         if form.escape and quote is None:
-            raise InputError("with csv.escape, set csv.quote to true or false as well", source=source)
+            raise InputError("csv.escape is set, so set csv.quote to true or false as well", source=source)
         self._cutter = RowCutter(source, delimiter, quote, form.escape, is_quote_given=form.quote is not None)
 
     def blocks(self, stream: pa.NativeFile) -> Iterator[bytes]:
-        """The header's bytes, then blocks of whole rows, with quotes doubled where they were escaped."""
+        """Yields the header's bytes, then blocks of whole rows. Escaped quotes are replaced by doubled quotes."""
         rest, is_start, has_header = b"", True, False
         try:
             while chunk := stream.read(max(_BLOCK_BYTES, len(rest))):
@@ -197,9 +197,9 @@ class _Reader:
                         data = data[end:]
                 rest = data
                 if len(rest) > _MOST_ROW_BYTES:
-                    # Says so if the reason is a quote.
+                    # If a quote is the reason, this raises an error about the quote.
                     self._cutter.rows(rest, is_last=True)
-                    self._cutter.fail(f"a row is longer than {_MOST_ROW_BYTES >> 20} MiB; mend the file", rest, 0)
+                    self._cutter.fail(f"a row is longer than {_MOST_ROW_BYTES >> 20} MiB; repair the file", rest, 0)
             rest = rest.removeprefix(b"\xef\xbb\xbf") if is_start else rest
             if not has_header:
                 rest = rest.lstrip(b"\r\n")
@@ -213,12 +213,12 @@ class _Reader:
                 yield self._cutter.rows(rest, is_last=True)[1]
         except (pa.ArrowException, OSError) as error:
             message = (
-                f"not readable as CSV from row {self._cutter.rows_read} on ({error}); write or fetch the file again"
+                f"not readable as CSV from row {self._cutter.rows_read} on ({error}); write or download the file again"
             )
             raise InputError(message, source=self._source) from error
 
     def header(self, line: bytes) -> list[str]:
-        """The columns' names."""
+        """Parses the column names."""
         options: dict[str, Any] = {"delimiter": self._delimiter}
         if not self._quote:
             options |= {"quoting": csv.QUOTE_NONE, "escapechar": self._escape or None}
@@ -226,7 +226,7 @@ class _Reader:
         try:
             names = next(csv.reader([text], **options))
         except csv.Error as error:
-            raise InputError(f"the header can't be read ({error}); mend it", source=self._source) from error
+            raise InputError(f"the header can't be read ({error}); correct it", source=self._source) from error
         for name in names:
             try:
                 name.encode("utf-8")
@@ -238,11 +238,11 @@ class _Reader:
         return names
 
     def parsed(self, block: bytes, wanted: Sequence[str]) -> pa.Table:
-        """The wanted columns of a block of whole rows."""
+        """Parses the wanted columns of a block of whole rows."""
         try:
             table = self._read(block, wanted, use_threads=True)
         except pa.ArrowException:
-            # With several threads Arrow's errors do not say the row.
+            # With several threads, Arrow's errors lack the row number.
             try:
                 table = self._read(block, wanted, use_threads=False)
             except pa.ArrowException as error:
@@ -274,7 +274,10 @@ class _Reader:
         )
 
     def _refuse_empty_lines(self, block: bytes, table: pa.Table) -> None:
-        """In a file of one column an empty line may be a missing value, as Arrow writes it, or nothing."""
+        """Raises InputError on an empty line in a file of one column, which Arrow writes for a missing value.
+
+        Other programs ignore such a line, so its meaning is ambiguous.
+        """
         with_empty = self._read(block, self._cutter.names, use_threads=False, skip_empty=False)
         if len(with_empty) == len(table):
             return
@@ -285,18 +288,18 @@ class _Reader:
         raise InputError(message, source=self._source, field=self._cutter.names[0], row=self._cutter.rows_read + row)
 
     def _error(self, text: str) -> InputError:
-        """The error for what Arrow says of a block.
+        """Converts Arrow's error message for a block to an InputError.
 
-        Arrow's `invalid_row_handler` would say less of a row with too few or too many values: errors that it raises are
-        lost, it is not called for a row that is not UTF-8, and with several threads it does not know the row's number.
+        Arrow's `invalid_row_handler` would tell less about a row with too few or too many values. Errors that it raises
+        are lost, and it is not called for a row that is not UTF-8. With several threads it lacks the row number.
         """
         row = re.search(r"Row #(\d+)", text)
         number = self._cutter.rows_read + int(row.group(1)) - 1 if row else None
         if ragged := re.search(r"Expected (\d+) columns, got (\d+): (.*)", text, re.DOTALL):
             expected, got, value = ragged.groups()
             message = (
-                f"the row has {got} values and the header {expected}; mend the row, quote what holds a delimiter, or "
-                "set csv.delimiter"
+                f"the row has {got} values, but the header has {expected}; correct the row, quote values that hold a "
+                "delimiter, or set csv.delimiter"
             )
             return InputError(message, source=self._source, row=number, value=value)
         if "UTF8" in text:
@@ -304,5 +307,5 @@ class _Reader:
             field = self._cutter.names[int(column.group(1))] if column else None
             message = "not UTF-8; convert the file to UTF-8"
             return InputError(message, source=self._source, field=field, row=number)
-        message = f"not readable as CSV ({text}); write or fetch the file again"
+        message = f"not readable as CSV ({text}); write or download the file again"
         return InputError(message, source=self._source, row=number)

@@ -1,4 +1,4 @@
-"""Where the rows of a CSV file end, and what its quotes mean; what can be read in two ways is an error."""
+"""Finds the ends of a CSV file's rows and the meaning of its quotes. Ambiguous files raise an error."""
 
 from typing import NoReturn
 
@@ -16,18 +16,18 @@ _ESCAPED = (
 
 
 class RowCutter:
-    """Cuts the bytes of a CSV file into whole rows, with quotes doubled where they were escaped.
+    """Cuts the bytes of a CSV file into whole rows. Replaces escaped quotes by doubled quotes.
 
     Args:
-        source: the file's name, for errors.
+        source: name of the file, for error messages.
         delimiter: the character between values.
-        quote: whether quotes may enclose values; None if nobody has said so.
-        escape: the character that escapes quotes; an empty string if there is none, None if nobody has said so.
-        is_quote_given: whether `quote` was set by the user, not by default.
+        quote: whether quotes may enclose values; None if unknown.
+        escape: the character that escapes quotes; an empty string if there is none, None if unknown.
+        is_quote_given: whether the user set `quote`.
 
     Attributes:
-        names: the columns; the caller sets them once it has read the header.
-        rows_read: how many rows came before the bytes that `rows` gets; the caller counts them.
+        names: the column names; the caller sets them after reading the header.
+        rows_read: number of rows before the bytes given to `rows`; the caller updates it.
         has_line_breaks: whether values in the rows that `rows` returned last may hold line breaks.
     """
 
@@ -40,7 +40,7 @@ class RowCutter:
         self._quote = quote
         self._is_quote_given = is_quote_given
         self._escape = escape
-        # By the byte before a quote, and the byte after it.
+        # Indexed by the byte before a quote, and by the byte after it.
         self._may_open, self._may_close = np.zeros((2, 256), dtype=bool)
         self._may_open[[self._delimiter_byte, _NEWLINE]] = True
         self._may_close[[self._delimiter_byte, _NEWLINE, _RETURN]] = True
@@ -49,7 +49,7 @@ class RowCutter:
         self.has_line_breaks = False
 
     def first_row(self, data: bytes, *, is_last: bool) -> tuple[int, bytes]:
-        """Where the first row ends, and the row as `rows` has it; 0 if more bytes are needed to know."""
+        """Returns the first row's size in bytes (0 if more bytes are needed) and the row as `rows` returns it."""
         end = 0
         for _ in range(_MOST_HEADER_LINES):
             end = data.find(b"\n", end) + 1
@@ -58,11 +58,11 @@ class RowCutter:
             size, row = self.rows(data[:end], is_last=False)
             if size:
                 return size, row
-        message = f"a quote in the header is not closed within {_MOST_HEADER_LINES} lines; mend the header"
+        message = f"a quote in the header is not closed within {_MOST_HEADER_LINES} lines; correct the header"
         raise InputError(message, source=self._source)
 
     def rows(self, data: bytes, *, is_last: bool) -> tuple[int, bytes]:
-        """How many bytes the whole rows in the data take, and these rows as RFC 4180 has them."""
+        """Returns the number of bytes of the whole rows in the data, and these rows in the format of RFC 4180."""
         has_quotes = self._quote is not False and b'"' in data
         has_escapes = bool(self._escape) and str(self._escape).encode() in data
         structure = no_positions = np.zeros(0, dtype=np.int64)
@@ -88,7 +88,7 @@ class RowCutter:
             end = len(data)
             if len(structure) % 2:
                 opening = structure[self._opens(array, structure)][-1]
-                self.fail("a quote is never closed; mend the file", data, int(opening), structure)
+                self.fail("a quote is never closed; correct the file", data, int(opening), structure)
         if b"\r" in data and data.count(b"\r", 0, end) != data.count(b"\r\n", 0, end):
             self._refuse_bare_returns(data, array[:end], structure, escaped, is_last)
         if len(structure):
@@ -104,7 +104,7 @@ class RowCutter:
         return end, block
 
     def _escaped(self, array: np.ndarray) -> np.ndarray:
-        """The positions of bytes that an escape character stands before, int64 (bytes,)."""
+        """Returns the positions of bytes that follow an escape character, int64 (bytes,)."""
         escapes = np.flatnonzero(array == ord(str(self._escape)))
         is_first = np.concatenate([[True], np.diff(escapes) > 1])
         place = np.arange(len(escapes))
@@ -113,13 +113,13 @@ class RowCutter:
         return escaped[escaped < len(array)]
 
     def _opens(self, array: np.ndarray, quotes: np.ndarray) -> np.ndarray:
-        """Whether a value begins at each quote, bool (quotes,)."""
+        """Returns whether a value starts at each quote, bool (quotes,)."""
         is_start = self._may_open[array[quotes - 1]]
         is_start[:1] |= quotes[:1] == 0
         return is_start
 
     def _structure(self, data: bytes, array: np.ndarray, quotes: np.ndarray) -> np.ndarray:
-        """The quotes that enclose values or stand doubled in such values, int64 (quotes,): every other one opens."""
+        """Returns the quotes that enclose values or are doubled in them, int64 (quotes,); every other one opens."""
         if not len(quotes):
             return quotes
         opens = self._opens(array, quotes)
@@ -128,7 +128,7 @@ class RowCutter:
             after_backslash = (array[quotes - 1] == _BACKSLASH) & (quotes > 0)
         if self._quote is None:
             if opens.any():
-                self.fail(f"the value begins with a quote; {_ON_OR_OFF}", data, int(quotes[opens.argmax()]))
+                self.fail(f"the value starts with a quote; {_ON_OR_OFF}", data, int(quotes[opens.argmax()]))
             if after_backslash.any():
                 self.fail(_ESCAPED, data, int(quotes[after_backslash.argmax()]))
             return quotes[:0]
@@ -148,7 +148,7 @@ class RowCutter:
     def _walked(
         self, data: bytes, quotes: np.ndarray, opens: np.ndarray, closes: np.ndarray, leads: np.ndarray
     ) -> np.ndarray:
-        """The structure of a block with quotes inside values that no quotes enclose, quote by quote."""
+        """Computes `_structure` quote by quote, for a block with quotes inside values that are not quoted."""
         kept: list[int] = []
         i, count = 0, len(quotes)
         while i < count:
@@ -181,7 +181,7 @@ class RowCutter:
     def _refuse_bare_returns(
         self, data: bytes, array: np.ndarray, structure: np.ndarray, escaped: np.ndarray, is_last: bool
     ) -> None:
-        """A carriage return that no line feed follows may be part of a value, or a line break for other programs."""
+        """Raises on a carriage return without a line feed: it may be part of a value, or other programs' line break."""
         returns = np.flatnonzero(array == _RETURN)
         is_free = np.searchsorted(structure, returns) % 2 == 0
         if not self._quote:
@@ -197,14 +197,14 @@ class RowCutter:
     def _refuse_swallowed_rows(
         self, data: bytes, array: np.ndarray, structure: np.ndarray, newlines: np.ndarray
     ) -> None:
-        """A value with line breaks may be one value, or rows between two quotes that are part of their values.
+        """Raises if a quoted value with line breaks may instead be several rows, with the quotes part of the values.
 
-        Rows are likely if a line within the value has as many delimiters as the header, or if both the first and the
-        last of its lines have.
+        Several rows are likely if a line within the value has as many delimiters as the header. They are also likely if
+        both its first and its last line have as many.
         """
         newlines = newlines[newlines < len(array)]
         is_opening = np.concatenate([[True], structure[2::2] - structure[1:-1:2] > 1])
-        # Doubled quotes cut a value into several parts between quotes.
+        # Doubled quotes split a value into several parts between quotes.
         value_of_part = np.cumsum(is_opening) - 1
         place = np.searchsorted(structure, newlines)
         (within,) = np.nonzero(place % 2)
@@ -213,7 +213,7 @@ class RowCutter:
         has_break[values] = True
         delimiters = np.flatnonzero(array == self._delimiter_byte)
         place = np.searchsorted(structure, delimiters)
-        # Delimiters within a quoted value that ends on its line are none.
+        # Delimiters within a quoted value that ends on the same line don't count.
         counted = place % 2 == 0
         counted[~counted] = has_break[value_of_part[place[~counted] // 2]]
         numbers = np.bincount(np.searchsorted(newlines, delimiters[counted]), minlength=len(newlines) + 1)
@@ -232,10 +232,11 @@ class RowCutter:
             self.fail(message, data, position, structure)
 
     def _unescaped(self, data: bytes, array: np.ndarray, structure: np.ndarray, escaped: np.ndarray) -> bytes:
-        """The data without escape characters if quotes enclose values, else as it is for Arrow to read.
+        """Removes escape characters if quotes enclose values; otherwise Arrow interprets them.
 
-        Programs that enclose values in quotes escape quotes and escape characters within them. In values without
-        quotes, Python escapes too and Spark does not, so what both write there in different ways is refused.
+        Programs that enclose values in quotes escape two characters within them: quotes and the escape character. In
+        unquoted values, Python escapes too, but Spark does not. Characters that the two write differently therefore
+        raise an error.
         """
         is_within = np.searchsorted(structure, escaped) % 2 == 1
         allowed = [_QUOTE, ord(str(self._escape))]
@@ -247,8 +248,8 @@ class RowCutter:
         if is_wrong.any():
             position = int(escaped[is_wrong.argmax()])
             message = (
-                f"the escape character stands before {chr(array[position])!r}, which can be read in two ways; write "
-                "the file with doubled quotes, or as Parquet"
+                f"the escape character before {chr(array[position])!r} can be read in two ways; write the file with "
+                "doubled quotes, or as Parquet"
             )
             self.fail(message, data, position, structure)
         if not self._quote:
@@ -260,7 +261,7 @@ class RowCutter:
         return np.delete(doubled, escaped[~is_quote]).tobytes()
 
     def fail(self, message: str, data: bytes, position: int, structure: np.ndarray | None = None) -> NoReturn:
-        """Raises the error for the value that holds a byte of the rows in `data`."""
+        """Raises an InputError for the value at a position of `data`. Finds the value's row and field."""
         if not self.names:
             raise InputError(f"in the header, {message}", source=self._source, value=_shown(data[: position + 80]))
         quotes = np.zeros(0, dtype=np.int64) if structure is None else structure

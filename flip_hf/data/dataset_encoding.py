@@ -1,4 +1,4 @@
-"""A whole dataset encoded, in batches."""
+"""Encodes a whole dataset in batches."""
 
 import contextlib
 import hashlib
@@ -20,22 +20,22 @@ from flip_hf.data.schema import InputError
 from flip_hf.data.tables import as_arrow, refuse_transform, typed_columns
 from flip_hf.data.vocabulary import FeatureVocabulary
 
-# A stream's first rows should not wait for as many as a batch has.
+# Smaller than a batch of a stored dataset, so that a stream's first rows arrive soon.
 _STREAMED_ROWS = 1000
-# Part of the name of what datasets caches: to be raised when the same rows are encoded otherwise than before.
+# Part of datasets' cache key. Increase it when an encoding change gives different results for the same rows.
 _ENCODER = 3
 
 logger = logging.getLogger(__name__)
 
 
 class RowEncoder(Protocol):
-    """What `encode_dataset` and `flip_hf.scoring` ask of a processor; its methods are those of `FlipProcessor`."""
+    """The methods of `FlipProcessor` that `encode_dataset` and `flip_hf.scoring` need."""
 
     vocabulary: FeatureVocabulary
     vectors: FeatureVectors
 
     def columns_read(self, with_label: bool = False, group_field: str | None = None) -> list[str]:
-        """The columns of raw rows that encoding reads."""
+        """Returns the names of the raw columns that encoding reads."""
 
     def select_columns(
         self,
@@ -46,7 +46,7 @@ class RowEncoder(Protocol):
         source: str | None = None,
         group_field: str | None = None,
     ) -> pa.Table:
-        """These columns of rows in any form."""
+        """Selects these columns of rows in any form."""
 
     def encode(
         self,
@@ -59,10 +59,10 @@ class RowEncoder(Protocol):
         source: str | None = None,
         group_field: str | None = None,
     ) -> pa.Table:
-        """Both views of rows."""
+        """Encodes rows to both views."""
 
     def content_hash(self) -> str:
-        """A hash of everything that decides how a row is encoded."""
+        """Returns a hash of everything that determines how a row is encoded."""
 
 
 def encode_dataset(
@@ -74,7 +74,7 @@ def encode_dataset(
     csv: CSVFormat | None = None,
     group_field: str | None = None,
 ) -> Any:
-    """What `FlipProcessor.encode_dataset` does; arguments, result and errors are its own."""
+    """Implements `FlipProcessor.encode_dataset`, with its arguments, result and errors."""
     if isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
         parts = {
             name: encode_dataset(
@@ -100,9 +100,9 @@ def encode_dataset(
     if not isinstance(dataset, datasets.Dataset):
         dataset = processor.select_columns(dataset, with_label=with_label, source=source, group_field=group_field)
     if len(dataset) == 0:
-        raise InputError("there are no rows to encode; check the file or the filter that made them", source=source)
+        raise InputError("there are no rows to encode; check the file, or the filter that made the rows", source=source)
 
-    # What is no field need not be read.
+    # Columns that are not fields need not be read.
     columns = processor.columns_read(with_label, group_field)
     is_table = isinstance(dataset, pa.Table)
     raw = dataset if is_table else as_arrow(dataset.select_columns(columns))
@@ -115,7 +115,7 @@ def encode_dataset(
         return processor.encode(batch, first_row=start, with_label=with_label, source=source, group_field=group_field)
 
     def starts() -> Iterator[int]:
-        # Before any thread needs them, and not at all where datasets has the rows encoded.
+        # Built before the threads need them, and only if datasets has no cached result.
         processor.vocabulary.make_indices()
         yield from range(0, len(dataset), BATCH_ROWS)
 
@@ -134,14 +134,12 @@ def encode_dataset(
 def _map(
     processor: RowEncoder, raw: datasets.Dataset, batches: Iterator[pa.Table], settings: Sequence[Any]
 ) -> datasets.Dataset:
-    """The batches, which depend on some settings, as a dataset that lies where datasets keeps what it makes of
-    `raw`.
-    """
+    """Stores the batches as a dataset in datasets' cache, next to `raw`. `settings` are part of the cache key."""
 
     def next_batch(indices: list[int]) -> pa.Table:
         batch = next(batches)
         if batch["row"][0].as_py() != indices[0]:
-            raise RuntimeError(f"datasets asks for row {indices[0]} where {batch['row'][0]} comes next")
+            raise RuntimeError(f"datasets asks for row {indices[0]}, but the next one is row {batch['row'][0]}")
         return batch
 
     parts = [_ENCODER, raw._fingerprint, processor.content_hash(), *settings]
@@ -155,7 +153,7 @@ def _map(
         input_columns=[],
         remove_columns=raw.column_names,
         new_fingerprint=content[:32],
-        # Rows that another process has encoded may hold keys of vectors that only that one has.
+        # Cached rows may hold vector keys that only the process that encoded them can resolve.
         load_from_cache_file=False if processor.vectors.features else None,
         desc="Encoding",
     )
@@ -183,11 +181,11 @@ def _encode_stream(
         found: dict[str, list[Any]] = encoded.to_pydict()
         return found
 
-    # Where a stream does not say its columns, its first row does.
+    # If a stream does not know its columns, take them from its first row.
     names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
     nothing = pa.table({name: pa.array([], pa.string()) for name in processor.columns_read(with_label, group_field)})
     schema = processor.encode(nothing, with_label=with_label, group_field=group_field).schema
-    # As Arrow tables, batches of a stream that was filtered may differ in their types.
+    # Not as Arrow tables, because batches of a filtered stream may then differ in their types.
     refuse_transform(dataset)
     encoded = dataset.with_format(None).map(
         encode,

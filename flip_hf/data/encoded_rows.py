@@ -1,4 +1,4 @@
-"""Encoded rows as collators read them, lists of dicts or Arrow tables, and errors for rows that can't be read."""
+"""Reads encoded rows for collators, from lists of dicts or Arrow tables, and reports rows that can't be read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -14,33 +14,33 @@ from flip_hf.data.ragged import Ragged
 from flip_hf.data.row_batches import BATCH_ROWS
 from flip_hf.data.template import NO_FIELD
 
-# Rows of one number that are compared at a time.
+# Number of rows with shared numbers that are compared at a time.
 _COMPARED_ROWS = 1 << 12
 
 Row = Mapping[str, Any]
-"""One encoded row, by column."""
+"""One encoded row, by column name."""
 
 Rows: TypeAlias = Sequence[Row] | pa.Table
-"""Encoded rows of a batch: a list of them, or, much faster, an Arrow table."""
+"""The encoded rows of a batch: a list of rows, or an Arrow table, which is much faster."""
 
 
 class Collator(Protocol):
-    """Makes batches of encoded rows; `FlipCTRCollator` and `FlipPretrainingCollator` are ones."""
+    """Makes batches of encoded rows, such as `FlipCTRCollator` and `FlipPretrainingCollator`."""
 
     @property
     def columns(self) -> Sequence[str]:
-        """The columns of the encoded rows that it reads."""
+        """The columns of the encoded rows that the collator reads."""
 
     def __call__(self, rows: Rows, /) -> dict[str, torch.Tensor]:
-        """The batch of some rows, by the names of the arguments of the model's `forward`."""
+        """Makes a batch of rows. The keys are the argument names of the model's `forward`."""
 
 
 class EncodedRows(TorchDataset[pa.Table]):
-    """Encoded rows of which a DataLoader hands a batch to the collator as one Arrow table.
+    """Dataset from which a DataLoader passes each batch to the collator as one Arrow table.
 
     Args:
-        rows: what `FlipProcessor.encode_dataset` or `FlipProcessor.encode` returned.
-        columns: the columns that the collator reads, `collator.columns`; of these the ones that there are.
+        rows: the output of `FlipProcessor.encode_dataset` or `FlipProcessor.encode`.
+        columns: the columns that the collator reads, `collator.columns`. Columns that don't exist are ignored.
     """
 
     def __init__(self, rows: datasets.Dataset | pa.Table, columns: Sequence[str]) -> None:
@@ -57,12 +57,12 @@ class EncodedRows(TorchDataset[pa.Table]):
 
 
 def has_column(rows: Rows, name: str) -> bool:
-    """Whether the rows have a column of that name; of a list of rows the first one tells."""
+    """Whether the rows have a column with this name; for a list, whether the first row has it."""
     return name in (rows.column_names if isinstance(rows, pa.Table) else rows[0])
 
 
 def column_values(rows: Rows, name: str) -> np.ndarray:
-    """A column of one value a row, (rows,)."""
+    """Returns a column with one value per row, (rows,)."""
     if isinstance(rows, pa.Table):
         column: np.ndarray = rows[name].to_numpy()
         return column
@@ -75,17 +75,17 @@ def _values(rows: Sequence[Row], name: str) -> list[Any]:
     except KeyError as error:
         place = next(i for i, row in enumerate(rows) if name not in row)
         raise ValueError(
-            f"row {place} of the batch has no {name!r}, and other rows have one; encode all rows alike"
+            f"row {place} of the batch has no {name!r}, but other rows have one; encode all rows in the same way"
         ) from error
 
 
 def arrow_column(rows: Rows, name: str) -> pa.Array | pa.ChunkedArray:
-    """A column as Arrow holds it."""
+    """Returns a column as an Arrow array."""
     return rows[name] if isinstance(rows, pa.Table) else pa.array(column_values(rows, name))
 
 
 def unpadded_texts(rows: Rows) -> Ragged:
-    """The rows' tokens, without those that an `attention_mask` says are padding."""
+    """Returns the rows' tokens without padding, which the `attention_mask` marks if there is one."""
     texts = ragged_column(rows, "input_ids")
     if not has_column(rows, "attention_mask"):
         return texts
@@ -107,12 +107,12 @@ def unpadded_texts(rows: Rows) -> Ragged:
 
 
 def padded_views(rows: pa.Table, pad_token_id: int, multiple: int) -> dict[str, np.ndarray]:
-    """Both views of rows, padded to the longest one.
+    """Returns both views of rows, padded to the longest row.
 
     Args:
-        rows: what `FlipProcessor.encode` returned.
-        pad_token_id: the tokenizer's.
-        multiple: the length is rounded up to this.
+        rows: the output of `FlipProcessor.encode`.
+        pad_token_id: the tokenizer's padding token.
+        multiple: the length is rounded up to a multiple of this.
 
     Returns:
         `feature_ids` int64 (B, P), `input_ids` and `attention_mask` int64 (B, T).
@@ -124,59 +124,59 @@ def padded_views(rows: pa.Table, pad_token_id: int, multiple: int) -> dict[str, 
 
 
 def matrix_column(rows: Rows, name: str) -> np.ndarray:
-    """A column of equally long lists of numbers, (rows, length)."""
+    """Returns a column of lists of equal length as an array, (rows, length)."""
     if not isinstance(rows, pa.Table):
         return np.stack([np.asarray(value) for value in _values(rows, name)])
     column = rows[name]
     length = column.type.list_size if pa.types.is_fixed_size_list(column.type) else len(column[0])
-    # A copy, as torch can't take over memory that is not to be written to.
+    # Concatenation copies, because torch rejects read-only memory.
     values: np.ndarray = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
     return values.reshape(len(rows), length)
 
 
 def fields_of_tokens(rows: Rows, texts: Ragged) -> Ragged:
-    """The field of each token of the texts."""
+    """Returns the field of each token of the texts."""
     fields = ragged_column(rows, "token_field_ids")
     if not np.array_equal(fields.lengths, texts.lengths):
         row = (fields.lengths != texts.lengths).argmax()
         raise ValueError(
-            f"row {row} of the batch has {texts.lengths[row]} tokens in input_ids and {fields.lengths[row]} in "
+            f"row {row} of the batch has {texts.lengths[row]} tokens in input_ids, but {fields.lengths[row]} in "
             "token_field_ids; take both from one call of processor.encode"
         )
     return fields
 
 
 def ragged_column(rows: Rows, name: str) -> Ragged:
-    """A column of lists of whole numbers."""
+    """Returns a column of lists of whole numbers."""
     wrong: int | None
     if isinstance(rows, pa.Table):
         column = rows[name]
         if pa.types.is_fixed_size_list(column.type):
             column = column.cast(pa.list_(column.type.value_type))
         is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-        # An attention_mask may be of Booleans.
+        # An attention_mask may hold Booleans.
         if is_list and (pa.types.is_integer(column.type.value_type) or pa.types.is_boolean(column.type.value_type)):
             return Ragged.of(column)
         wrong, held = 0, str(column.type)
     else:
         arrays = [np.asarray(value) for value in _values(rows, name)]
-        # NumPy takes an empty list for one of floats.
+        # NumPy gives an empty list a float dtype.
         wrong = next((i for i, a in enumerate(arrays) if a.ndim != 1 or (len(a) and a.dtype.kind not in "iub")), None)
         if wrong is None:
             return Ragged.of(arrays)
         held = f"an array of {arrays[wrong].dtype} in {arrays[wrong].ndim} dimensions"
     raise ValueError(
         f"row {wrong} of the batch must have a list of whole numbers in {name!r}, not {held}: encode rows with "
-        "processor.encode_dataset(dataset); whoever maps the processor needs dataset.map(processor, batched=True)"
+        "processor.encode_dataset(dataset). If you map the processor, use dataset.map(processor, batched=True)"
     )
 
 
 def row_numbers(rows: Rows) -> np.ndarray:
-    """The rows' numbers, int64 (rows,); ValueError if they are no whole numbers."""
+    """Returns the row numbers, int64 (rows,). Raises ValueError if they are not whole numbers."""
     numbers = column_values(rows, "row")
     if not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(
-            f"the column 'row' must hold whole numbers; it holds {numbers.dtype}, such as {numbers.tolist()[0]!r}"
+            f"the column 'row' must hold whole numbers, but it holds {numbers.dtype}, such as {numbers.tolist()[0]!r}"
         )
     return numbers.astype(np.int64)
 
@@ -188,25 +188,25 @@ _PURPOSES = {
 
 
 def check_column(there: bool, name: str) -> None:
-    """Raises ValueError, which says what makes it, for a column of the encoded rows that is not there."""
+    """Raises ValueError if a column of the encoded rows is missing. The message says how to create it."""
     if not there:
         raise ValueError(
             f"the encoded rows lack the column {name!r}{_PURPOSES.get(name, '')}. FlipProcessor.encode and "
-            f"encode_dataset make it{'; calling the processor does not' if name in _PURPOSES else ''}. "
-            "transformers.Trainer keeps it with TrainingArguments(remove_unused_columns=False), "
-            "flip_hf.integrations.ray.BatchEncoder with row_column"
+            f"encode_dataset create it{'; calling the processor does not' if name in _PURPOSES else ''}. To keep it, "
+            "set TrainingArguments(remove_unused_columns=False) for transformers.Trainer, or row_column for "
+            "flip_hf.integrations.ray.BatchEncoder"
         )
 
 
 def check_rows(rows: Any, collator: Any) -> None:
-    """Raises ValueError if a collator can't read the rows of a batch at all."""
+    """Raises ValueError if the rows of a batch have a form that the collator can't read."""
     if not isinstance(rows, pa.Table):
         is_list = isinstance(rows, Sequence | datasets.Dataset) and not isinstance(rows, str | bytes)
         if not is_list or (len(rows) and not isinstance(rows[0], Mapping)):
             held = f"{type(rows).__name__} of {type(rows[0]).__name__}" if is_list else type(rows).__name__
             raise ValueError(
-                f"a collator takes encoded rows as a list of dicts or a pyarrow.Table, not a {held}: put one row into "
-                "a list, [row], and columns into a table, pyarrow.table(columns)"
+                f"a collator takes encoded rows as a list of dicts or a pyarrow.Table, not a {held}: put a single row "
+                "in a list, [row], and columns in a table, pyarrow.table(columns)"
             )
     if not len(rows):
         raise ValueError("the batch has no rows; a collator needs at least one, so leave empty batches out")
@@ -217,31 +217,31 @@ def check_rows(rows: Any, collator: Any) -> None:
 
 
 def check_stream(rows: Any, num_workers: int, collator: Any) -> None:
-    """Raises ValueError if several workers would read a stream whose row numbers masks or dropped features depend on.
+    """Raises ValueError if several workers would read one stream, and masks or dropped features depend on row numbers.
 
-    Each worker numbers the rows that it reads from 0, so different rows would be masked alike.
+    Each worker numbers its rows from 0, so different rows would get equal masks.
 
     Args:
-        rows: what the DataLoader reads.
-        num_workers: its workers.
-        collator: `FlipCTRCollator` or `FlipPretrainingCollator`; those of another package are not checked.
+        rows: the dataset that the DataLoader reads.
+        num_workers: its number of workers.
+        collator: `FlipCTRCollator` or `FlipPretrainingCollator`; collators of other packages are not checked.
     """
     is_stream = isinstance(rows, datasets.IterableDataset | IterableDataset)
     if is_stream and num_workers > 1 and getattr(collator, "reads_numbers", False):
         raise ValueError(
-            f"{num_workers} workers would read one stream, and each would number its rows from 0: different rows would "
-            "share masks and dropped features, which depend on the number. Set the number of workers "
+            f"{num_workers} workers would read one stream, and each would number its rows from 0. Different rows would "
+            "then share masks and dropped features, which depend on the number. Set the number of workers "
             "(DataLoader(num_workers=...), TrainingArguments(dataloader_num_workers=...)) to 0 or 1, or encode a "
             "datasets.Dataset instead of a stream"
         )
 
 
 def refuse_shared_numbers(numbers: np.ndarray, contents: Callable[[np.ndarray], Sequence[np.ndarray]]) -> None:
-    """Raises ValueError if different rows share a number: they would be masked alike. The same row may come twice.
+    """Raises ValueError if different rows share a number, as they would get equal masks. Repeated rows are allowed.
 
     Args:
-        numbers: int64 (rows,).
-        contents: what the rows at those places hold, (places, ...) each.
+        numbers: int64 (rows,), the row numbers.
+        contents: returns the contents of the rows at some indices, a list of arrays (indices, ...).
     """
     order = np.argsort(numbers, kind="stable")
     shared = np.flatnonzero(numbers[order[1:]] == numbers[order[:-1]])
@@ -253,17 +253,18 @@ def refuse_shared_numbers(numbers: np.ndarray, contents: Callable[[np.ndarray], 
                 number = numbers[order[places[differs.argmax()]]]
                 raise ValueError(
                     f"{np.count_nonzero(numbers == number)} different rows share row number {number}, so all of them "
-                    "would be masked alike: masks and dropped features depend on the number. Encode all rows at once "
-                    "with processor.encode_dataset(dataset), or each part with processor.encode(rows, first_row=...); "
-                    "or renumber them: rows.remove_columns('row').add_column('row', list(range(len(rows))))"
+                    "would get the same masks and dropped features, which depend on the number. Encode all rows at "
+                    "once with processor.encode_dataset(dataset), or each part with processor.encode(rows, "
+                    "first_row=...), or renumber the rows: "
+                    "rows.remove_columns('row').add_column('row', list(range(len(rows))))"
                 )
 
 
 def value_tokens(encoded: datasets.Dataset) -> torch.Tensor:
-    """The tokens that values of the rows are written with, int64 (tokens,), ascending.
+    """Returns the distinct tokens that occur in the rows' values, int64 (tokens,), ascending.
 
     Args:
-        encoded: what `FlipProcessor.encode_dataset` returned.
+        encoded: the output of `FlipProcessor.encode_dataset`.
     """
     seen = np.zeros(0, dtype=bool)
     columns = encoded.with_format("arrow").select_columns(["input_ids", "token_field_ids"])

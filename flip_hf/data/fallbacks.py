@@ -1,4 +1,4 @@
-"""How often each field fell back, and whether rows are read otherwise than those that the processor was fitted on."""
+"""Counts fallbacks per field, and detects rows that are read differently from the training rows."""
 
 import logging
 from collections import Counter
@@ -15,22 +15,22 @@ from flip_hf.fields import PADDING_ID, FieldConfig, feature_ranges, missing_id, 
 
 logger = logging.getLogger(__name__)
 
-# A field that is unseen or missing in so much larger a share of the values than in fitting is read otherwise, or the
-# rows are of another kind.
+# A field's share of unseen or missing values is suspicious if it exceeds the share in fitting by this much. The values
+# are then probably read differently, or the rows are of another kind.
 _SUSPICIOUS_SHARE = 0.3
-# Shares of fewer rows say nothing.
+# With fewer rows, shares are not informative.
 _FEWEST_ROWS = 10
 
 
 class FallbackReport:
-    """Counts fallbacks over batches of encoded rows, and compares them with those of fitting.
+    """Counts fallbacks over batches of encoded rows, and compares them with the counts of fitting.
 
     Args:
-        vocabulary: the processor's.
+        vocabulary: the processor's vocabulary.
 
     Attributes:
-        counts: how often each field fell back, by the field's name and the fallback's.
-        num_rows: rows counted.
+        counts: number of fallbacks, by field name and fallback name.
+        num_rows: number of rows counted.
     """
 
     def __init__(self, vocabulary: FeatureVocabulary) -> None:
@@ -40,7 +40,7 @@ class FallbackReport:
         self._places = [i for i, f in enumerate(vocabulary.fields) if f.traits.has_features]
         fields = [vocabulary.fields[i] for i in self._places]
         ranges = feature_ranges(vocabulary.fields)
-        # By unseen and missing, then by field.
+        # Rows: OOV and MISSING. Columns: fields.
         reserved_ids = np.array([[reserved(own) for own in ranges] for reserved in _RESERVED])
         positions = np.array([f.num_positions for f in fields], dtype=np.int64)
         self._first_positions = positions.cumsum() - positions
@@ -57,9 +57,9 @@ class FallbackReport:
         """Counts a batch of rows.
 
         Args:
-            encoded: what `FlipProcessor.encode` returned.
-            raw: gives a number of rows from a place on as they were read, like `pyarrow.Table.slice`.
-            first_row: the place at which the batch begins in `raw`.
+            encoded: the output of `FlipProcessor.encode`.
+            raw: `raw(start, length)` returns raw rows, like `pyarrow.Table.slice`.
+            first_row: the row of `raw` at which the batch starts.
         """
         for name, numbers in count_fallbacks(encoded, self._vocabulary.fields).items():
             self.counts.setdefault(name, Counter()).update(numbers)
@@ -78,7 +78,7 @@ class FallbackReport:
                 self._examples[i] = self._unseen_value(self._places[i], raw(first_row + row, 1))
 
     def counted(self) -> str:
-        """The counts on one line."""
+        """Formats the counts on one line."""
         fields = (
             f"{name} {', '.join(f'{number} {kind}' for kind, number in c.items())}" for name, c in self.counts.items()
         )
@@ -96,15 +96,15 @@ class FallbackReport:
         return value
 
     def warn(self, where: str) -> None:
-        """Logs `warnings`."""
+        """Logs each message of `warnings`."""
         for message in self.warnings(where):
             logger.warning("%s", message)
 
     def warnings(self, where: str) -> list[str]:
-        """Describes the fields that are unseen or missing in far more rows than in fitting, each of them once.
+        """Describes the fields that are unseen or missing in far more rows than in fitting. Reports each field once.
 
         Args:
-            where: names the rows, such as `"validation.csv"`.
+            where: name of the rows for the message, such as `"validation.csv"`.
         """
         if self.num_rows < _FEWEST_ROWS:
             return []
@@ -131,10 +131,10 @@ _RESERVED = (oov_id, missing_id)
 
 
 def count_fallbacks(encoded: datasets.Dataset | pa.Table, fields: Sequence[FieldConfig]) -> dict[str, dict[str, int]]:
-    """How often each field fell back, by the name of the fallback; fields and fallbacks that never did are left out.
+    """Counts fallbacks by field name and fallback name. Fields and fallbacks with a count of 0 are left out.
 
     Args:
-        encoded: what `FlipProcessor.encode` or `encode_dataset` returned.
+        encoded: the output of `FlipProcessor.encode` or `encode_dataset`.
         fields: the processor's fields.
     """
     table = encoded.with_format("arrow")[:] if isinstance(encoded, datasets.Dataset) else encoded

@@ -1,4 +1,4 @@
-"""The vectors of features: of each row in a vector field, of each value in a field with text features."""
+"""The vectors of vector fields (one per row) and of fields with text features (one per value)."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +25,13 @@ MAX_NEW_TEXTS = 2**17
 
 
 class VectorScale(NamedTuple):
-    """What vectors are standardised by: `(vector - mean) / scale`, float32 (size,) each."""
+    """Standardises vectors: `(vector - mean) / scale`; both are float32 (size,)."""
 
     mean: np.ndarray
     scale: np.ndarray
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
-        """float (..., size) -> float32 (..., size)."""
+        """Standardises float (..., size) -> float32 (..., size)."""
         result: np.ndarray = (vectors.astype(np.float32) - self.mean) / self.scale
         return result
 
@@ -42,9 +42,9 @@ class ValueVectors:
 
     Attributes:
         keys: int64 (texts,), ascending, one for each distinct text or vector.
-        vectors: (texts, size), float16 of an encoder, float32 of a column.
-        value_keys: int64 (values,), for each value of the vocabulary the key of its vector, `NO_KEY` for none.
-        other_values: int64 (others,), ascending, `text_key` of values that have a vector and no feature of their own.
+        vectors: (texts, size), float16 from an encoder, float32 from a column.
+        value_keys: int64 (values,), the key of each vocabulary value's vector, `NO_KEY` for none.
+        other_values: int64 (others,), ascending, `text_key` of values with a vector but without a feature of their own.
         other_keys: int64 (others,), the keys of their vectors.
     """
 
@@ -55,7 +55,13 @@ class ValueVectors:
     other_keys: np.ndarray
 
     def check(self, num_values: int, size: int, kind: Any) -> None:
-        """Raises ValueError unless these can be the vectors, of that type, of a field of so many values."""
+        """Raises ValueError unless these are valid vectors of a field with `num_values` values.
+
+        Args:
+            num_values: number of values of the field.
+            size: dimension of a vector.
+            kind: NumPy type of the vectors.
+        """
         num_keys, num_others = len(self.keys), len(self.other_values)
         expected = {
             "keys": (np.int64, (num_keys,)),
@@ -67,7 +73,7 @@ class ValueVectors:
         for name, (kind, shape) in expected.items():
             _part(vars(self), name, kind, shape)
         if not all((own[1:] > own[:-1]).all() for own in (self.keys, self.other_values)):
-            raise ValueError("keys must ascend")
+            raise ValueError("keys must be in ascending order")
         wanted = np.concatenate([self.value_keys, self.other_keys])
         if (self.places(wanted[wanted != NO_KEY]) < 0).any():
             raise ValueError("the vector of a value is missing")
@@ -75,19 +81,19 @@ class ValueVectors:
             raise ValueError("a vector holds NaN or an infinite number")
 
     def keys_of_others(self, values: pa.Array) -> np.ndarray:
-        """The keys of values without a feature of their own, int64 (values,), `NO_KEY` where no vector is known."""
+        """Returns the keys of values without a feature of their own, int64 (values,); `NO_KEY` if unknown."""
         return _looked_up(text_keys(values), self.other_values, self.other_keys, NO_KEY)
 
     def places(self, keys: np.ndarray) -> np.ndarray:
-        """The places of keys among `keys`, int64, -1 for those that are not there."""
+        """Returns the indices of keys in `self.keys`, int64, -1 for unknown keys."""
         return _looked_up(keys, self.keys, np.arange(len(self.keys)), -1)
 
 
 def add_new(known: dict[int, np.ndarray], keys: np.ndarray, vectors: np.ndarray) -> None:
-    """Adds the vectors of keys that are not known yet: int64 (rows,), float (rows, size)."""
+    """Adds the vectors of new keys to `known`: int64 (rows,), float (rows, size)."""
     for key, first in zip(*(part.tolist() for part in np.unique(keys, return_index=True)), strict=True):
         if key != NO_KEY and key not in known:
-            # A view would keep the vectors of all rows.
+            # Copied, because a view would keep the vectors of all rows in memory.
             known[key] = vectors[first].copy()
 
 
@@ -107,21 +113,21 @@ def _part(parts: Mapping[str, np.ndarray], name: str, kind: Any, shape: tuple[in
 
 
 class VectorSource(Protocol):
-    """Vectors of texts, computed once; `flip_hf.text_vectors.TextVectorizer` is one."""
+    """Interface of `flip_hf.text_vectors.TextVectorizer`: computes and keeps the vectors of texts."""
 
     @property
     def size(self) -> int:
-        """Numbers of a vector."""
+        """Dimension of a vector."""
 
     @property
     def identity(self) -> str:
-        """A fingerprint of all that decides a text's vector."""
+        """Fingerprint of everything that determines a text's vector."""
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """float16 (texts, size)."""
+        """Encodes texts, float16 (texts, size)."""
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """The vectors of texts that were encoded before, by `text_key`: int64 (keys,) -> float16 (keys, size)."""
+        """Returns the vectors of texts encoded before, by `text_key`: int64 (keys,) -> float16 (keys, size)."""
 
 
 class FeatureVectors:
@@ -129,9 +135,9 @@ class FeatureVectors:
 
     Args:
         features: the text features.
-        scales: what the vectors of each field are standardised by, by the field's name.
-        values: the vectors of the values of each field with text features.
-        make_source: makes what encodes new texts, where it is first needed.
+        scales: the standardisation of each field's vectors, by field name.
+        values: the vectors of the values of each field with text features, by field name.
+        make_source: creates the encoder of new texts, when one is first needed.
     """
 
     def __init__(
@@ -147,22 +153,23 @@ class FeatureVectors:
         self.make_source = make_source
         self._sources: dict[str, VectorSource] = {}
         self._lock = threading.Lock()
-        # The vectors of values that came after fitting.
+        # The vectors of values first seen after fitting.
         self._new: dict[str, dict[int, np.ndarray]] = {own.field: {} for own in features}
         self._keys_by_id: dict[str, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker loads its own encoder, if it ever needs one.
+        # Each worker process loads its own encoder if it needs one.
         return {**self.__dict__, "_sources": {}, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
     def source(self, field: str) -> VectorSource:
-        """What encodes new texts of a field.
+        """Returns the encoder for new texts of a field. Loads it at the first call.
 
         Raises:
-            ValueError: the encoder is not the one that the field was fitted with.
+            ValueError: the encoder differs from the one that the field was fitted with.
+            FetchError: the encoder can't be loaded.
         """
         if field not in self._sources:
             features = self.features[field]
@@ -171,26 +178,26 @@ class FeatureVectors:
             except FetchError as error:
                 raise FetchError(
                     f"text features of {field!r}: texts that fitting did not see need the encoder "
-                    f"{features.encoder!r}. processor.set_text_encoder({field!r}, folder) says where it is. {error}"
+                    f"{features.encoder!r}. Set its folder with processor.set_text_encoder({field!r}, folder). {error}"
                 ) from error
             if features.identity not in (None, source.identity):
                 raise ValueError(
-                    f"text features of {field!r}: the encoder {features.encoder} is not the one that the vectors of "
-                    "the known values came from; fetch the revision that the processor was fitted with"
+                    f"text features of {field!r}: the encoder {features.encoder} differs from the one that computed "
+                    "the vectors of the known values; use the revision that the processor was fitted with"
                 )
             self._sources[field] = source
         return self._sources[field]
 
     def take_new(self, other: "FeatureVectors") -> None:
-        """Takes over the vectors that another one has learned since fitting."""
+        """Copies the vectors that `other` has added since fitting."""
         for field, known in other._new.items():
             self._new[field].update(known)
 
     def set_encoder(self, field: str, encoder: str) -> None:
-        """Says where the encoder of a field's new texts is.
+        """Sets the name or folder of the encoder for a field's new texts.
 
         Raises:
-            ValueError: the field has no text features of an encoder.
+            ValueError: the field has no text features with an encoder.
         """
         if field not in self.features or self.features[field].encoder is None:
             known = [name for name, own in self.features.items() if own.encoder is not None]
@@ -206,16 +213,17 @@ class FeatureVectors:
         ids: np.ndarray,
         column: Callable[[str], FieldValues],
     ) -> np.ndarray:
-        """The key of each value's vector, int64 (values,), `NO_KEY` for none.
+        """Returns the key of each value's vector, int64 (values,), `NO_KEY` for none.
 
-        A value that fitting saw has the vector that it got there. Another one has that of its text in this row.
+        A value that fitting saw keeps the vector from fitting. Any other value gets the vector of
+        this row: that of its text, or that in the vector column.
 
         Args:
-            vocabulary: the processor's.
-            field: the place of the field that the values are of.
+            vocabulary: the processor's vocabulary.
+            field: index of the values' field.
             values: the values.
-            ids: int64 (values,), their features.
-            column: gives a column of the rows by its name.
+            ids: int64 (values,), their feature ids.
+            column: returns a column of the rows by name.
         """
         owner = vocabulary.owner(field)
         features = self.features[vocabulary.fields[owner].name]
@@ -229,7 +237,7 @@ class FeatureVectors:
             return keys
         keys[unseen] = self.values[features.field].keys_of_others(strings)
         left = unseen[keys[unseen] == NO_KEY]
-        # What stands beside a value of a history tells of the row, not of that value.
+        # In a history, the other columns describe the row and not the history's values.
         if len(left) and field == owner:
             columns = [column(own.name) for own in features.columns]
             if features.column is not None:
@@ -241,7 +249,7 @@ class FeatureVectors:
         return keys
 
     def _of_features(self, vocabulary: FeatureVocabulary, owner: int) -> np.ndarray:
-        """For each feature of the vocabulary the key of its vector, int64 (features,)."""
+        """Returns the key of each vocabulary feature's vector, int64 (features,)."""
         name = vocabulary.fields[owner].name
         if len(self._keys_by_id.get(name, ())) != len(vocabulary):
             keys = np.full(len(vocabulary), NO_KEY, dtype=np.int64)
@@ -250,7 +258,7 @@ class FeatureVectors:
         return self._keys_by_id[name]
 
     def _add_texts(self, field: str, texts: pa.Array) -> np.ndarray:
-        """The keys of texts, whose vectors can be found from now on, int64 (texts,)."""
+        """Returns the keys of texts, int64 (texts,), and encodes new texts so that `find` knows their vectors."""
         keys, known = text_keys(texts), self._new[field]
         with self._lock:
             is_new = (keys != NO_KEY) & (self.values[field].places(keys) < 0)
@@ -269,17 +277,17 @@ class FeatureVectors:
         known.update(zip(keys.tolist(), vectors, strict=True))
 
     def _add_vectors(self, field: str, vectors: np.ndarray) -> np.ndarray:
-        """As `_add_texts`, of vectors that users bring: float32 (rows, size), NaN for none."""
+        """Like `_add_texts`, for vectors from a column: float32 (rows, size), NaN for none."""
         keys = vector_keys(vectors)
         with self._lock:
             add_new(self._new[field], keys, vectors)
         return keys
 
     def find(self, field: str, keys: np.ndarray) -> np.ndarray:
-        """The standardised vectors of keys: int64 (keys,) -> float32 (keys, size).
+        """Returns the standardised vectors of keys: int64 (keys,) -> float32 (keys, size).
 
         Raises:
-            ValueError: nobody knows a key's vector any more.
+            ValueError: the vector of a key is unknown in this process.
         """
         own = self.values[field]
         places = own.places(keys)
@@ -293,11 +301,11 @@ class FeatureVectors:
         with self._lock:
             known, wanted = self._new[field], keys.tolist()
             if not all(key in known for key in wanted):
-                # Another process has encoded these rows, or they were encoded many texts ago.
+                # Another process encoded these rows, or this one encoded too many new texts since then.
                 if self.features[field].encoder is None:
                     raise ValueError(
-                        f"field {field!r}: the rows were encoded by another process, which alone knows the vectors "
-                        "that came with values that fitting did not see; encode the rows again in this one"
+                        f"field {field!r}: another process encoded these rows, and only that process knows the vectors "
+                        "of the values that fitting did not see; encode the rows again in this process"
                     )
                 distinct, firsts = np.unique(keys, return_index=True)
                 self._remember(field, distinct, self.source(field).find(keys)[firsts])
@@ -311,10 +319,10 @@ class FeatureVectors:
         features: Sequence[TextFeatures],
         make_source: Callable[[TextFeatures], VectorSource],
     ) -> Self:
-        """Reads what `save` wrote and holds it against the vocabulary that was saved beside it.
+        """Reads a file that `save` wrote, and checks it against the vocabulary that was saved beside it.
 
         Raises:
-            InputError: the file can't be read, or its vectors are not those of the vocabulary's fields.
+            InputError: the file can't be read, or its vectors don't match the vocabulary's fields.
         """
         try:
             tensors = load_file(path)
@@ -326,7 +334,7 @@ class FeatureVectors:
             }
             for name, own_scale in scales.items():
                 if not np.isfinite(own_scale).all() or not (own_scale.scale > 0).all():
-                    raise ValueError(f"the scale of {name!r} must be positive, and its mean a number; neither is NaN")
+                    raise ValueError(f"mean and scale of {name!r} must be finite, not NaN, and the scale positive")
             owners = {f.name: own for f, own in zip(vocabulary.fields, vocabulary.values, strict=True)}
             values = {}
             for own in features:
@@ -336,16 +344,16 @@ class FeatureVectors:
             if unknown := sorted(set(tensors) - {f"{name}.{part}" for name in scales for part in VectorScale._fields}):
                 raise ValueError(f"{unknown[0]!r} belongs to no field")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            message = f"not the vectors of this processor ({error}); fetch or save it again"
+            message = f"not the vectors of this processor ({error}); download or save it again"
             raise InputError(message, source=path) from error
         return cls(features, scales, values, make_source)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """All vectors and what belongs to them, by name."""
+        """Returns all arrays that `save` writes, by name."""
         scales = {f"{name}.{part}": value for name, own in self.scales.items() for part, value in own._asdict().items()}
         values = {f"{name}.{part}": value for name, own in self.values.items() for part, value in vars(own).items()}
         return scales | values
 
     def save(self, path: Path) -> None:
-        """Writes the vectors as safetensors."""
+        """Writes the vectors as a safetensors file."""
         save_file({name: np.ascontiguousarray(value) for name, value in self.tensors().items()}, path)

@@ -1,4 +1,4 @@
-"""Files of rows, wherever they lie -> Arrow tables with the wanted columns, in a stream."""
+"""Reads files of rows, local or remote, as a stream of Arrow tables with the wanted columns."""
 
 import contextlib
 import logging
@@ -28,17 +28,17 @@ from flip_hf.data.tables import wanted_columns
 logger = logging.getLogger(__name__)
 
 Place = Sequence[str | Path] | str | Path
-"""A file, a folder of files, a pattern such as `logs/*.csv`, a URL of any of these that fsspec opens, or a list.
+"""A file, a folder of files, a pattern such as `logs/*.csv`, an fsspec URL of any of these, or a list of them.
 
-The command line tries the types of such a setting in this order.
+The order of the types matters: the command line tries them in this order.
 """
 
-# What Hive, Spark and pandas name the folder of a missing value.
+# The folder name that Hive, Spark and pandas use for a missing value.
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _HASHED_BYTES = 1 << 22
 _LOCATED_ROWS = 1 << 16
 
-# A user and a password may hold commas and brackets, which end a URL in a list.
+# User and password may hold commas and brackets, which otherwise end a URL in a list.
 _URL = re.compile(
     r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)([^\s'\"/]*@)?(?P<place>[^\s'\",\]?]*)(?P<query>\?[^\s'\"]*)?"
 )
@@ -49,10 +49,10 @@ class DataFile:
     """One file of rows.
 
     Attributes:
-        filesystem: where it lies.
+        filesystem: the file system that holds it.
         path: its path there.
-        name: its name for people, without credentials.
-        partitions: columns that folders of the form `day=2024-01-01` hold, as strings.
+        name: its display name, without credentials.
+        partitions: columns from folder names of the form `day=2024-01-01`, as strings.
     """
 
     filesystem: arrow_fs.FileSystem
@@ -62,14 +62,14 @@ class DataFile:
 
     @property
     def ending(self) -> str | None:
-        """What its name ends in, out of `READERS`."""
-        # The query of a URL belongs to no name.
+        """The key of `READERS` that the file name ends in, or None."""
+        # A URL's query is not part of the name.
         name = (self.path.split("?")[0] if "://" in self.path else self.path).lower()
         return next((ending for ending in READERS if name.endswith(ending)), None)
 
 
 def is_place(rows: Any) -> bool:
-    """Whether rows are given by the names of files: a string, a Path, or a list of these."""
+    """Whether rows are given as file names: a string, a Path, or a list of these."""
     if isinstance(rows, list | tuple):
         return bool(rows) and all(isinstance(row, str | Path) for row in rows)
     return isinstance(rows, str | Path)
@@ -80,33 +80,32 @@ def _entries(place: Place) -> list[str | Path]:
 
 
 def shown(place: Place) -> str:
-    """The name of a place for people: without credentials that a URL may hold."""
+    """Returns a place's display name, without the credentials that a URL may hold."""
     return ", ".join(without_credentials(str(entry)) for entry in _entries(place))
 
 
 def names_of(place: Place) -> list[str]:
-    """The last parts of a place's names, for a record that others may read."""
+    """Returns the last part of each file name, for a record that other people may read."""
     return [PurePath(shown(entry)).name for entry in _entries(place)]
 
 
 def without_credentials(text: str) -> str:
-    """A text without the users, passwords and queries of its URLs."""
+    """Removes users, passwords and queries from the URLs in a text."""
     return _URL.sub(lambda url: url["scheme"] + url["place"] + _pattern(url["scheme"], url["query"] or ""), text)
 
 
 def _pattern(scheme: str, query: str) -> str:
-    """What a question mark begins if it stands for any character; empty if it begins a query."""
+    """Returns `query` if its question mark is a wildcard, or "" if it starts the query of a URL."""
     return "" if scheme.startswith("http") or "=" in query.partition("/")[0] else query
 
 
 def find_files(place: Place) -> list[DataFile]:
-    """The files of a place, in the order in which their rows are read: of each entry, sorted by path.
+    """Finds the files of a place, in the order in which their rows are read: entry by entry, each sorted by path.
 
-    Files and folders whose names begin with `.` or `_` are passed over in folders and patterns, such as Spark's
-    `_SUCCESS`.
+    In folders and patterns, skips files and folders whose names start with `.` or `_`, such as Spark's `_SUCCESS`.
 
     Raises:
-        InputError: there is no file, or one whose name does not say how to read it.
+        InputError: there is no file, a file name has an unknown ending, or a file is named twice.
     """
     entries = _entries(place)
     if not entries:
@@ -114,7 +113,7 @@ def find_files(place: Place) -> list[DataFile]:
     files = [file for entry in entries for file in _files_of(str(entry))]
     for file in files:
         if file.ending is None:
-            message = f"can't tell how to read it; a file's name ends in {', '.join(READERS)}"
+            message = f"unknown file type; a file's name must end in one of {', '.join(READERS)}"
             raise InputError(message, source=file.name)
     counts = Counter((file.filesystem.type_name, file.path) for file in files)
     for file in files:
@@ -126,10 +125,10 @@ def find_files(place: Place) -> list[DataFile]:
 def _files_of(entry: str) -> list[DataFile]:
     name = shown(entry)
     if not entry:
-        raise InputError("the name of a file is empty; name a file or a folder")
+        raise InputError("a file name is empty; name a file or a folder")
     try:
         filesystem, path = fsspec.core.url_to_fs(entry) if _is_url(entry) else (LocalFileSystem(), entry)
-    # A protocol that is not known, or whose package is not installed.
+    # The protocol is unknown, or its package is not installed.
     except (ValueError, ImportError) as error:
         raise InputError(f"can't be opened: {without_credentials(str(error))}", source=name) from error
     path = filesystem._strip_protocol(path)
@@ -142,11 +141,15 @@ def _files_of(entry: str) -> list[DataFile]:
         if kind == "directory":
             base, found = path.rstrip("/"), filesystem.find(path)
         elif has_magic(path.split("?")[0] if path.startswith("http") else path):
-            # What stands before the first pattern.
+            # The part before the first pattern.
             base = path[: re.search(r"[*?[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
             found = [inner for match in filesystem.glob(path) for inner in filesystem.find(match)]
         else:
-            message = f"can't be opened ({without_credentials(reason)})" if reason else "there is no such file"
+            message = (
+                f"can't be opened ({without_credentials(reason)})"
+                if reason
+                else "there is no such file; check the path"
+            )
             raise InputError(message, source=name)
     files = []
     for inner in sorted(set(found)):
@@ -159,7 +162,7 @@ def _files_of(entry: str) -> list[DataFile]:
         files.append(DataFile(opener, inner, shown_name, _partitions(parts[:-1])))
     if not files:
         message = "the folder holds no files" if kind == "directory" else "no file matches the pattern"
-        raise InputError(f"{message}; names that begin with '.' or '_' are passed over", source=name)
+        raise InputError(f"{message}; names that start with '.' or '_' are skipped", source=name)
     return files
 
 
@@ -168,7 +171,7 @@ def _is_url(entry: str) -> bool:
 
 
 def _kind(filesystem: Any, path: str) -> tuple[str | None, str]:
-    """Whether a "file" or a "directory" lies there; if neither, what the server says."""
+    """Returns "file" or "directory" for a path; if it is neither, None and the server's message."""
     try:
         return filesystem.info(path)["type"], ""
     except FileNotFoundError as error:
@@ -183,7 +186,7 @@ def _name_of(filesystem: Any, path: str, entry: str) -> str:
 
 
 def _is_hidden(part: str) -> bool:
-    # As Spark has it: a partition's column may have a name like that.
+    # Same rule as Spark: the name of a partition column may start with an underscore.
     return part.startswith(".") or (part.startswith("_") and "=" not in part)
 
 
@@ -194,15 +197,15 @@ def _partitions(folders: Sequence[str]) -> dict[str, str | None]:
 
 @contextlib.contextmanager
 def _errors_of(filesystem: Any, name: str) -> Iterator[None]:
-    """Context manager that names the file in errors of the file system that holds it."""
+    """Context manager that adds the file name to errors of its file system."""
     try:
         yield
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError("there is no such file", source=name) from error
+        raise InputError("there is no such file; check the path", source=name) from error
     except Exception as error:
-        # Each remote file system raises errors of its own types.
+        # Each remote file system raises its own error types.
         is_local = isinstance(filesystem, LocalFileSystem | arrow_fs.LocalFileSystem)
         if is_local and not isinstance(error, OSError | ValueError):
             raise
@@ -237,7 +240,7 @@ def _stream_parquet(
         with pq.ParquetFile(file.path, filesystem=file.filesystem) as opened:
             schema = opened.schema_arrow
             wanted = choose(schema.names)
-            # Arrow reads all row groups that it is asked for ahead, whatever takes the batches.
+            # Arrow prefetches all row groups that it is asked for, even if nothing consumes the batches.
             for groups in groups_of_rows(opened.metadata, batch_rows):
                 for batch in opened.iter_batches(batch_rows, groups, columns=wanted):
                     yield pa.Table.from_batches([batch]).select(wanted)
@@ -245,7 +248,7 @@ def _stream_parquet(
             if rows_read == 0:
                 yield schema.empty_table().select(wanted)
     except (pa.ArrowException, OSError) as error:
-        message = f"not readable as Parquet from row {rows_read} on ({error}); write or fetch the file again"
+        message = f"not readable as Parquet from row {rows_read} on ({error}); write or download the file again"
         raise InputError(message, source=file.name) from error
 
 
@@ -259,7 +262,7 @@ READERS: dict[str, _Reader] = {
         for suffix, compression in _COMPRESSIONS.items()
     },
 }
-"""What a file's name ends in -> what reads such a file."""
+"""Maps the ending of a file name to the reader of such files."""
 
 
 def stream_tables(
@@ -271,26 +274,25 @@ def stream_tables(
     csv: CSVFormat | None = None,
     warn: Callable[[str], object] = logger.warning,
 ) -> Iterator[pa.Table]:
-    """The wanted columns of all rows of a place, in tables of at most `batch_rows` rows; memory stays the same.
+    """Streams the wanted columns of all rows of a place, in tables of at most `batch_rows` rows. Memory is bounded.
 
-    All values of a CSV file are read as strings: `007` stays as it is. Empty lines are passed over. Folders named
-    `day=2024-01-01` (Hive partitions) below a folder or a pattern give each file a column of strings, here `day`. A
-    place without rows gives one table without rows. In errors, rows are counted from 0 in their file, without the
-    header.
+    CSV values are read as strings, so `007` stays `007`. Empty lines are skipped. Folder names such as `day=2024-01-01`
+    (Hive partitions) below a folder or pattern give each file a column of strings, here `day`. A place without rows
+    gives one empty table. Errors count rows from 0 within their file, without the header.
 
     Args:
         place: a file whose name ends in one of `READERS`, a folder of such files, a pattern, a URL, or a list. A CSV
-            file is UTF-8, and its first line names the columns.
-        columns: names of the columns that must be there, in the order of the result.
-        optional: names of columns that are taken where they are there.
-        batch_rows: most rows of a table.
-        csv: how CSV files are written.
-        warn: is called with what the user should know of a file, once the file is read.
+            file must be UTF-8, and its first line must name the columns.
+        columns: names of the required columns, in the order of the result.
+        optional: names of columns to read if they exist.
+        batch_rows: maximum number of rows of a table.
+        csv: format of the CSV files; by default `CSVFormat()`.
+        warn: called with each warning about a file, once the file is read.
 
     Raises:
-        InputError: there is no such file, it can't be read as what its name says, a column is missing or there twice,
-            files have different columns, a row is too short or too long, a quote can be read in two ways, or bytes are
-            not UTF-8. A place without files is an error at once, the others are raised when the tables are asked for.
+        InputError: there is no such file; the file does not have the format that its name says; a column is missing or
+            repeated; files have different columns; a row is too short or too long; a quote is ambiguous; or bytes are
+            not UTF-8. A place without files raises at once, the other errors when the tables are iterated over.
     """
     found = _stream(find_files(place), columns, optional, batch_rows, csv or CSVFormat(), warn)
     return (table for _, _, table in found)
@@ -304,7 +306,7 @@ def _stream(
     form: CSVFormat,
     warn: _Warn,
 ) -> Iterator[tuple[str, int, pa.Table]]:
-    """The tables, each with its file's name and the number of its first row in that file."""
+    """Yields each table with its file's name and the number of its first row in that file."""
     same = _SameColumns(files, columns, optional)
     without_rows: tuple[str, int, pa.Table] | None = None
     has_rows = False
@@ -325,7 +327,7 @@ def _stream(
 
 
 class _SameColumns:
-    """Takes the wanted columns of each file, and makes sure that all files have the same."""
+    """Selects the wanted columns of each file, and checks that all files have the same columns."""
 
     def __init__(self, files: Sequence[DataFile], columns: Sequence[str], optional: Sequence[str]) -> None:
         self._files = files
@@ -335,9 +337,9 @@ class _SameColumns:
         self._types: dict[str, pa.DataType] = {}
 
     def choose(self, file: DataFile, names: Sequence[str]) -> list[str]:
-        """The columns to read from a file, given the names of all that it has."""
+        """Returns the columns to read from a file, given the names of all its columns."""
         if both := sorted({*names} & {*file.partitions}):
-            message = "the column is in the file and in the name of its folder; drop one of them"
+            message = "the column is both in the file and in its folder's name; drop one of them"
             raise InputError(message, source=file.name, field=both[0])
         all_names = [*names, *file.partitions]
         first = self._files[0]
@@ -347,18 +349,18 @@ class _SameColumns:
             raise InputError(message, source=file.name, field=different[0])
         self._names = {*all_names}
         self._wanted = wanted_columns(all_names, self._columns, self._optional, file.name)
-        # Rows are counted by a column, also if only folders' names are wanted.
+        # At least one column is read, to count the rows, even if only partition columns are wanted.
         return [name for name in self._wanted if name not in file.partitions] or list(names[:1])
 
     def completed(self, file: DataFile, table: pa.Table) -> pa.Table:
-        """The wanted columns in their order, with those that the folders' names hold, and of the first file's types."""
+        """Adds the partition columns, puts all columns in the wanted order, and casts null columns to their type."""
         for name, value in file.partitions.items():
             table = table.append_column(name, pa.array([value] * len(table), pa.string()))
         table = table.select(self._wanted)
         for i, column in enumerate(table.schema):
             kind = self._types.setdefault(column.name, column.type)
             if pa.types.is_null(kind):
-                # A file of missing values alone does not know what they would be.
+                # A column of missing values only has no type; look in the other files.
                 kind = self._types[column.name] = self._type_elsewhere(column.name)
             if pa.types.is_null(column.type):
                 table = table.set_column(i, column.name, table.column(i).cast(kind))
@@ -379,14 +381,14 @@ class _SameColumns:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of a column's values; of a dictionary that of its entries."""
+    """Returns the type of a column's values; for a dictionary, the type of its entries."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def read_table(
     place: Place, columns: Sequence[str], *, optional: Sequence[str] = (), csv: CSVFormat | None = None
 ) -> pa.Table:
-    """The wanted columns of all rows of a place; arguments and errors as in `stream_tables`."""
+    """Reads the wanted columns of all rows of a place into one table. Arguments and errors as in `stream_tables`."""
     return pa.concat_tables(stream_tables(place, columns, optional=optional, csv=csv))
 
 
@@ -394,13 +396,13 @@ def read_table(
 def rows_located(
     place: Any, columns: Sequence[str], *, optional: Sequence[str] = (), csv: CSVFormat | None = None
 ) -> Iterator[None]:
-    """Context manager that names the file, and the row in it, in errors over the rows of several files.
+    """Context manager that adds the file name, and the row in that file, to errors about rows of several files.
 
     Args:
-        place: what `stream_tables` read; anything else changes no error.
-        columns: as `stream_tables` got them.
-        optional: the same.
-        csv: the same.
+        place: the `place` given to `stream_tables`; errors about other rows are unchanged.
+        columns: as given to `stream_tables`.
+        optional: as given to `stream_tables`.
+        csv: as given to `stream_tables`.
     """
     try:
         yield
@@ -409,7 +411,7 @@ def rows_located(
             raise
         rows_before = 0
         files = find_files(place)
-        # The first reading has given the warnings already.
+        # The first reading has already issued the warnings.
         found = _stream(files, columns, optional, _LOCATED_ROWS, csv or CSVFormat(), warn=lambda message: None)
         for name, first_row, table in found:
             if error.row < rows_before + len(table):
@@ -420,15 +422,15 @@ def rows_located(
 
 
 def content_of(place: Place, csv: CSVFormat | None = None) -> list[Any]:
-    """What the rows of a place depend on, as JSON types: the files' bytes, how they are read, and their folders' names.
+    """Returns all that determines a place's rows, as JSON types: file contents (hashes), CSV format and folder names.
 
-    Reads the whole of each file: a file may change without a change of its size or time.
+    Reads each file completely, because a file may change without a new size or time.
     """
     return [asdict(csv or CSVFormat()), *([_hash(file), file.ending, file.partitions] for file in find_files(place))]
 
 
 def content_hash(path: Path) -> str:
-    """The hash of what a file on this machine holds, by which a changed file is known."""
+    """Returns the hash of a local file's content, to detect changes."""
     return _hash(DataFile(arrow_fs.LocalFileSystem(), str(path), str(path)))
 
 

@@ -1,4 +1,4 @@
-"""The groups of rows that GAUC and UAUC compare within, such as those of a user."""
+"""The groups within which GAUC and UAUC compare rows, such as the rows of one user."""
 
 import hashlib
 
@@ -10,22 +10,22 @@ from flip_hf.data.schema import canonical_strings
 GROUP_COLUMN = "group"
 """The column of encoded rows that holds each row's group."""
 NO_GROUP = -1
-"""The group of a row whose value is missing; GAUC and UAUC leave such rows out."""
+"""The group of a row whose value is missing; GAUC and UAUC ignore such rows."""
 
 
 def group_ids(
     column: pa.Array | pa.ChunkedArray, name: str, *, first_row: int = 0, source: str | None = None
 ) -> np.ndarray:
-    """A whole number for each row's group, int64 (rows,): `NO_GROUP` where the value is missing.
+    """Returns a whole number for each row's group, int64 (rows,); `NO_GROUP` where the value is missing.
 
-    Equal values have the same number in every table and every process, as a tensor can hold no strings. It is a hash of
-    63 bits: among a million groups two share a number with a chance of 5e-8.
+    Equal values get the same number in every table and every process. Numbers are used because a tensor can't hold
+    strings. The number is a 63-bit hash: the probability that any two of a million groups share one is 5e-8.
 
     Args:
-        column: the values, such as ids of users.
-        name: the column's name, for errors.
-        first_row: number of the first row, for errors.
-        source: where the rows come from, for errors.
+        column: the values, such as user ids.
+        name: name of the column, for error messages.
+        first_row: row number of the first value, for error messages.
+        source: name of the file or dataset, for error messages.
 
     Raises:
         InputError: a value can't be an id.

@@ -1,4 +1,4 @@
-"""What a user did before each impression, from strictly earlier rows only."""
+"""Builds user histories: what a user did before each impression, from strictly earlier rows only."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from datasets.fingerprint import update_fingerprint
 from flip_hf.data.ragged import concatenated_ranges
 from flip_hf.data.schema import InputError, canonical_strings
 
-# A chunk of Arrow strings holds at most 2 GiB, which the histories of a large log exceed.
+# An Arrow string chunk holds at most 2 GiB, less than the histories of a large log.
 _CHUNK_VALUES = 1 << 20
 
 _DATE = r"^\d{4}-\d{2}-\d{2}$"
@@ -26,20 +26,20 @@ _ISO_ADVICE = (
 
 
 def time_ranks(column: pa.Array | pa.ChunkedArray, field: str) -> np.ndarray:
-    """The order of a column of times, as whole numbers that compare exactly as the times do.
+    """Converts a column of times to whole numbers with exactly the same order.
 
     Args:
-        column: integers, floating-point numbers or decimals; dates; timestamps, where those with a time zone compare as
-            instants; durations; or strings that all have one ISO 8601 format, `YYYY-MM-DD` or
-            `YYYY-MM-DD[T ]HH:MM:SS[.fraction]`, the latter with a zone (`Z` or `+HH:MM`) in all rows or in none.
-        field: the column's name, for errors.
+        column: integers, floating-point numbers, decimals, dates, timestamps, durations, or strings. Timestamps with a
+            time zone are compared as instants. Strings must all have one ISO 8601 format: `YYYY-MM-DD`, or
+            `YYYY-MM-DD[T ]HH:MM:SS[.fraction]` with a zone (`Z` or `+HH:MM`) in all rows or in none.
+        field: name of the column, for error messages.
 
     Returns:
         int64 (rows,): equal for equal times, and smaller for earlier ones.
 
     Raises:
-        InputError: a time is missing (null, NaN, NaT or an empty string), a string is not in the format of the others,
-            or the column is of another type.
+        InputError: a time is missing (null, NaN, NaT or an empty string), a string's format differs from the others',
+            or the column has another type.
     """
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_dictionary(column.type):
@@ -51,13 +51,13 @@ def time_ranks(column: pa.Array | pa.ChunkedArray, field: str) -> np.ndarray:
         column = pc.if_else(pc.equal(column, ""), None, column)
     unknown = pc.is_null(column, nan_is_null=True).to_numpy(zero_copy_only=False)
     if unknown.any():
-        raise InputError("a row without a time has no history; drop it", field=field, row=int(unknown.argmax()))
+        raise InputError("the row has no time, and so no history; drop it", field=field, row=int(unknown.argmax()))
     if not len(column):
         return np.empty(0, dtype=np.int64)
     if is_text:
         return _ranks(*_parsed_times(column, field))
     if pa.types.is_decimal(kind):
-        # A float64 would lose digits, and numpy has no decimals.
+        # A float64 would lose digits, and NumPy has no decimal type.
         ranks = pc.rank(column.cast(pa.decimal256(76, kind.scale)), tiebreaker="dense")
         return ranks.to_numpy().astype(np.int64)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
@@ -70,7 +70,7 @@ def time_ranks(column: pa.Array | pa.ChunkedArray, field: str) -> np.ndarray:
 
 
 def _ranks(*keys: np.ndarray) -> np.ndarray:
-    """The dense ranks of rows by one or more keys, the most significant one first, int64 (rows,)."""
+    """Returns the dense ranks of rows by one or more keys, most significant key first, int64 (rows,)."""
     order = np.lexsort(keys[::-1])
     is_new = np.zeros(len(order), dtype=bool)
     for key in keys:
@@ -81,19 +81,19 @@ def _ranks(*keys: np.ndarray) -> np.ndarray:
 
 
 def _parsed_times(texts: pa.Array, field: str) -> tuple[np.ndarray, np.ndarray]:
-    """The seconds since 1970 of ISO times, in UTC if they have zones, and their nanoseconds, int64 (rows,) twice."""
+    """Parses ISO times to seconds since 1970 (in UTC if they have zones) and nanoseconds, two int64 arrays (rows,)."""
     matches = {name: pc.match_substring_regex(texts, pattern) for name, pattern in _ISO_FORMATS.items()}
     name = next((name for name, found in matches.items() if found[0].as_py()), None)
     if name is None:
-        message = f"not an ISO 8601 time, and as text '10' would come before '9'; {_ISO_ADVICE}"
+        message = f"not an ISO 8601 time (compared as text, '10' would come before '9'); {_ISO_ADVICE}"
         raise InputError(message, **_at(texts, field, 0))
     is_other = ~matches[name].to_numpy(zero_copy_only=False)
     if is_other.any():
         row = int(is_other.argmax())
         raise InputError(
-            f"row 0 holds {name}, {texts[0].as_py()!r}, and this row does not; {_ISO_ADVICE}", **_at(texts, field, row)
+            f"row 0 holds {name}, {texts[0].as_py()!r}, but this row does not; {_ISO_ADVICE}", **_at(texts, field, row)
         )
-    # Fractions apart: nanoseconds since 1970 would overflow in 2262.
+    # Fractions are kept apart because nanoseconds since 1970 overflow in 2262.
     wholes = pc.utf8_slice_codeunits(texts, 0, 19)
     try:
         seconds = wholes.cast(pa.timestamp("s")).cast(pa.int64()).to_numpy(zero_copy_only=False)
@@ -123,7 +123,7 @@ def _is_time(text: pa.Scalar) -> bool:
 
 
 def _offset_seconds(zone: str) -> int:
-    """How far a zone's clocks are ahead of UTC."""
+    """Returns a time zone's offset from UTC in seconds, positive if ahead."""
     if zone in ("", "Z"):
         return 0
     seconds = 3600 * int(zone[1:3]) + 60 * int(zone[4:6])
@@ -133,19 +133,20 @@ def _offset_seconds(zone: str) -> int:
 def earlier_positions(
     groups: np.ndarray, times: np.ndarray, eligible: np.ndarray, max_values: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the last eligible rows of its group whose time is strictly smaller.
+    """Finds, for each row, the last eligible rows of its group with a strictly smaller time.
 
-    Rows of one time never see each other; a history is in the order of time, and of the rows where times are equal.
+    Rows with equal times are never in each other's history. A history is sorted by time, and rows with equal times by
+    row number.
 
     Args:
-        groups: int64 (rows,), whose row it is.
-        times: (rows,), numbers or dates, of any one unit.
+        groups: int64 (rows,), the group of each row.
+        times: (rows,), numbers or dates, all in one unit.
         eligible: bool (rows,), which rows may be part of a history.
-        max_values: most rows of a history, at least 1.
+        max_values: maximum number of rows of a history, at least 1.
 
     Returns:
-        Where each row's history begins and ends, int64 (rows + 1,); and the numbers of the rows in it, oldest first,
-        int64 (offsets[-1],).
+        The offsets at which each row's history starts and ends, int64 (rows + 1,); and the row numbers in the
+        histories, oldest first, int64 (offsets[-1],).
 
     Raises:
         ValueError: a time is NaN or NaT, or `max_values` is not a whole number of at least 1.
@@ -164,7 +165,7 @@ def earlier_positions(
     places = np.arange(len(order))
     group_starts = np.maximum.accumulate(np.where(new_group, places, 0))
     time_starts = np.maximum.accumulate(np.where(new_time, places, 0))
-    # How many eligible rows come before each place.
+    # The number of eligible rows before each place.
     before = np.append(0, eligible[order].cumsum())
     ends = before[time_starts]
     starts = np.maximum(ends - max_values, before[group_starts])
@@ -191,49 +192,49 @@ def add_history(
     eligible: Any = None,
     max_values: int = 50,
 ) -> datasets.Dataset:
-    """Adds a column to the dataset: the items of the user's earlier rows, the most recent last.
+    """Adds a column that holds the items of the user's earlier rows, most recent last.
 
-    A history holds rows of strictly smaller time only, so neither the row's own label nor anything later can leak into
-    it. Which earlier rows were known when a row was shown is the caller's to say, by `eligible`.
+    A history holds only rows with a strictly smaller time. The row's own label and later rows therefore can't leak into
+    it. Use `eligible` to exclude earlier rows that were not yet known when a row was shown.
 
     Args:
-        dataset: the log, its rows in any order.
-        name: the new column, a list of values of the type of `item`.
-        user: the column that says whose row it is. Users are told apart as ids are (`canonical_strings`): 196 in a
-            column of integers and 196.0 in one of floats are one user. A row whose user is missing (null, NaN or blank)
-            has an empty history and is in nobody's.
-        item: the column that the history is made of, of any type. A row whose item is missing (null, NaN or blank) is
+        dataset: the log; its rows may be in any order.
+        name: name of the new column, a list of values with the type of `item`.
+        user: name of the user column. Users are compared as ids are (`canonical_strings`): 196 in an integer column and
+            196.0 in a float column are one user. A row without a user (null, NaN or blank) has an empty history and is
             in no history.
-        time: the column of the rows' times: numbers, dates, timestamps or ISO strings, as `time_ranks` reads them.
-        eligible: Booleans (rows,), which rows may be part of a history, such as those that were liked: a numpy or Arrow
-            array, a pandas Series or a list; by default all.
-        max_values: most items of a history.
+        item: name of the column whose values make up the history, of any type. A row without an item (null, NaN or
+            blank) is in no history.
+        time: name of the time column: numbers, dates, timestamps or ISO strings, see `time_ranks`.
+        eligible: Booleans (rows,), which rows may be part of a history, such as rows with a like. A NumPy or Arrow
+            array, a pandas Series or a list; by default all rows.
+        max_values: maximum number of items of a history.
 
     Raises:
-        InputError: a column is missing or `name` is one already; a time is missing or can't be read; a user can't be
-            an id.
-        ValueError: `dataset` is no `datasets.Dataset`, `eligible` is not one Boolean a row, or `max_values` is not a
-            whole number of at least 1.
+        InputError: a column is missing; a column `name` exists already; a time is missing or can't be read; or a user
+            can't be an id.
+        ValueError: `dataset` is not a `datasets.Dataset`, `eligible` is not one Boolean per row, or `max_values` is not
+            a whole number of at least 1.
     """
     if not isinstance(dataset, datasets.Dataset):
         raise ValueError(
-            f"add_history takes a datasets.Dataset, not a {type(dataset).__name__}. Make one of a table "
-            "with datasets.Dataset.from_pandas(frame) or datasets.Dataset(arrow_table), and take one split of a "
-            "DatasetDict; read a stream into one first, because a history needs all rows"
+            f"add_history takes a datasets.Dataset, not a {type(dataset).__name__}. Convert a table with "
+            "datasets.Dataset.from_pandas(frame) or datasets.Dataset(arrow_table), and select one split of a "
+            "DatasetDict. Read a stream into a Dataset first, because a history needs all rows"
         )
     _check_max_values(max_values)
     may_be_part = np.ones(len(dataset), dtype=bool) if eligible is None else _booleans(eligible, len(dataset))
     for column in (user, item, time):
         if column not in dataset.column_names:
             there = ", ".join(dataset.column_names)
-            raise InputError(f"the column is missing; the columns there are: {there}", field=column)
+            raise InputError(f"the column is missing; the columns are: {there}", field=column)
     if name in dataset.column_names:
-        raise InputError("the column is there already; choose another name for the history", field=name)
+        raise InputError("the column exists already; choose another name for the history", field=name)
     table = dataset.with_format("arrow")[:]
     times = time_ranks(table[time], time)
     users = canonical_strings(table[user], user)[0].dictionary_encode()
     known = pc.is_valid(users.indices).to_numpy(zero_copy_only=False)
-    # Rows without a user are a group of which none may be part.
+    # Rows without a user form a group, but none of them is eligible.
     groups = pc.fill_null(users.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     items = table[item].combine_chunks()
     may_be_part = may_be_part & known & ~_is_missing(items)
@@ -247,29 +248,29 @@ def add_history(
         chunks.append(pa.ListArray.from_arrays(pa.array((bounds - bounds[0]).astype(np.int32)), values))
     history = pa.chunked_array(chunks, type=pa.list_(items.type))
     features = datasets.Features({**dataset.features, name: datasets.List(dataset.features[item])})
-    # Without a fingerprint, Dataset would join the chunks and hash all values, which is slow and may overflow.
+    # Given a fingerprint, Dataset does not join the chunks and hash all values, which is slow and may overflow.
     arguments = {"name": name, "user": user, "item": item, "time": time, "rows": may_be_part, "max_values": max_values}
     fingerprint = update_fingerprint(dataset._fingerprint, add_history, arguments)
     return datasets.Dataset(table.append_column(name, history).cast(features.arrow_schema), fingerprint=fingerprint)
 
 
 def _booleans(eligible: Any, num_rows: int) -> np.ndarray:
-    """Converts `eligible` to bool (rows,). Refuses strings, as numpy takes `"0"` for true, and numbers, as of rows."""
+    """Converts `eligible` to bool (rows,). Rejects numbers, and strings because NumPy reads `"0"` as true."""
     values = np.asarray(eligible)
     if values.shape != (num_rows,):
         number = len(values) if values.ndim == 1 else f"{values.ndim} dimensions of"
-        raise ValueError(f"eligible has {number} values, but there are {num_rows} rows, each of which needs one")
+        raise ValueError(f"eligible has {number} values, but there are {num_rows} rows; give one Boolean per row")
     if values.dtype == bool or not num_rows:
         return values.astype(bool)
     row = next((i for i, value in enumerate(values) if not isinstance(value, bool | np.bool_)), 0)
     raise ValueError(
-        f"eligible must be Booleans, one a row; row {row} holds {values.tolist()[row]!r} ({values.dtype}). Compare "
-        "first, such as labels == 1, and fill in what is missing"
+        f"eligible must hold one Boolean per row; row {row} holds {values.tolist()[row]!r} ({values.dtype}). Use a "
+        "comparison, such as labels == 1, and fill in missing values first"
     )
 
 
 def _is_missing(items: pa.Array) -> np.ndarray:
-    """Where an item is null, NaN, or a string of nothing but white space, bool (rows,)."""
+    """Returns true where an item is null, NaN or a blank string, bool (rows,)."""
     missing = pc.is_null(items, nan_is_null=True)
     if pa.types.is_string(items.type) or pa.types.is_large_string(items.type) or pa.types.is_string_view(items.type):
         texts = items.cast(pa.large_string())
@@ -279,7 +280,7 @@ def _is_missing(items: pa.Array) -> np.ndarray:
 
 
 def _taken(items: pa.Array, rows: np.ndarray) -> pa.Array:
-    """The items of those rows."""
-    # Arrow takes nothing from views.
+    """Returns the items of these rows."""
+    # Arrow's take does not support views.
     views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
     return items.cast(views.get(items.type, items.type)).take(pa.array(rows)).cast(items.type)

@@ -1,4 +1,4 @@
-"""Work that threads share, its results in order."""
+"""Runs a function in threads and returns the results in order."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -12,15 +12,15 @@ Result = TypeVar("Result")
 def in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], num_threads: int
 ) -> Generator[Result, None, None]:
-    """The function's result for each item, in the items' order.
+    """Yields the function's result for each item, in the order of the items.
 
-    Threads stay at most twice their number ahead of what was taken. An error, of the function or of the items, is
-    raised where its result would come; later items are then given up.
+    At most `2 * num_threads` results are computed ahead. An error of the function or of the items is raised in place of
+    its result; later items are dropped.
 
     Args:
-        function: threads call it at the same time.
-        items: taken by the caller's thread.
-        num_threads: how many there are.
+        function: called by several threads at the same time.
+        items: iterated over in the caller's thread.
+        num_threads: number of threads.
     """
     left = iter(items)
     error: Exception | None = None

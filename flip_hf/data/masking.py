@@ -1,4 +1,4 @@
-"""Which fields of a row are masked: a pure function of (seed, epoch, row number)."""
+"""Draws the masked fields of a row, as a pure function of (seed, epoch, row number)."""
 
 import numpy as np
 
@@ -6,21 +6,21 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014): uint64 in, well-mixed uint64 out."""
+    """SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014): mixes the bits of uint64 numbers."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def uniform(seed: int, epoch: int, rows: np.ndarray, stream: int, size: int) -> np.ndarray:
-    """Numbers in [0, 1) that depend on nothing but the arguments, float64 (rows, size).
+    """Draws numbers in [0, 1) that depend only on the arguments, float64 (rows, size).
 
     Args:
         seed: the run's seed.
         epoch: the epoch's number.
         rows: int64 (rows,), row numbers.
-        stream: what the numbers are for; different streams are independent.
-        size: numbers a row.
+        stream: the purpose of the numbers; different streams are independent.
+        size: how many numbers to draw per row.
     """
     with np.errstate(over="ignore"):
         key = np.uint64(0)
@@ -35,8 +35,8 @@ def uniform(seed: int, epoch: int, rows: np.ndarray, stream: int, size: int) -> 
 def masked_fields(seed: int, epoch: int, rows: np.ndarray, num_fields: int, ratio: float, stream: int) -> np.ndarray:
     """Draws the masked fields of each row without replacement, bool (rows, num_fields).
 
-    A row masks `ratio * num_fields` fields, rounded up or down at random so that the ratio is met on average, and at
-    least one.
+    Each row masks `ratio * num_fields` fields, but at least one. A fraction is rounded up or down at random, so that
+    the average is exact.
     """
     numbers = uniform(seed, epoch, rows, stream, num_fields + 1)
     how_many = np.maximum(np.floor(ratio * num_fields + numbers[:, :1]), 1)

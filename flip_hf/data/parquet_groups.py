@@ -1,4 +1,4 @@
-"""Row groups of Parquet files, some at a time."""
+"""Splits the row groups of Parquet files into portions."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 
 def groups_of_rows(metadata: pq.FileMetaData, num_rows: int) -> Iterator[list[int]]:
-    """The numbers of a Parquet file's row groups, as many at a time as hold so many rows."""
+    """Yields the indices of a Parquet file's row groups, in portions of at least `num_rows` rows."""
     groups, held = [], 0
     for i in range(metadata.num_row_groups):
         groups.append(i)

@@ -1,4 +1,4 @@
-"""Rows of different lengths, held one after the other."""
+"""Rows of different lengths, stored in one array."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ import torch
 
 
 def padding_multiple() -> int:
-    """What the length of a batch of texts is rounded up to: 8 suits an accelerator's matrix units; a CPU needs 2."""
+    """Returns the multiple to which batches of texts are padded: 8 for an accelerator's matrix units, 2 on a CPU."""
     return 8 if torch.accelerator.is_available() else 2
 
 
 def concatenated_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`start, start + 1, ...` of each range, one range after the other, (sum of lengths,) of the starts' type.
+    """Concatenates ranges `start, start + 1, ...`; (sum of lengths,) with the dtype of `starts`.
 
     Args:
-        starts: whole numbers (ranges,), where each range starts.
-        lengths: int64 (ranges,), how long each is.
+        starts: whole numbers (ranges,), the first number of each range.
+        lengths: int64 (ranges,), the length of each range.
     """
     ends = lengths.cumsum()
     total = int(ends[-1]) if len(ends) else 0
@@ -29,10 +29,10 @@ def concatenated_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 class Growing:
-    """Numbers in one row to which more are added; what was read before stays as it was.
+    """Growable one-dimensional array. Arrays read earlier keep their values.
 
     Args:
-        dtype: their type.
+        dtype: NumPy type of the numbers.
     """
 
     def __init__(self, dtype: type[np.generic]) -> None:
@@ -44,11 +44,11 @@ class Growing:
 
     @property
     def values(self) -> np.ndarray:
-        """All of them, not copied."""
+        """All numbers, not copied."""
         return self._held[: self._size]
 
     def extend(self, values: Sequence[int] | np.ndarray) -> None:
-        """Adds some at the end."""
+        """Appends numbers."""
         end = self._size + len(values)
         if end > len(self._held):
             held = np.empty(max(end, 2 * len(self._held)), dtype=self._held.dtype)
@@ -63,7 +63,7 @@ class Ragged:
     """Rows of different lengths.
 
     Attributes:
-        values: (sum of lengths,), the rows one after the other.
+        values: (sum of lengths,), the concatenated rows.
         lengths: int64 (rows,).
     """
 
@@ -72,7 +72,7 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Sequence[Any] | pa.ChunkedArray) -> Self:
-        """Of a sequence of rows, or of an Arrow column of lists."""
+        """Creates it from a sequence of rows or an Arrow column of lists."""
         if isinstance(rows, pa.ChunkedArray):
             lists = rows.combine_chunks()
             return cls(
@@ -82,7 +82,7 @@ class Ragged:
         return cls(np.concatenate(rows) if len(rows) else np.empty(0, dtype=np.int64), lengths)
 
     def padded(self, value: int, multiple_of: int = 1) -> np.ndarray:
-        """As one int64 (rows, length), filled up with `value`.
+        """Pads the rows with `value` to int64 (rows, length).
 
         `length` is the longest row's, rounded up to a multiple of `multiple_of`.
         """
@@ -92,6 +92,6 @@ class Ragged:
         return result
 
     def mask(self, length: int) -> np.ndarray:
-        """Where rows padded to a length hold values of their own, bool (rows, length)."""
+        """Returns true where rows padded to `length` hold their own values, bool (rows, length)."""
         result: np.ndarray = np.arange(length) < self.lengths[:, None]
         return result

@@ -1,4 +1,4 @@
-"""Rows in any form, batch by batch."""
+"""Reads rows in any form, batch by batch."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -15,27 +15,27 @@ from flip_hf.data.tables import Contents, as_arrow, refuse_transform, to_table, 
 from flip_hf.fields import FieldConfig
 
 BATCH_ROWS = 1 << 15
-"""Rows of a batch: enough that a call of Arrow or NumPy costs nothing beside what it does."""
-# Batches wait for each other, so what they hold grows with the threads.
+"""Rows of a batch: enough to make the overhead of an Arrow or NumPy call negligible."""
+# Memory grows with the number of threads, because finished batches wait for earlier ones.
 _MOST_THREADS = 8
 
 
 def contents_of(fields: Sequence[FieldConfig]) -> dict[str, Contents]:
-    """What the column of each field may hold."""
+    """Returns what the column of each field may hold, by field name."""
     return {f.name: KINDS[f.kind].column for f in fields}
 
 
 def value_batches(
     dataset: Any, fields: Sequence[FieldConfig], label: str | None, source: str | None, csv: CSVFormat | None
 ) -> Iterator[dict[str, FieldValues]]:
-    """The values of each field, batch by batch, read in several threads.
+    """Yields the values of each field, batch by batch. Several threads read them.
 
     Args:
         dataset: rows in any form that `FlipProcessor.fit` takes.
-        fields: whose values.
-        label: a column that may be there too.
-        source: where the rows come from, for error messages.
-        csv: how CSV files are written.
+        fields: the fields to read.
+        label: name of a label column that may exist too.
+        source: name of the rows, for error messages.
+        csv: format of the CSV files.
     """
     columns, optional = [f.name for f in fields], [label] if label else []
 
@@ -48,7 +48,7 @@ def value_batches(
 
 
 def num_threads() -> int:
-    """As many threads as torch computes in, at most 8."""
+    """Returns torch's number of threads, at most 8."""
     return min(torch.get_num_threads(), _MOST_THREADS)
 
 
@@ -70,7 +70,7 @@ def _tables(
         batches = as_arrow(dataset).iter(batch_size=BATCH_ROWS)
         return (to_table(batch, columns, optional=optional) for batch in batches)
     if isinstance(dataset, datasets.IterableDataset):
-        # As Arrow tables, batches of a stream that was filtered may differ in their types.
+        # Not as Arrow tables, because batches of a filtered stream may then differ in their types.
         refuse_transform(dataset)
         found = dataset.with_format(None).iter(batch_size=BATCH_ROWS)
         typed = (typed_columns(batch, dataset.features) for batch in found)

@@ -1,4 +1,4 @@
-"""Both views of a table of rows, not yet padded."""
+"""Encodes a table of rows to both views, without padding."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -16,9 +16,9 @@ from flip_hf.data.text_features import NO_KEY, with_columns
 from flip_hf.data.vocabulary import FeatureVocabulary, placed_values
 
 VECTORS_COLUMN = "vectors"
-"""The standardised vectors of the vector fields, side by side, NaN where missing."""
+"""Column of the standardised vectors of all vector fields, concatenated per row; NaN where missing."""
 KEYS_COLUMN = "vector_keys"
-"""For each position of a field with text features the key of its vector."""
+"""Column of the key of the vector at each position of a field with text features."""
 
 
 def encode_rows(
@@ -34,14 +34,14 @@ def encode_rows(
     first_row: int,
     source: str | None,
 ) -> pa.Table:
-    """What `FlipProcessor.encode` returns.
+    """Implements `FlipProcessor.encode`.
 
     Args:
         table: the columns that the processor reads.
-        vocabulary: the processor's.
-        template: the processor's.
-        vectors: the processor's.
-        label: the label column to read; None reads none.
+        vocabulary: the processor's vocabulary.
+        template: the processor's template.
+        vectors: the processor's vectors.
+        label: name of the label column to read; None for none.
         with_text: as in `encode`.
         with_vectors: as in `encode`.
         group_field: as in `encode`.
@@ -103,13 +103,13 @@ def encode_text(
     first_row: int = 0,
     source: str | None = None,
 ) -> pa.Table:
-    """The textual view of rows that hold some of the fields: it shows all others as missing.
+    """Encodes the textual view of rows that have only some of the fields. Shows all other fields as missing.
 
     Args:
         table: the columns of these fields.
-        vocabulary: the processor's.
-        template: the processor's.
-        names: the fields that the rows hold.
+        vocabulary: the processor's vocabulary.
+        template: the processor's template.
+        names: the names of the fields that the rows have.
         first_row: as in `FlipProcessor.encode`.
         source: as in `FlipProcessor.encode`.
 
@@ -117,7 +117,7 @@ def encode_text(
         `row`, `input_ids` and `token_field_ids`, as in `FlipProcessor.encode`.
 
     Raises:
-        InputError: a value can't be of its field's kind.
+        InputError: a value is invalid for its field's kind.
     """
     num_rows, shown = len(table), []
     for i, field in enumerate(vocabulary.fields):
@@ -134,7 +134,7 @@ def encode_text(
 
 
 def _shown(vocabulary: FeatureVocabulary, place: int, values: FieldValues, ids: np.ndarray | None) -> FieldValues:
-    """What the text shows of a field's values, whose features are int64 (values,), None where it has none."""
+    """Returns the values that the text shows for a field. `ids` are the values' features, int64 (values,), or None."""
     field = vocabulary.fields[place]
     if ids is not None:
         values = replace(values, keys=vocabulary.keys(place, ids))

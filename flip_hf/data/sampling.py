@@ -1,4 +1,4 @@
-"""The order in which rows are read."""
+"""Decides the order in which rows are read."""
 
 from collections.abc import Iterator
 
@@ -7,15 +7,15 @@ import numpy as np
 import pyarrow as pa
 from torch.utils.data import Sampler
 
-# Batches that are shuffled and then sorted together: enough for rows of like length, few enough to stay random.
+# Number of batches that are sorted together: enough for rows of similar length, few enough to stay random.
 _BATCHES_IN_A_GROUP = 50
 
 
 def text_lengths(encoded: datasets.Dataset | pa.Table) -> np.ndarray:
-    """Tokens of each row, int64 (rows,).
+    """Returns the number of tokens of each row, int64 (rows,).
 
     Args:
-        encoded: what `FlipProcessor.encode` or `encode_dataset` returned.
+        encoded: the output of `FlipProcessor.encode` or `encode_dataset`.
     """
     if isinstance(encoded, datasets.Dataset):
         encoded = encoded.with_format("arrow").select_columns(["input_ids"])[:]
@@ -24,19 +24,19 @@ def text_lengths(encoded: datasets.Dataset | pa.Table) -> np.ndarray:
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
-    """Batches of rows of like length, in an order that depends on the seed and the epoch alone.
+    """Batches rows of similar length, in an order that depends only on the seed and the epoch.
 
-    Rows are shuffled and cut into batches of sizes that differ by one at most, so that no small batch is left over;
-    each run of 50 batches is sorted by length; and the batches are shuffled. Where several processes train, a batch
-    is that of all of them, and each takes its share: every row is read once in an epoch.
+    Rows are shuffled and cut into batches whose sizes differ by at most one, so no small batch is left over. Each group
+    of 50 batches is sorted by length, and then the batches are shuffled. If several processes train, each takes its
+    share of every batch. Every row is read once per epoch.
 
     Args:
-        lengths: int (rows,), tokens of each row.
-        batch_size: most rows of a batch on one process. With several processes a batch size of 1 becomes 2 where a
-            process would else have no row.
+        lengths: int (rows,), number of tokens of each row.
+        batch_size: maximum number of rows of a batch per process. With several processes, a batch size of 1 becomes 2
+            if a process would otherwise have no row.
         seed: the run's seed.
-        num_processes: processes that share the batches.
-        process_index: this process's place among them.
+        num_processes: number of processes that share the batches.
+        process_index: index of this process.
 
     Raises:
         ValueError: there are fewer rows than processes.
@@ -46,9 +46,9 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self, lengths: np.ndarray, batch_size: int, seed: int, num_processes: int = 1, process_index: int = 0
     ) -> None:
         if len(lengths) < num_processes:
-            raise ValueError(f"{len(lengths)} rows cannot be shared by {num_processes} processes")
+            raise ValueError(f"{len(lengths)} rows can't be shared by {num_processes} processes; use fewer processes")
         self.lengths = lengths
-        # No batch may be too small for every process to have a row of it.
+        # Every batch must have at least one row per process.
         self.num_batches = min(-(-len(lengths) // (batch_size * num_processes)), len(lengths) // num_processes)
         self.seed = seed
         self.num_processes = num_processes
@@ -57,7 +57,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.first_batch = 0
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """The next pass is in this epoch's order, and begins with this batch of it."""
+        """Sets the epoch of the next pass, and the batch that it starts with."""
         self.epoch = epoch
         self.first_batch = first_batch
 

@@ -1,6 +1,7 @@
-"""What a raw column value means: the canonical strings of a field, and labels.
+"""Converts raw column values to canonical strings, numbers and labels.
 
-One value has one spelling, whatever its column's type or its file's format: docs/how_to/values.md has the table.
+A value has one canonical spelling, whatever the column's type or the file format. The table is in
+docs/how_to/values.md.
 """
 
 import enum
@@ -23,16 +24,16 @@ _already_warned: set[tuple[str | None, str]] = set()
 
 
 class InputError(ValueError):
-    """Something in a user's data, named by file, field, row and value, with what to do about it.
+    """Invalid user data. The message names the file, field, row and value, and says what to do.
 
-    Reads `clicks.csv, field 'user_id', row 3, value 2.5: an id must be ...`; what is not known is left out.
+    Example message: `clicks.csv, field 'user_id', row 3, value 2.5: an id must be ...`. Unknown parts are left out.
 
     Args:
         message: what is wrong and what to do.
-        source: the file.
-        field: the column.
-        row: the row's number, counted from 0 without the header.
-        value: the value; a long one is cut in the message.
+        source: name of the file.
+        field: name of the column.
+        row: row number in the file, counted from 0 without the header.
+        value: the offending value; the message shortens long values.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class InputError(ValueError):
 
 
 class Fallback(enum.IntFlag):
-    """The defined fallback that stood in for what a value was; a row has one byte of flags for each field."""
+    """How a value was normalised or replaced. Each row has one byte of flags per field."""
 
     OOV = 1
     MISSING = 2
@@ -72,28 +73,33 @@ class Fallback(enum.IntFlag):
 def canonical_strings(
     column: pa.Array | pa.ChunkedArray, field: str, *, first_row: int = 0, source: str | None = None
 ) -> tuple[pa.Array, np.ndarray]:
-    """The string that stands for each value of a categorical field.
+    """Converts a column to the strings that identify its values in a categorical field.
 
-    A typed value is spelled by its type, whatever the type's width: whole numbers and decimals without leading or
-    trailing zeros (`5` for `Decimal("5.00")`), floating-point numbers as the whole numbers that they are, Booleans as
-    `true` and `false`, dates and times in ISO form, without a fraction of zeros, and in UTC where they have a time
-    zone; a time at midnight without a zone is spelled as its date. Strings stay what they are, but for white space
-    at their ends and Unicode's normal form C (NFC), so `007` and `7` differ and `1` and `"1"` do not. Bytes are read as
-    UTF-8. Null, NaN, NaT and the empty string are missing.
+    A typed value is spelled by its type; the width of the type makes no difference:
+
+    - Whole numbers and decimals have no leading or trailing zeros: `Decimal("5.00")` becomes `5`.
+    - Floating-point numbers must be whole, and are spelled as integers.
+    - Booleans become `true` and `false`.
+    - Dates and times use the ISO format without trailing zeros in the fraction. Times with a time zone are converted
+      to UTC. A timestamp without a time zone at midnight becomes its date.
+    - Strings lose white space at both ends and are converted to Unicode normal form C (NFC). They are otherwise
+      unchanged, so `007` and `7` differ, and `1` and `"1"` are equal.
+    - Bytes are decoded as UTF-8.
+    - Null, NaN, NaT and the empty string are missing.
 
     Args:
         column: the values.
-        field: the column's name, for errors.
-        first_row: number of the first row, for errors.
-        source: the file, for errors.
+        field: name of the column, for error messages.
+        first_row: row number of the first value, for error messages.
+        source: name of the file, for error messages.
 
     Returns:
-        The strings, Arrow string (rows,), null where missing; and flags of `Fallback` out of MISSING, STRIPPED and
+        The strings, an Arrow string array (rows,), null where missing; and the `Fallback` flags MISSING, STRIPPED and
         BOOLEAN, uint8 (rows,).
 
     Raises:
-        InputError: a floating-point number is not whole, infinite or too large to be exact; bytes are not UTF-8; a
-            value holds several or is of a kind that has no string.
+        InputError: a floating-point number is not whole, is infinite or is too large to be exact; bytes are not UTF-8;
+            a value is a list or struct; or the type has no canonical string.
     """
     column = plain_array(column)
     kind = column.type
@@ -113,14 +119,14 @@ def canonical_strings(
     elif pa.types.is_nested(kind):
         at.fail(
             pc.is_valid(column),
-            "there must be one value per row here; several make a field of the kind multi_categorical or sequence",
+            "this field takes one value per row; declare a field with several as multi_categorical or sequence",
         )
         strings = pa.nulls(len(column), pa.string())
     else:
         strings = _cast(column, at)
 
     stripped = pc.utf8_trim_whitespace(strings)
-    # Each call of Arrow costs a single row more than all its work: most columns need only these few.
+    # An Arrow call on a single row is mostly overhead, so the calls below run only if a value needs them.
     if not stripped.equals(strings):
         flags[_mask(pc.not_equal(stripped, strings))] |= np.uint8(Fallback.STRIPPED)
     empty = pc.equal(stripped, "")
@@ -134,31 +140,31 @@ def canonical_strings(
 def canonical_numbers(
     column: pa.Array | pa.ChunkedArray, field: str, *, first_row: int = 0, source: str | None = None
 ) -> tuple[np.ndarray, pa.Array, np.ndarray]:
-    """The number that each value of a numeric field is, and how the text shows it.
+    """Converts a column to the values of a numeric field and the text that shows them.
 
-    Numbers of any type are read, and strings that spell one (`-1.5`, `2e3`); a Boolean is 1 or 0. What is null, NaN or
-    empty is missing. A number is the float64 nearest to its shortest decimal spelling in its own precision: 0.1 is the
-    same number as float16, float32, float64, decimal or string. Whole numbers are shown by their digits, others as
-    short as they can be read back.
+    Accepts numbers of any type and strings that spell a number (`-1.5`, `2e3`). A Boolean becomes 1 or 0. Null, NaN and
+    the empty string are missing. A number is converted to the float64 nearest to its shortest decimal spelling in its
+    own precision. So 0.1 is the same number as float16, float32, float64, decimal or string. The text shows a whole
+    number as its digits, and any other number as its shortest spelling that reads back to the same value.
 
     Args:
         column: the values.
-        field: the column's name, for errors.
-        first_row: number of the first row, for errors.
-        source: the file, for errors.
+        field: name of the column, for error messages.
+        first_row: row number of the first value, for error messages.
+        source: name of the file, for error messages.
 
     Returns:
-        The numbers, float64 (rows,), NaN where missing; the text, Arrow string (rows,), null where missing; and flags
-        of `Fallback` out of MISSING, STRIPPED and BOOLEAN, uint8 (rows,).
+        The numbers, float64 (rows,), NaN where missing; the text, an Arrow string array (rows,), null where missing;
+        and the `Fallback` flags MISSING, STRIPPED and BOOLEAN, uint8 (rows,).
 
     Raises:
-        InputError: a value is infinite or no number.
+        InputError: a value is infinite or not a number.
     """
     column = plain_array(column)
     kind = column.type
     at = ColumnPlace(column, field, first_row, source)
     flags = np.zeros(len(column), dtype=np.uint8)
-    # The spelling that a large whole number is shown by, which a float64 may not hold.
+    # The original spelling; a float64 may not hold a large whole number exactly.
     spelled = None
     if pa.types.is_null(kind):
         numbers = column.cast(pa.float64())
@@ -171,7 +177,7 @@ def canonical_numbers(
         numbers = spelled_floats(column).cast(pa.float64())
     elif pa.types.is_integer(kind):
         spelled = column
-        # Not a safe cast: a number is put into a bucket, for which a float64 is near enough to a large integer.
+        # An unsafe cast is enough: the number only selects a bucket, so a large integer may be rounded to float64.
         numbers = column.cast(pa.float64(), safe=False)
     elif pa.types.is_decimal(kind):
         spelled = column.cast(pa.string())
@@ -185,8 +191,8 @@ def canonical_numbers(
     else:
         at.fail(pc.is_valid(column), f"a number can't be of type {kind}; store it as an integer or a float")
         numbers = pa.nulls(len(column), pa.float64())
-    at.fail(pc.is_inf(numbers), "a number must be finite; drop the row, or leave the value empty if it is not known")
-    # Adding zero makes the negative zero a plain one.
+    at.fail(pc.is_inf(numbers), "a number must be finite; drop the row, or leave the value empty if it is unknown")
+    # Adding zero turns negative zero into zero.
     numbers = pc.add(pc.if_else(pc.is_nan(numbers), None, numbers), 0.0)
     flags[_mask(pc.is_null(numbers))] |= np.uint8(Fallback.MISSING)
     return numbers.to_numpy(zero_copy_only=False), shown_numbers(numbers, spelled), flags
@@ -200,22 +206,22 @@ def canonical_lists(
     first_row: int = 0,
     source: str | None = None,
 ) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """The strings that stand for the values of a field that holds several, in their order.
+    """Converts a column to the strings of a field with several values per row. Keeps their order.
 
-    Single values are read as in `canonical_strings`; what is missing among them is left out. A row that is null or
-    holds no value is missing.
+    Each value is read as in `canonical_strings`. Missing values are dropped. A row that is null or has no values is
+    missing.
 
     Args:
-        column: a column of lists, or of strings in which the separator stands between values. Strings that look like
-            lists written as text (`"[11, 12]"`) are warned of, once for each field and file.
-        field: the column's name, for errors.
-        separator: what stands between the values of a string.
-        first_row: number of the first row, for errors.
-        source: the file, for errors.
+        column: a column of lists, or of strings whose values are joined by the separator. Strings that look like a list
+            written as text (`"[11, 12]"`) cause a warning, once per field and file.
+        field: name of the column, for error messages.
+        separator: the text between two values of a string; not needed for lists.
+        first_row: row number of the first row, for error messages.
+        source: name of the file, for error messages.
 
     Returns:
-        All values, Arrow string (values,); where each row's begin and end, int64 (rows + 1,); and flags of `Fallback`
-        out of MISSING, STRIPPED and BOOLEAN of any of a row's values, uint8 (rows,).
+        All values, an Arrow string array (values,); the offsets at which each row starts and ends, int64 (rows + 1,);
+        and the `Fallback` flags MISSING, STRIPPED and BOOLEAN, set if any value of the row has them, uint8 (rows,).
 
     Raises:
         InputError: the column holds neither lists nor strings with a separator, or a value can't be an id.
@@ -225,7 +231,7 @@ def canonical_lists(
     at = ColumnPlace(column, field, first_row, source)
     if is_text(kind) or _is_bytes(kind):
         if separator is None:
-            at.fail(pc.is_valid(column), f"strings need a separator between their values: set it for {field!r}")
+            at.fail(pc.is_valid(column), f"strings need a separator between values; set the separator of {field!r}")
         texts = _decoded(column, at)
         at.warn_of_lists(texts)
         empty = pc.equal(pc.utf8_trim_whitespace(texts), "")
@@ -234,7 +240,7 @@ def canonical_lists(
     elif pa.types.is_null(kind):
         column = column.cast(pa.list_(pa.string()))
     elif not is_list(kind):
-        at.fail(pc.is_valid(column), "must be a list of values, or a string with a separator between them")
+        at.fail(pc.is_valid(column), "must be a list of values, or a string with a separator between values")
         column = pa.nulls(len(column), pa.list_(pa.string()))
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     rows = np.repeat(np.arange(len(column)), lengths)
@@ -255,19 +261,19 @@ def canonical_lists(
 def canonical_labels(
     column: pa.Array | pa.ChunkedArray, field: str, *, first_row: int = 0, source: str | None = None
 ) -> np.ndarray:
-    """Labels as numbers, float32 (rows,) of 0 and 1.
+    """Converts a label column to 0 and 1, float32 (rows,).
 
-    Takes 0 and 1 of any type of number, decimals too, Booleans, and the strings `0`, `1`, both also with a fraction of
-    zeros (`1.0`), and `true` and `false` in any case.
+    Accepts 0 and 1 as any numeric type (decimals included), Booleans, and the strings `0`, `1`, `true` and `false` in
+    any case. The numbers may have a fraction of zeros (`1.0`).
 
     Args:
         column: the values.
-        field: the column's name, for errors.
-        first_row: number of the first row, for errors.
-        source: the file, for errors.
+        field: name of the column, for error messages.
+        first_row: row number of the first value, for error messages.
+        source: name of the file, for error messages.
 
     Raises:
-        InputError: a value is anything else, missing included.
+        InputError: a value is missing or is anything else.
     """
     column = plain_array(column)
     kind = column.type
@@ -279,29 +285,29 @@ def canonical_labels(
         clicked = pc.match_substring_regex(words, r"^(1(\.0+)?|true)$")
         skipped = pc.match_substring_regex(words, r"^(0(\.0+)?|false)$")
     elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        # Not a safe cast: a whole number too large to be exact is no label either way.
+        # An unsafe cast is enough: a whole number that a float64 rounds is neither 0 nor 1.
         numbers = column.cast(pa.float64(), safe=False)
         clicked, skipped = pc.equal(numbers, 1), pc.equal(numbers, 0)
     labels = _mask(clicked)
-    at.fail(~(labels | _mask(skipped)), "a label is 0 or 1; turn ratings into labels and drop rows without one before")
+    at.fail(~(labels | _mask(skipped)), "a label must be 0 or 1; convert ratings to labels, and drop unlabelled rows")
     return labels.astype(np.float32)
 
 
 class ColumnPlace:
-    """Where a column is from: what an error about one of its values says.
+    """The origin of a column, used to locate a value in an error message.
 
     Args:
         column: the values.
-        field: its name.
-        first_row: number of the first row.
-        source: the file.
+        field: name of the column.
+        first_row: row number of the first value.
+        source: name of the file.
     """
 
     def __init__(self, column: pa.Array, field: str, first_row: int, source: str | None) -> None:
         self.column, self.field, self.first_row, self.source = column, field, first_row, source
 
     def fail(self, bad: pa.Array | np.ndarray, message: str) -> None:
-        """Raises for the first row where `bad` holds, if there is one."""
+        """Raises InputError for the first row where `bad` is true, if any."""
         rows = np.flatnonzero(bad if isinstance(bad, np.ndarray) else _mask(bad))
         if len(rows):
             row = int(rows[0])
@@ -309,7 +315,7 @@ class ColumnPlace:
             raise InputError(message, source=self.source, field=self.field, row=self.first_row + row, value=value)
 
     def warn_of_lists(self, texts: pa.Array) -> None:
-        """Warns where a text looks like a list that was written as text, once for each field and file."""
+        """Warns if a text looks like a list written as text; once per field and file."""
         if (key := (self.source, self.field)) in _already_warned:
             return
         rows = np.flatnonzero(_mask(pc.match_substring_regex(texts, _LOOKS_LIKE_A_LIST)))
@@ -318,8 +324,8 @@ class ColumnPlace:
             logger.warning(
                 "%s",
                 InputError(
-                    "looks like a list written as text, and is split at its separator, brackets included; store lists "
-                    "(Parquet, JSON Lines), or values with a separator alone",
+                    "looks like a list written as text; it is split at its separator, brackets included. Store lists "
+                    "(Parquet, JSON Lines), or separate the values by the separator only",
                     source=self.source,
                     field=self.field,
                     row=self.first_row + int(rows[0]),
@@ -333,15 +339,15 @@ def _shown(value: Any) -> str:
         value = value[: _SHOWN_CHARACTERS + 1]
     try:
         shown = repr(value)
-    except Exception:  # a whole number of over 4300 digits, or an object whose repr is broken
+    except Exception:  # an integer of more than 4300 digits, or an object with a broken __repr__
         shown = f"of type {type(value).__name__}"
     return shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + "..."
 
 
 def plain_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """A column in one piece, without dictionaries, runs and views, on which not all functions of Arrow work."""
+    """Joins chunks and decodes dictionaries, run-end encoding and views, which some Arrow functions don't support."""
     if isinstance(column, pa.ChunkedArray):
-        # Arrow can't join pieces of all of these types.
+        # Arrow can't concatenate chunks of all of these types.
         chunks = [plain_array(chunk) for chunk in column.chunks]
         column = pa.concat_arrays(chunks) if chunks else column.combine_chunks()
     kind = column.type
@@ -370,7 +376,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds lists of any kind."""
+    """Whether a column of this type holds lists, of any Arrow list type."""
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     views = (pa.types.is_list_view, pa.types.is_large_list_view)
     return any(is_kind(kind) for is_kind in (*kinds, *views))
@@ -382,7 +388,7 @@ def _whole_numbers(column: pa.Array, at: ColumnPlace) -> pa.Array:
     numbers = pc.if_else(pc.is_nan(numbers), None, numbers)
     broken = _mask(pc.not_equal(pc.floor(numbers), numbers)) | _mask(pc.is_inf(numbers))
     inexact = _mask(pc.greater_equal(pc.abs(numbers), exact_below)) & ~broken
-    # The first row that is wrong is named, whichever way it is wrong.
+    # Report the first bad row, whichever of the two errors it has.
     if inexact.any() and not broken[: inexact.argmax()].any():
         at.fail(inexact, f"too large to be exact as {column.type}, so the id may have changed; store it as a string")
     at.fail(broken, "an id must be a whole number; store it as a string or an integer")
@@ -390,7 +396,7 @@ def _whole_numbers(column: pa.Array, at: ColumnPlace) -> pa.Array:
 
 
 def _parsed(texts: pa.Array, at: ColumnPlace) -> pa.Array:
-    """The numbers that texts spell."""
+    """Parses strings as float64 numbers."""
     try:
         return texts.cast(pa.float64())
     except pa.ArrowInvalid:
@@ -401,7 +407,7 @@ def _parsed(texts: pa.Array, at: ColumnPlace) -> pa.Array:
 
 
 def spells_number(value: pa.Scalar) -> bool:
-    """Whether a string is a number's spelling."""
+    """Whether a string spells a number."""
     try:
         value.cast(pa.float64())
     except pa.ArrowInvalid:
@@ -410,13 +416,13 @@ def spells_number(value: pa.Scalar) -> bool:
 
 
 def _decoded(column: pa.Array, at: ColumnPlace) -> pa.Array:
-    """Text or bytes as text that is UTF-8. Arrow takes a Parquet file's word that its strings are."""
+    """Converts text or bytes to valid UTF-8 strings. Arrow does not check that a Parquet file's strings are UTF-8."""
     raw = column.cast(pa.binary())
     try:
         return raw.cast(pa.string())
     except pa.ArrowInvalid:
         broken = np.array([not _is_utf8(v) for v in raw.to_pylist()])
-        ColumnPlace(raw, at.field, at.first_row, at.source).fail(broken, "not UTF-8; convert it to UTF-8 before")
+        ColumnPlace(raw, at.field, at.first_row, at.source).fail(broken, "not UTF-8; convert the file to UTF-8")
         raise
 
 
@@ -430,8 +436,8 @@ def _is_utf8(value: bytes | None) -> bool:
 
 def _cast(column: pa.Array, at: ColumnPlace) -> pa.Array:
     message = f"an id can't be of type {column.type}; store it as a string or an integer"
-    # Arrow would cast what an extension type is stored as, such as the 16 bytes of a UUID, and write a duration as a
-    # count of its unit.
+    # Arrow would cast an extension type's storage, such as the 16 bytes of a UUID. It would write a duration as a count
+    # of its unit.
     if isinstance(column.type, pa.BaseExtensionType) or pa.types.is_duration(column.type):
         raise InputError(message, source=at.source, field=at.field)
     try:

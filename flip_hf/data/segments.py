@@ -1,4 +1,4 @@
-"""The tokens of pieces of text, each tokenised once."""
+"""Tokenises pieces of text and caches their tokens."""
 
 import re
 import threading
@@ -14,16 +14,16 @@ from flip_hf.data.kinds import FieldValues
 from flip_hf.data.ragged import Growing, Ragged
 
 MISSING_TEXT = "missing"
-"""What the text shows for a value that is missing."""
-# What the tokenizer makes of more texts than this leaves the processor's cache before it is read.
+"""The text shown for a missing value."""
+# With more texts at a time, the tokenizer's output would leave the CPU cache before it is read.
 _TOKENIZED_AT_ONCE = 1024
 _MAX_WORDS = 1 << 19
-# What `str.split` splits at.
+# The characters at which `str.split` splits.
 _WHITE_SPACE = re.compile(r"\s")
 
 
 class ValueTokenizer:
-    """Tokenises values as they stand within a sentence: word by word, as tokenizers do not merge across a space.
+    """Tokenises values as they appear in a sentence: word by word, since tokenizers do not merge across a space.
 
     Threads may share it.
 
@@ -32,44 +32,44 @@ class ValueTokenizer:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        # What transformers would call, without what it makes of each text beside the tokens: a third of the time.
+        # Calls the backend directly, because transformers' extra outputs per text take a third of the time.
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
-        # As `split_special_tokens`.
+        # Same as `split_special_tokens`.
         self._backend.encode_special_tokens = True
-        # The unknown token is special too, but a value may well be unknown.
+        # The unknown token is special too, but a value may contain unknown words.
         self._control_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         self._control_spellings = sorted(set(tokenizer.all_special_tokens) - {tokenizer.unk_token}, key=len)
-        # Tokens that somebody added may hold white space, as no others do.
+        # Only tokens added to the tokenizer by hand may contain white space.
         self._reads_words = not any(map(_WHITE_SPACE.search, tokenizer.get_added_vocab()))
         self.missing_tokens = self.tokenize([f" {MISSING_TEXT}"])[0]
-        """What the text shows for a value that is missing."""
+        """The tokens shown for a missing value."""
         self._known: dict[str, list[int]] = {}
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of each text as it is."""
+        """Tokenises each text unchanged."""
         return [encoded.ids for encoded in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def text(self, value: str | None) -> str:
-        """How the text shows a value, with its space in front."""
+        """Returns a value as the text shows it, with its leading space."""
         words = (value or "").split()
         words = words if self._reads_words else [" ".join(words)] * bool(words)
         spelled = [
             f" {word}" if self._control_ids.isdisjoint(tokens) else self._spelled_out(word)
             for word, tokens in zip(words, self.tokenize([f" {word}" for word in words]), strict=True)
-            # Control characters alone leave some tokenizers with nothing to show.
+            # Some tokenizers give no tokens for control characters.
             if tokens
         ]
         return "".join(spelled) or f" {MISSING_TEXT}"
 
     def tokens(self, values: Sequence[str | None]) -> Ragged:
-        """The tokens of each value as the text shows it."""
+        """Tokenises each value as the text shows it."""
         if len(self._known) > _MAX_WORDS:
-            # Another thread may go on with those that this one gives up.
+            # Replaced, not cleared, because another thread may still use the old dict.
             self._known = {}
         known = self._known
-        # Ids stand alone and come once; the words that texts are made of come again.
+        # Only words of longer texts are cached, because they repeat. Single-word values, such as ids, occur once.
         if not self._reads_words:
             values = [value and " ".join(value.split()) for value in values]
         is_alone = [bool(value and not (self._reads_words and _WHITE_SPACE.search(value))) for value in values]
@@ -77,7 +77,7 @@ class ValueTokenizer:
         new = list({word for words in several for word in words if word not in known})
         known.update(zip(new, self._read(new), strict=True))
         of_alone = self._read([value for value, alone in zip(values, is_alone, strict=True) if value and alone])
-        # One list, not one a value: many at a time would have Python look for cycles among them.
+        # One flat list, because the garbage collector would scan one list per value.
         tokens: list[int] = []
         bounds = [0]
         for value, alone in zip(values, is_alone, strict=True):
@@ -92,29 +92,29 @@ class ValueTokenizer:
         return Ragged(np.array(tokens, dtype=np.int32), np.diff(bounds))
 
     def _read(self, words: list[str]) -> Iterator[list[int]]:
-        """The tokens of each word with a space in front, one after the other."""
+        """Yields the tokens of each word with a leading space."""
         encoded = self._backend.encode_batch_fast([f" {word}" for word in words], add_special_tokens=False)
         for word, own in zip(words, encoded, strict=True):
             tokens = own.ids
             yield tokens if self._control_ids.isdisjoint(tokens) else self.tokenize([self._spelled_out(word)])[0]
 
     def _spelled_out(self, word: str) -> str:
-        # Some vocabularies hold the spelling of a special token as a plain piece, with the special token's id.
+        # Some vocabularies contain the spelling of a special token as an ordinary piece with the special token's id.
         for special in self._control_spellings:
             word = word.replace(special, " ".join(special))
         return f" {word}"
 
 
 class Segments:
-    """The tokens of values, tokenised where they are first met and kept from then on. Threads may share it.
+    """Caches the tokens of values. Each value is tokenised when it first occurs. Threads may share it.
 
     Args:
-        tokenize: the tokens of each of some values, null where missing.
+        tokenize: tokenises a list of values, null where missing.
     """
 
     def __init__(self, tokenize: Callable[[list[str | None]], Ragged]) -> None:
         self._tokenize = tokenize
-        # Segment i's tokens begin at bound i and end at bound i + 1.
+        # The tokens of segment i lie between bound i and bound i + 1.
         self._tokens, self._bounds = Growing(np.int32), Growing(np.int64)
         self._bounds.extend([0])
         self._of_keys = np.empty(0, dtype=np.int64)
@@ -126,26 +126,26 @@ class Segments:
 
     @property
     def num_strings(self) -> int:
-        """Of all segments those that are known by their string alone."""
+        """The number of segments that are looked up by their string alone."""
         return len(self._of_strings)
 
     @property
     def tokens(self) -> np.ndarray:
-        """Of all segments, int32 (tokens,)."""
+        """The tokens of all segments, int32 (tokens,)."""
         return self._tokens.values
 
     def bounds(self, segments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where segments begin and end among all tokens."""
+        """Returns where the segments start and end in `tokens`."""
         bounds = self._bounds.values
         return bounds[segments], bounds[segments + 1]
 
     def lengths(self, segments: np.ndarray) -> np.ndarray:
-        """How many tokens each has."""
+        """Returns the number of tokens of each segment."""
         starts, ends = self.bounds(segments)
         return ends - starts
 
     def store(self, parts: Ragged) -> np.ndarray:
-        """Keeps tokens as segments of their own, int64 (parts,)."""
+        """Stores tokens as new segments and returns the segment numbers, int64 (parts,)."""
         with self._lock:
             first, num_tokens = len(self), len(self._tokens)
             self._tokens.extend(parts.values)
@@ -153,11 +153,11 @@ class Segments:
         return np.arange(first, first + len(parts.lengths))
 
     def of(self, values: FieldValues) -> np.ndarray:
-        """The segment of each value, int64 (values,)."""
+        """Returns the segment number of each value, int64 (values,). Tokenises new values."""
         if values.keys is None:
             return self._of_texts(values.strings)
         segments = np.full(len(values.keys), -1)
-        # A key beyond those that are known is new, like one that has no segment yet.
+        # A key outside `of_keys` is new, like a key without a segment.
         of_keys = self._of_keys
         is_known = (values.keys >= 0) & (values.keys < len(of_keys))
         segments[is_known] = of_keys[values.keys[is_known]]

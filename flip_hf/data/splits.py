@@ -1,4 +1,4 @@
-"""Train, validation and test rows of a named dataset, the same on every machine."""
+"""Splits a named dataset into training, validation and test rows, identically on every machine."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from flip_hf.data.history import add_history, time_ranks
 from flip_hf.data.schema import canonical_strings
 from flip_hf.data.sources import DatasetSource, HistoryField, Months, dataset_source
 
-# Of rows that lie anywhere in a file, so many are gathered faster, a row, than more at a time.
+# For rows scattered over a file, gathering this many at a time is faster per row than gathering more.
 _PICKED_ROWS = 1 << 13
 _WORDED_ITEM = "the item of a history, with its words"
 _PARTS = ("train", "validation", "test")
@@ -27,20 +27,20 @@ def _random(rows: Dataset, source: DatasetSource, seed: int) -> list[np.ndarray]
 
 def _by_time(rows: Dataset, source: DatasetSource, seed: int) -> list[np.ndarray]:
     if "timestamp" not in rows.column_names:
-        raise ValueError(f"{source.name} can't be split by time, as its rows have none: choose another split")
+        raise ValueError(f"{source.name} has no timestamps, so it can't be split by time; choose another split")
     return _tenths(np.argsort(time_ranks(_column(rows, "timestamp"), "timestamp"), kind="stable"), "rows")
 
 
 def _by_item(rows: Dataset, source: DatasetSource, seed: int) -> list[np.ndarray]:
     encoded = _column(rows, source.item).combine_chunks().dictionary_encode()
     names, _ = canonical_strings(encoded.dictionary, source.item)
-    # Items are drawn in the order of their names: the order of the rows must not matter.
+    # Sort the items by name before drawing, so that the order of the rows makes no difference.
     items, place_of_value = np.unique(names.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
     part_of_item = np.empty(len(items), dtype=np.int8)
     for part, drawn in enumerate(_tenths(_shuffled(len(items), seed), f"values of {source.item}")):
         part_of_item[drawn] = part
     parts = part_of_item[place_of_value][encoded.indices.to_numpy()]
-    # Shuffled, or else the first training rows would be those of few users.
+    # Shuffle the rows. Otherwise the first training rows would come from a few users only.
     order = _shuffled(len(rows), seed)
     return [order[parts[order] == part] for part in range(len(_PARTS))]
 
@@ -52,13 +52,15 @@ def _by_month(rows: Dataset, source: DatasetSource, seed: int) -> list[np.ndarra
     cuts = np.searchsorted(times[order], starts.astype("datetime64[s]").astype(np.int64))
     for month, (start, end) in zip(starts, pairwise(cuts), strict=False):
         if start == end:
-            raise ValueError(f"{source.name} has no rows of the months from {month} on that its split by months needs")
+            raise ValueError(
+                f"{source.name} has no rows in the months from {month} on, which its months split needs; choose another"
+            )
     return [order[start:end] for start, end in pairwise(cuts)]
 
 
 def _months(source: DatasetSource) -> Months:
     if source.months is None:
-        raise ValueError(f"{source.name} can't be split by months: choose another split")
+        raise ValueError(f"{source.name} can't be split by months; choose another split")
     return source.months
 
 
@@ -67,8 +69,8 @@ def _itself(source: DatasetSource) -> DatasetSource:
 
 
 def _shuffled(number: int, seed: int) -> np.ndarray:
-    # RandomState's stream is frozen for good (NEP 19); a Generator's may change with the numpy version, and with it
-    # which rows are test rows.
+    # RandomState's stream is frozen (NEP 19). A Generator's stream, and with it the test rows, may change with the
+    # NumPy version.
     return np.random.RandomState(seed).permutation(number)
 
 
@@ -85,15 +87,15 @@ def _column(rows: Dataset, name: str) -> pa.ChunkedArray:
 
 @dataclass(frozen=True)
 class Split:
-    """A way to divide rows into training, validation and test rows.
+    """A way to split rows into training, validation and test rows.
 
     Attributes:
-        deal: gives the row numbers of the three parts, from the rows, their source and a seed (0 to 2**32 - 1).
-        follows_time: whether no row is older than any row of an earlier part. Histories then hold all earlier rows of
-            the three parts, as a server would know them. Otherwise they hold training rows only, because labels of
-            validation and test rows would be inputs of training.
-        rows_of: gives what loads and describes the rows to divide, from their source; the source itself unless the
-            split has a label rule of its own.
+        deal: returns the row numbers of the three parts, given the rows, their source and a seed (0 to 2**32 - 1).
+        follows_time: whether no row is older than any row of an earlier part. If true, histories hold all earlier rows
+            of the three parts, as a server would know them. If false, they hold training rows only; otherwise the
+            labels of validation and test rows would be training inputs.
+        rows_of: given the source, returns the object that loads and describes the rows to split. This is the source
+            itself, unless the split has its own label rule.
     """
 
     deal: Callable[[Dataset, DatasetSource, int], list[np.ndarray]]
@@ -107,49 +109,52 @@ SPLITS: dict[str, Split] = {
     "item": Split(_by_item, follows_time=False),
     "months": Split(_by_month, follows_time=True, rows_of=_months),
 }
-"""Name of a split -> how it divides the rows."""
+"""Maps the name of a split to its definition."""
 
 
 def split_indices(kind: str, rows: Dataset, source: DatasetSource, seed: int) -> dict[str, np.ndarray]:
-    """Row numbers (int64) of `"train"`, `"validation"` and `"test"`. No row is in two of them.
+    """Returns the row numbers (int64) of `"train"`, `"validation"` and `"test"`. The parts don't overlap.
 
     Args:
-        kind: `"random"`: the rows are shuffled by `seed`; a tenth of them, rounded down, is for validation and another
-            for test. `"time"`: the same shares, but no row is older than any row of an earlier part; rows of the same
-            timestamp keep their order and may fall on both sides of a cut. `"item"`: all rows of a tenth of the items
-            are for validation and all rows of another tenth are for test. The items are drawn by `seed`, whatever the
-            order of the rows; each part's rows are shuffled. `"months"`: the calendar months of `source.months`, in the
-            order of time; rows of other months are in no part.
+        kind: the split:
+
+            - `"random"` shuffles the rows by `seed`. A tenth of them, rounded down, is for validation and another tenth
+              for test.
+            - `"time"` uses the same shares, but no row is older than any row of an earlier part. Rows with equal
+              timestamps keep their order and may lie on both sides of a cut.
+            - `"item"` uses all rows of a tenth of the items for validation, and all rows of another tenth for test.
+              `seed` draws the items, independent of the order of the rows. Each part's rows are shuffled.
+            - `"months"` uses the calendar months of `source.months` in order of time. Rows of other months are unused.
         rows: the rows, as `SPLITS[kind].rows_of(source).load` returns them.
-        source: whose rows they are.
-        seed: 0 to 2**32 - 1; `"time"` and `"months"` do not use it.
+        source: the source of the rows.
+        seed: 0 to 2**32 - 1; `"time"` and `"months"` ignore it.
 
     Raises:
-        ValueError: an unknown kind; rows without times for a split by time; no months for a split by months; fewer than
-            10 rows or items; or months without rows. No part is ever empty.
+        ValueError: the kind is unknown; the rows have no times for a split by time; the source has no months for a
+            split by months; there are fewer than 10 rows or items; or a month has no rows. No part is ever empty.
     """
     parts = find_split(kind).deal(rows, source, seed)
     return {name: part.astype(np.int64) for name, part in zip(_PARTS, parts, strict=True)}
 
 
 def find_split(kind: str) -> Split:
-    """The split of that name, or a ValueError that lists the names."""
+    """Returns the split with this name. An unknown name raises a ValueError that lists the names."""
     if kind not in SPLITS:
         raise ValueError(f"unknown split {kind!r}: choose one of {', '.join(SPLITS)}")
     return SPLITS[kind]
 
 
 def load_splits(source_name: str, split: str, seed: int, histories: Sequence[HistoryField] = ()) -> DatasetDict:
-    """The dataset `source_name` of `DATASETS`, split as `split_indices` says.
+    """Loads the dataset `source_name` of `DATASETS` and splits it as `split_indices` describes.
 
-    A history, one of the source's, becomes a column more: what the row's user did in strictly earlier rows, of those
-    that the split lets it know (`Split.follows_time`).
+    Each history (one of the source's) becomes a column with what the row's user did in strictly earlier rows. The split
+    decides which rows a history may hold (`Split.follows_time`).
 
-    Rows that the dataset keeps on disk stay there, each split in a file of its own.
+    Rows that the dataset keeps on disk stay there, in one file per split.
 
     Raises:
-        ValueError: an unknown name or split, or a split that the rows do not allow.
-        flip_hf.fetch.FetchError: the dataset cannot be had.
+        ValueError: the name or split is unknown, or the rows don't allow the split.
+        flip_hf.fetch.FetchError: the dataset can't be downloaded.
     """
     source, way = dataset_source(source_name), find_split(split)
     dataset = way.rows_of(source).load()
@@ -159,13 +164,13 @@ def load_splits(source_name: str, split: str, seed: int, histories: Sequence[His
         dataset = _with_history(dataset, recipe, np.isin(np.arange(len(dataset)), known))
     if dataset.cache_files:
         return DatasetDict({name: _picked(dataset, rows, f"{source_name} ({name})") for name, rows in indices.items()})
-    # Laid out anew: rows that are only picked lie in one chunk each, and every later pass over them would be slow.
+    # Copied, because a mere selection would have one chunk per row, and every later pass would be slow.
     table = dataset.with_format("arrow")[:]
     return DatasetDict({name: Dataset(table.take(rows)) for name, rows in indices.items()})
 
 
 def _picked(dataset: Dataset, rows: np.ndarray, source: str) -> Dataset:
-    """The rows of those numbers, in that order, in a file of their own."""
+    """Writes the rows with these numbers, in this order, to a file of their own."""
     picked = dataset.select(rows).with_format("arrow")
 
     def tables() -> Iterator[pa.Table]:

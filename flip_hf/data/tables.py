@@ -1,4 +1,4 @@
-"""Rows in whatever form users hold them -> Arrow tables with the wanted columns."""
+"""Converts rows in any supported form to Arrow tables with the wanted columns."""
 
 import logging
 import math
@@ -21,15 +21,15 @@ logger = logging.getLogger(__name__)
 
 _already_ignored: set[tuple[str, ...]] = set()
 Contents = Literal["ids", "numbers", "lists", "texts", "vectors"]
-"""What a column of Python objects of several types is to be read as."""
+"""How to read a column of Python objects of mixed types."""
 
-# Of these a row holds a list of values.
+# With these contents, a row holds a list of values.
 _SEVERAL = ("lists", "vectors")
-# The unit in which Arrow holds NumPy's times.
+# NumPy time units that Arrow lacks, and the units to convert them to.
 _ARROW_UNITS = {"Y": "M8[D]", "M": "M8[D]", "W": "M8[D]", "h": "M8[s]", "m": "M8[s]"}
-# Numbers that a float64 holds as they are, or else Arrow says so.
+# Arrow may convert these types to float64; it raises if a number would change.
 _WIDE = {int, float, np.float64}
-# What Arrow raises where it can't make an array of Python objects.
+# The errors that Arrow raises if it can't convert Python objects to an array.
 _NOT_ARROW = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 
@@ -42,24 +42,24 @@ def to_table(
     first_row: int = 0,
     source: str | None = None,
 ) -> pa.Table:
-    """The wanted columns of some rows, as they are: what a value means is `data.schema`'s to say.
+    """Selects the wanted columns of some rows and returns them unconverted. `data.schema` interprets the values.
 
-    Only where a column holds values of several Python types, or integers beyond 64 bits, is it turned into strings (or
-    lists of strings) here, by the rules of `data.schema`, since Arrow can't hold it.
+    The exception is a column that Arrow can't hold: values of several Python types, or integers beyond 64 bits. Such a
+    column is converted to strings (or lists of strings) by the rules of `data.schema`.
 
     Args:
         rows: a list of dicts, one dict, a dict of columns, a pandas DataFrame, an Arrow table or record batch, a
-            `datasets.Dataset`, or anything that hands over Arrow data by `__arrow_c_stream__` or `__arrow_c_array__`,
-            such as a polars DataFrame.
-        columns: names of the columns that must be there, in the order of the result.
-        optional: names of columns that are taken where they are there.
-        contents: what columns hold, by name; "ids" where left out.
-        first_row: number of the first row, for errors.
-        source: the file, for errors.
+            `datasets.Dataset`, or any object with `__arrow_c_stream__` or `__arrow_c_array__`, such as a polars
+            DataFrame.
+        columns: names of the required columns, in the order of the result.
+        optional: names of columns to take if they exist.
+        contents: the contents of each column, by name; "ids" by default.
+        first_row: row number of the first row, for error messages.
+        source: name of the file, for error messages.
 
     Raises:
-        InputError: a column is missing or there twice, columns differ in length, a row lacks a key, or a column of
-            several types holds a value that can't be an id.
+        InputError: a column is missing or repeated; columns differ in length; a row lacks a key; or a column of
+            mixed types holds a value that can't be an id.
     """
     contents = contents or {}
     if isinstance(rows, pa.RecordBatch):
@@ -72,11 +72,11 @@ def to_table(
         return _from_columns({name: rows.iloc[:, names.index(name)] for name in wanted}, contents, first_row, source)
     if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict):
         there = ", ".join(map(repr, rows))
-        raise InputError(f"these are several splits, {there}; take one of them, such as rows['train']", source=source)
+        raise InputError(f"these rows have several splits, {there}; select one, such as rows['train']", source=source)
     if isinstance(rows, Mapping):
         wanted = wanted_columns(list(rows), columns, optional, source)
         values = {name: rows[name] for name in wanted}
-        # A row's list of values is no column where another field says that there is one row.
+        # If another field shows that this is a single row, a list is that row's value and not a column.
         is_row = any(_is_scalar(v) for k, v in values.items() if contents.get(k) not in _SEVERAL)
         wrapped = {
             k: [v] if _is_scalar(v) or (is_row and contents.get(k) in _SEVERAL) else v for k, v in values.items()
@@ -86,7 +86,7 @@ def to_table(
         wanted = wanted_columns(rows.column_names, columns, optional, source)
         return as_arrow(rows.select_columns(wanted))[:].select(wanted)
     if isinstance(rows, pd.Series):
-        raise InputError("a Series is one column or one row; give a DataFrame, or a dict of columns", source=source)
+        raise InputError("a Series may be a column or a row; pass a DataFrame, or a dict of columns", source=source)
     if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__"):
         table = _handed_over(rows, source)
         return table.select(wanted_columns(table.column_names, columns, optional, source))
@@ -96,9 +96,9 @@ def to_table(
 
 
 def column_names(rows: Any) -> list[str]:
-    """The names of the columns of rows in any form that `to_table` takes, or of a stream; none if they can't be known.
+    """Returns the column names of rows in any form that `to_table` takes, or of a stream; none if they are unknown.
 
-    Of a list of dicts the first row tells, and of a `datasets.IterableDataset` that does not know its columns, too.
+    For a list of dicts, or an `IterableDataset` that does not know its columns, returns the keys of the first row.
     """
     if isinstance(rows, datasets.IterableDataset) and rows.column_names is None:
         rows = list(rows.take(1))
@@ -109,22 +109,22 @@ def column_names(rows: Any) -> list[str]:
 
 
 def as_arrow(dataset: Any) -> Any:
-    """A `datasets.Dataset` that gives Arrow tables; errors as in `refuse_transform`."""
+    """Formats a `datasets.Dataset` to return Arrow tables. Raises the errors of `refuse_transform`."""
     refuse_transform(dataset)
     return dataset.with_format("arrow")
 
 
 def refuse_transform(dataset: Any) -> None:
-    """Raises InputError if a `datasets.Dataset` or `IterableDataset` has a transform, which would be passed over."""
+    """Raises InputError if a `datasets.Dataset` or `IterableDataset` has a transform, which would be ignored."""
     if (getattr(dataset, "format", None) or {}).get("type") == "custom":
         raise InputError(
-            "the dataset has a transform (set_transform), which would be passed over; apply it with dataset.map, or "
+            "the dataset has a transform (set_transform), which would be ignored; apply it with dataset.map, or "
             "remove it with dataset.reset_format()"
         )
 
 
 def typed_columns(values: Mapping[str, list[Any]], features: datasets.Features | None) -> Any:
-    """A batch of a streaming dataset, a dict of columns, as an Arrow table of the stream's own types if it has any."""
+    """Converts a batch of a streaming dataset, a dict of columns, to an Arrow table if the stream's types are known."""
     if features is None:
         return values
     kinds = {field.name: field.type for field in features.arrow_schema}
@@ -135,15 +135,15 @@ def _handed_over(rows: Any, source: str | None) -> pa.Table:
     schema = getattr(rows, "schema", None)
     if isinstance(schema, Mapping):
         for name, kind in schema.items():
-            # polars hands over the addresses of such values.
+            # polars would pass memory addresses instead of these values.
             if str(kind) == "Object":
-                message = "polars objects can't be read; cast the column to strings or numbers"
+                message = "the column holds polars objects, which can't be read; cast it to strings or numbers"
                 raise InputError(message, source=source, field=str(name))
     try:
         return pa.table(rows)
     except _NOT_ARROW as error:
         raise InputError(
-            f"rows must be a table that Arrow can read ({error}); give a DataFrame", source=source
+            f"rows must be a table that Arrow can read ({error}); pass a DataFrame", source=source
         ) from error
 
 
@@ -156,7 +156,7 @@ def _from_columns(
     lengths = {name: len(column) for name, column in values.items()}
     if len(set(lengths.values())) > 1:
         described = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
-        raise InputError(f"columns must be equally long, but {described} values", source=source)
+        raise InputError(f"columns must have the same length, but {described} values", source=source)
     return pa.table(
         {name: _to_array(column, contents.get(name, "ids"), name, first_row, source) for name, column in values.items()}
     )
@@ -178,7 +178,7 @@ def _from_dicts(
     for number, row in enumerate(rows, first_row):
         for name in wanted:
             if name not in row:
-                message = "the row lacks this field; None says that a value is missing"
+                message = "the row lacks this field; use None for a missing value"
                 raise InputError(message, source=source, field=name, row=number)
     values = {name: [row[name] for row in rows] for name in wanted}
     return _from_columns(values, contents, first_row, source)
@@ -187,12 +187,12 @@ def _from_dicts(
 def wanted_columns(
     names: Sequence[Any], columns: Sequence[str], optional: Sequence[str], source: str | None
 ) -> list[str]:
-    """The names of the columns to take, once it is sure that they can be taken."""
+    """Checks the column names and returns those to take: the required ones, then the optional ones that exist."""
     if repeated := [str(name) for name, count in Counter(names).items() if count > 1]:
-        raise InputError("the column is there twice; rename or drop one", source=source, field=repeated[0])
+        raise InputError("the column occurs twice; rename or drop one", source=source, field=repeated[0])
     if absent := [name for name in columns if name not in names]:
         there = ", ".join(repr(name) for name in names) or "none"
-        raise InputError(f"the column is missing; the columns there are: {there}", source=source, field=absent[0])
+        raise InputError(f"the column is missing; the columns are: {there}", source=source, field=absent[0])
     extra = tuple(sorted(str(name) for name in {*names} - {*columns, *optional}))
     if extra and extra not in _already_ignored:
         _already_ignored.add(extra)
@@ -216,8 +216,8 @@ def _to_array(
             return pa.array(values)
     if contents == "vectors":
         return _vectors(values, field, first_row, source)
-    # Arrow would make floating-point numbers of integers that stand beside them, which only numbers may become, and
-    # widen those of lower precision; it can't mix other types at all.
+    # In a mixed column, Arrow would convert integers to floats, which is right for numbers only. It would also widen
+    # floats of lower precision. It can't mix other types at all.
     mixed = isinstance(values, list | tuple) or isinstance(getattr(values, "dtype", None), np.dtypes.ObjectDType)
     types = {type(v) for v in values if v is not None} if mixed else set()
     if (len(types) <= 1 and not _mixes_zones(values, types)) or (contents == "numbers" and types <= _WIDE):
@@ -228,7 +228,7 @@ def _to_array(
     try:
         return pa.array(converted, pa.list_(pa.string()) if contents == "lists" else pa.string())
     except UnicodeEncodeError as error:
-        message = "text with half of a surrogate pair, which is not Unicode; mend it"
+        message = "the text holds half of a surrogate pair, which is not valid Unicode; repair it"
         row = next(
             i for i, v in enumerate(converted) if v is not None and error.object in (v if contents == "lists" else [v])
         )
@@ -236,7 +236,7 @@ def _to_array(
 
 
 def _vectors(values: Any, field: str, first_row: int, source: str | None) -> pa.Array:
-    """Vectors, also as rows of one NumPy array, as lists of numbers; strings, which may spell lists, stay strings."""
+    """Converts vectors (lists or a 2-D NumPy array) to lists of numbers. Keeps strings, which may spell lists."""
     if getattr(values, "ndim", 1) == 2:
         rows = np.ascontiguousarray(values)
         return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
@@ -253,27 +253,27 @@ def _vectors(values: Any, field: str, first_row: int, source: str | None) -> pa.
 
 
 def _from_python(values: Any, types: Set[type]) -> pa.Array:
-    """Values of one type as an Arrow array; times keep all their digits."""
+    """Converts values of one type to an Arrow array. Times keep all their digits."""
     if any(issubclass(kind, pd.Timestamp) for kind in types):
-        # Arrow would read them as Python's own times, without nanoseconds.
+        # Arrow would read them as Python datetimes, without nanoseconds.
         values = pd.Series(list(values))
     elif any(issubclass(kind, np.datetime64) for kind in types):
         values = np.array(list(values), dtype="datetime64")
     if isinstance(values, np.ndarray) and values.dtype.kind == "M":
-        # Arrow knows no other units.
+        # Arrow has no other units.
         unit = np.datetime_data(values.dtype)[0]
         values = values.astype(_ARROW_UNITS.get(unit, values.dtype))
     return pa.array(values, from_pandas=True)
 
 
 def _mixes_zones(values: Any, types: Set[type]) -> bool:
-    """Whether some of the times have a zone and others have none, which Arrow reads as if all had."""
+    """Whether only some of the times have a time zone. Arrow would read them as if all had one."""
     are_times = any(issubclass(kind, datetime) for kind in types)
     return are_times and len({v.tzinfo is None for v in values if v is not None and v is not pd.NaT}) > 1
 
 
 def _as_number(value: Any, field: str, row: int, source: str | None) -> str | None:
-    """One number of a column of several types."""
+    """Converts one number of a column of mixed types to a string."""
     if isinstance(value, str) or _is_nothing(value):
         return value if isinstance(value, str) else None
     value = _number(value)
@@ -286,7 +286,7 @@ def _as_number(value: Any, field: str, row: int, source: str | None) -> str | No
 
 
 def _as_text(value: Any, field: str, row: int, source: str | None) -> str | None:
-    """One text of a column of several types."""
+    """Converts one text of a column of mixed types to a string."""
     value = _number(value)
     if isinstance(value, float | np.floating | Decimal) and not _is_small_whole(value):
         alone = pa.array([_as_number(value, field, row, source)], pa.string())
@@ -296,7 +296,7 @@ def _as_text(value: Any, field: str, row: int, source: str | None) -> str | None
 
 
 def _as_strings(value: Any, field: str, row: int, source: str | None) -> list[str | None] | None:
-    """The values of one row of a column of several types."""
+    """Converts one row's list of values, in a column of mixed types, to strings."""
     if _is_nothing(value) or (isinstance(value, float) and value != value):
         return None
     if _is_scalar(value) or isinstance(value, Mapping):
@@ -306,7 +306,7 @@ def _as_strings(value: Any, field: str, row: int, source: str | None) -> list[st
 
 
 def _as_string(value: Any, field: str, row: int, source: str | None) -> str | None:
-    """One value of a column of several types."""
+    """Converts one value of a column of mixed types to a string."""
     if isinstance(value, str) or value is None:
         return value
     if isinstance(value, bool | np.bool_):
@@ -315,11 +315,11 @@ def _as_string(value: Any, field: str, row: int, source: str | None) -> str | No
         with suppress(UnicodeDecodeError):
             return value.decode("utf-8")
     elif isinstance(value, numbers.Integral):
-        # Python refuses to write whole numbers of over 4300 digits.
+        # Python refuses to print integers of more than 4300 digits.
         with suppress(ValueError):
             return str(int(value))
     elif isinstance(value, float) and _is_small_whole(value):
-        # What is left to `canonical_strings` below costs a hundred times as much a value.
+        # A shortcut: `canonical_strings` below takes a hundred times as long per value.
         return str(int(value))
     elif isinstance(value, float) and value != value:
         return None
@@ -334,10 +334,10 @@ def _as_string(value: Any, field: str, row: int, source: str | None) -> str | No
 
 
 def _number(value: Any) -> Any:
-    """The NumPy number that a NumPy array or a PyTorch tensor of one number holds; anything else is left as it is."""
+    """Unwraps a NumPy array or PyTorch tensor that holds one number. Returns anything else unchanged."""
     if not hasattr(value, "__array__"):
         return value
-    # What holds several stays an array, and what NumPy does not know, such as bfloat16, a tensor.
+    # Several numbers stay an array. Types that NumPy lacks, such as bfloat16, stay a tensor.
     with suppress(TypeError):
         return np.asarray(value)[()]
     return value

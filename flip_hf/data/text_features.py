@@ -1,4 +1,4 @@
-"""Vectors attached to the values of a field: what a user asks for, and the texts that they are computed from."""
+"""Configures the vectors attached to the values of a field, and builds the texts that they are computed from."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,26 +16,26 @@ from flip_hf.fields import LARGEST_VECTOR, FieldConfig, is_whole, with_nearest
 _COMMA = ", "
 
 NO_KEY = 0
-"""The key of a value that has no vector."""
+"""Key of a value without a vector."""
 
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Attaches a vector to each value of a field: of its text, by an encoder, or from a column beside it.
+    """Attaches a vector to each value of a field: an encoder computes it from the value's text, or a column holds it.
 
-    The embedding of a value is then its row of the feature table plus its projected vector; an unseen value has the
-    OOV row plus its own vector. Every field that shares the field's features has the vectors too, a history included.
+    The embedding of a value becomes its row of the feature table plus its projected vector. An unseen value has the
+    OOV row plus its own vector. Fields that share the field's features, such as histories, get the vectors too.
 
     Args:
-        field: the field, of a kind whose features stand for values, such as `"movie_id"`.
-        encoder: name or folder of a transformers or sentence-transformers encoder, or of a saved FLIP, whose text tower
-            then encodes (`flip_hf.text_vectors.TextVectorizer`).
-        fields: the columns whose values, with commas between them, are the text of a value, such as
-            `["title", "genre"]`. They need not be fields of the model.
-        column: in place of an encoder, the column that holds each row's vector, as lists of numbers.
-        size: numbers of a vector in that column. Fitting sets it for an encoder.
+        field: name of the field, such as `"movie_id"`. It must be categorical, without `hash_buckets`.
+        encoder: name or folder of a transformers or sentence-transformers encoder, or of a saved FLIP model, whose
+            text tower then encodes (`flip_hf.text_vectors.TextVectorizer`).
+        fields: the columns that make up the text of a value, joined by commas, such as `["title", "genre"]`. They need
+            not be fields of the model.
+        column: instead of an encoder, the column that holds each row's vector, a list of numbers.
+        size: dimension of the vectors in that column. For an encoder, fitting sets it.
         text_layers: number of layers of the encoder to use; all by default.
-        identity: fingerprint of the encoder, which fitting sets: another one can't encode new texts.
+        identity: fingerprint of the encoder, set by fitting. A different encoder can't encode new texts.
     """
 
     field: str
@@ -52,38 +52,44 @@ class TextFeatures:
             object.__setattr__(self, "encoder", str(self.encoder))
         names = [self.field, *self.fields, *([] if self.column is None else [self.column])]
         if not all(isinstance(name, str) and name for name in names):
-            raise ValueError(f"text features of {self.field!r}: field, fields and column are names of columns")
+            raise ValueError(f"text features of {self.field!r}: field, fields and column must be names of columns")
         if self.text_layers is not None and not is_whole(self.text_layers):
-            raise ValueError(f"text features of {self.field!r}: text_layers={self.text_layers!r} is not a whole number")
+            raise ValueError(
+                f"text features of {self.field!r}: text_layers={self.text_layers!r} must be a whole number"
+            )
         if (self.encoder is None) == (self.column is None):
             raise ValueError(
-                f"text features of {self.field!r}: set either encoder and fields, or column, which holds vectors"
+                f"text features of {self.field!r}: set either encoder and fields, or a column that holds vectors"
             )
         if (self.encoder is None) != (not self.fields):
             raise ValueError(
-                f"text features of {self.field!r}: fields are the columns that the encoder reads, such as ['title']"
+                f"text features of {self.field!r}: set encoder and fields together; fields are the columns that the "
+                "encoder reads, such as ['title']"
             )
         if self.column is not None and not (is_whole(self.size) and 0 < (self.size or 0) <= LARGEST_VECTOR):
-            raise ValueError(f"text features of {self.field!r}: size={self.size!r}: how many numbers has a vector?")
+            raise ValueError(
+                f"text features of {self.field!r}: size={self.size!r} must be the dimension of the vectors, a whole "
+                f"number from 1 to {LARGEST_VECTOR}"
+            )
         if self.column is not None and self.text_layers is not None:
-            raise ValueError(f"text features of {self.field!r}: text_layers is for an encoder, not for a column")
+            raise ValueError(f"text features of {self.field!r}: text_layers needs an encoder, but column is set")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TextFeatures":
-        """What `to_dict` wrote down, or a run file holds; a setting that does not exist is a ValueError."""
+        """Creates text features from the output of `to_dict`, or from a run file. Unknown settings raise ValueError."""
         if not isinstance(values, Mapping):
-            raise ValueError(f"text features are a mapping such as {{field: movie_id, ...}}, not {values!r:.80}")
+            raise ValueError(f"text features must be a mapping such as {{field: movie_id, ...}}, not {values!r:.80}")
         known = list(cls.__dataclass_fields__)
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"text features have no setting {with_nearest(unknown, known)}")
         if "field" not in values:
-            raise ValueError("text features need a field, whose values get vectors: {field: movie_id, ...}")
+            raise ValueError("text features need the field whose values get vectors: {field: movie_id, ...}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings that are not at their defaults, as plain JSON types.
+        """Returns the settings that differ from their defaults, as plain JSON types.
 
-        Of an encoder's folder only the last part is told.
+        An encoder's folder is reduced to the last part of its path.
         """
         values = asdict(self) | {"fields": list(self.fields)}
         if self.encoder is not None:
@@ -92,32 +98,32 @@ class TextFeatures:
 
     @property
     def vector_type(self) -> type[np.floating[Any]]:
-        """The type in which the vectors are kept."""
+        """The NumPy type in which the vectors are stored: float16 from an encoder, float32 from a column."""
         return np.float16 if self.column is None else np.float32
 
     @property
     def columns(self) -> list[FieldConfig]:
-        """The columns that the vectors are made from, as fields."""
+        """The columns from which the vectors are made, as fields."""
         if self.column is not None:
             return [FieldConfig(self.column, kind="vector", size=self.size)]
         return [FieldConfig(name, kind="text") for name in self.fields]
 
     @property
     def is_of_value_alone(self) -> bool:
-        """Whether a value's text is the value itself, so that it is known wherever the value stands."""
+        """Whether a value's text is the value itself. The text is then known without other columns."""
         return self.fields == (self.field,)
 
 
 def as_text_features(
     values: Sequence[TextFeatures | Mapping[str, Any]], fields: Sequence[FieldConfig]
 ) -> list[TextFeatures]:
-    """Text features from what users and JSON files hold.
+    """Validates text features, and converts mappings (as in JSON files) to `TextFeatures`.
 
     Raises:
-        ValueError: a field has two, is none of the fields, or its features do not stand for single values.
+        ValueError: the field is unknown, has two text features, or has features that don't stand for single values.
     """
     if isinstance(values, TextFeatures | Mapping | str):
-        raise ValueError("text_features must be a list of TextFeatures; put a single one into a list")
+        raise ValueError("text_features must be a list of TextFeatures; put a single one in a list")
     result = [value if isinstance(value, TextFeatures) else TextFeatures.from_dict(value) for value in values]
     by_name = {f.name: f for f in fields}
     for features in result:
@@ -138,19 +144,19 @@ def as_text_features(
         if features.column is not None and features.column in by_name:
             raise ValueError(f"text features: the column {features.column!r} of vectors can't be a field too")
     if len({features.field for features in result}) < len(result):
-        raise ValueError("text features: a field can have one vector, and a field is named twice")
+        raise ValueError("text features: a field is named twice, but can have one vector only")
     return result
 
 
 def with_columns(fields: Sequence[FieldConfig], features: Iterable[TextFeatures]) -> list[FieldConfig]:
-    """The fields, and behind them, as fields, the columns that only text features read."""
+    """Returns the fields, followed by the columns that only text features read, as fields."""
     columns = {own.name: own for one in features for own in one.columns}
     names = {f.name for f in fields}
     return [*fields, *(own for name, own in columns.items() if name not in names)]
 
 
 def catalog_columns(fields: Sequence[FieldConfig], features: Iterable[TextFeatures]) -> list[FieldConfig]:
-    """The columns of a catalog, as fields: those with text features, and what their vectors are made from."""
+    """Returns a catalog's columns as fields: the fields with text features and the columns that make their vectors."""
     features = list(features)
     named = {f.name: f for f in with_columns(fields, features)}
     return [
@@ -160,8 +166,8 @@ def catalog_columns(fields: Sequence[FieldConfig], features: Iterable[TextFeatur
 
 
 def joined_texts(parts: Sequence[FieldValues]) -> pa.Array:
-    """The text of each row: the values of its fields with commas between them, null where all are missing."""
-    # Of a row whose values are all null, Arrow 26 would leave nothing, not even the row.
+    """Returns the text of each row: its values joined by commas, or null if all are missing."""
+    # Without the empty string, Arrow 26 would drop a row whose values are all null.
     columns: list[Any] = [""]
     for part in parts:
         strings = part.strings
@@ -176,7 +182,7 @@ def joined_texts(parts: Sequence[FieldValues]) -> pa.Array:
 
 
 def text_keys(texts: pa.Array) -> np.ndarray:
-    """A key for each text, int64 (texts,), by which its vector is found on every machine; `NO_KEY` for null."""
+    """Returns a key for each text, int64 (texts,); `NO_KEY` for null. The keys are the same on every machine."""
     encoded = texts.dictionary_encode()
     found = [text_key(text) for text in encoded.dictionary.to_pylist()]
     distinct = np.array([*found, NO_KEY], dtype=np.int64)
@@ -185,12 +191,12 @@ def text_keys(texts: pa.Array) -> np.ndarray:
 
 
 def text_key(text: str) -> int:
-    """64 bits of a text's hash, as a signed number that is not `NO_KEY`."""
+    """Returns a text's 64-bit hash as a signed integer that is never `NO_KEY`."""
     return _signed(xxhash.xxh3_64_intdigest(text.encode()))
 
 
 def vector_keys(vectors: np.ndarray) -> np.ndarray:
-    """A key for each vector, int64 (vectors,): float32 (vectors, size); `NO_KEY` for one that is NaN."""
+    """Returns a key for each vector: float32 (vectors, size) -> int64 (vectors,); `NO_KEY` for a vector of NaN."""
     keys = [NO_KEY if np.isnan(v[0]) else _signed(xxhash.xxh3_64_intdigest(v.tobytes())) for v in vectors]
     return np.array(keys, dtype=np.int64)
 

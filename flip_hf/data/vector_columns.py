@@ -1,4 +1,4 @@
-"""Columns of vectors, such as embeddings of pictures, as numbers."""
+"""Reads columns of vectors, such as embeddings of pictures."""
 
 import numpy as np
 import pyarrow as pa
@@ -12,23 +12,23 @@ _A_LIST = r"^\s*\[(.*)\]\s*$"
 def canonical_vectors(
     column: pa.Array | pa.ChunkedArray, field: str, size: int, *, first_row: int = 0, source: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The vector of each row of a vector field.
+    """Reads the vector of each row of a vector field.
 
-    Takes lists of numbers of any type, strings that hold one as JSON (`[0.5, -1]`), as in CSV files, and with `size` 1
-    also plain numbers. A row that is null, empty or an empty list is missing.
+    Accepts lists of numbers of any type, and strings that hold a JSON list (`[0.5, -1]`), as in CSV files. If `size` is
+    1, plain numbers are accepted too. A row that is null, an empty string or an empty list is missing.
 
     Args:
         column: the values.
-        field: the column's name, for errors.
-        size: numbers of a vector.
-        first_row: number of the first row, for errors.
-        source: the file, for errors.
+        field: name of the column, for error messages.
+        size: dimension of a vector.
+        first_row: row number of the first row, for error messages.
+        source: name of the file, for error messages.
 
     Returns:
-        float32 (rows, size), NaN where missing; and flags of `Fallback`, of which only MISSING can be, uint8 (rows,).
+        float32 (rows, size), NaN where missing; and the `Fallback` flags, uint8 (rows,), of which only MISSING occurs.
 
     Raises:
-        InputError: a row holds another number of numbers, a number that is missing, NaN or infinite, or no numbers.
+        InputError: a vector has the wrong size; a number is missing, NaN or infinite; or a value is not a number.
     """
     column = plain_array(column)
     at = ColumnPlace(column, field, first_row, source)
@@ -48,7 +48,7 @@ def canonical_vectors(
         column = pa.nulls(len(column), pa.list_(pa.float32()))
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     if (wrong := (lengths != size) & (lengths > 0)).any():
-        at.fail(wrong, f"has {lengths[wrong.argmax()]} numbers, and this field's vectors have size={size}")
+        at.fail(wrong, f"has {lengths[wrong.argmax()]} numbers, but this field's vectors have size={size}")
     present = np.flatnonzero(lengths)
     values = column.flatten()
     try:
@@ -62,13 +62,13 @@ def canonical_vectors(
     at.fail(
         (lengths > 0) & ~finite,
         "a number of the vector is missing, NaN, or infinite as a float32; drop the row, or leave the whole vector "
-        "empty if it is not known",
+        "empty if it is unknown",
     )
     return vectors, np.where(lengths > 0, 0, np.uint8(Fallback.MISSING)).astype(np.uint8)
 
 
 def _parsed(texts: pa.Array, size: int, at: ColumnPlace) -> pa.Array:
-    """Lists of numbers that are written as JSON; with `size` 1 a number may stand alone."""
+    """Parses lists of numbers written as JSON. If `size` is 1, a number may also stand without brackets."""
     stripped = pc.utf8_trim_whitespace(texts.cast(pa.string()))
     stripped = pc.if_else(pc.equal(stripped, ""), None, stripped)
     are_lists = pc.match_substring_regex(stripped, _A_LIST)

@@ -23,7 +23,7 @@ from flip_hf.data.text_features import (
 from flip_hf.data.vocabulary import Batch, FeatureVocabulary
 from flip_hf.fields import FieldConfig
 
-# The pairs of a value and its text that fitting may hold unmerged.
+# Number of (value, text) pairs that fitting collects before it merges equal ones.
 _MERGE_AT = 1 << 20
 _NUMBERS_AT_ONCE = 1 << 17
 
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 class VectorStatistics:
-    """Mean and standard deviation of each number of vectors that come batch by batch.
+    """Computes the mean and standard deviation of each dimension over batches of vectors.
 
-    The batches' moments are merged as in Chan, Golub and LeVeque (1979), in float64.
+    Merges the batches' moments as in Chan, Golub and LeVeque (1979), in float64.
 
     Args:
-        size: numbers of a vector.
+        size: dimension of a vector.
     """
 
     def __init__(self, size: int) -> None:
@@ -45,8 +45,8 @@ class VectorStatistics:
         self._squares = np.zeros(size)
 
     def add(self, vectors: np.ndarray) -> None:
-        """Adds float (vectors, size); vectors that are NaN are left out."""
-        # In parts that the processor's cache holds.
+        """Adds float (vectors, size); ignores vectors of NaN."""
+        # In parts that fit in the CPU cache.
         rows_at_once = max(1, _NUMBERS_AT_ONCE // vectors.shape[1])
         for start in range(0, len(vectors), rows_at_once):
             self._add(vectors[start : start + rows_at_once])
@@ -62,19 +62,18 @@ class VectorStatistics:
         self._count = total
 
     def result(self) -> VectorScale:
-        """The scale of a number that is the same in all vectors is 1."""
+        """Returns the mean and standard deviation. A constant dimension gets a scale of 1."""
         deviation = np.sqrt(self._squares / max(self._count, 1))
-        # Rounding leaves the deviation of a constant a little above 0.
-        is_constant = deviation <= 1e-6 * np.abs(self._mean)
+        # Rounding makes the deviation of a constant slightly larger than 0. A smaller one could become 0 as float32.
+        is_constant = deviation <= np.maximum(1e-6 * np.abs(self._mean), np.finfo(np.float32).tiny)
         return VectorScale(self._mean.astype(np.float32), np.where(is_constant, 1, deviation).astype(np.float32))
 
 
 class _ValueTexts:
-    """Which text each value of a field has: the most frequent one, of several as frequent ones the first by its
-    characters.
+    """Finds the text of each value of a field: its most frequent text. Ties go to the alphabetically first text.
 
     Args:
-        features: the field's.
+        features: the field's text features.
     """
 
     def __init__(self, features: TextFeatures) -> None:
@@ -108,7 +107,7 @@ class _ValueTexts:
         return merged
 
     def result(self) -> tuple[pa.Array, pa.Array]:
-        """Values, each once, and their texts, Arrow string (values,) each."""
+        """Returns the distinct values and their texts, two Arrow string arrays (values,)."""
         if not self._parts:
             return pa.array([], pa.string()), pa.array([], pa.string())
         order = [("value", "ascending"), ("count_all", "descending"), ("text", "ascending")]
@@ -119,8 +118,8 @@ class _ValueTexts:
         if not is_first.all():
             second = int((~is_first).argmax())
             logger.warning(
-                "text features of %r: %d of %d values stand beside several of %s, and the most frequent one counts; "
-                "value %r: %r and not %r",
+                "text features of %r: %d of %d values occur with several values of %s; the most frequent one is used; "
+                "for value %r that is %r and not %r",
                 self.features.field,
                 len(np.unique(codes[~is_first])),
                 int(is_first.sum()),
@@ -134,7 +133,7 @@ class _ValueTexts:
 
 
 class VectorFitting:
-    """Watches the batches that a vocabulary is fitted on.
+    """Observes the batches on which a vocabulary is fitted, to fit the vectors in the same pass.
 
     Args:
         fields: the fields.
@@ -147,7 +146,7 @@ class VectorFitting:
         self._texts = {own.field: _ValueTexts(own) for own in features if not own.is_of_value_alone}
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, each seen as it passes."""
+        """Yields the batches unchanged and observes each one."""
         for batch in batches:
             for name, statistics in self._statistics.items():
                 vectors = batch[name].vectors
@@ -157,14 +156,14 @@ class VectorFitting:
             yield batch
 
     def add_values(self, batch: Batch) -> None:
-        """Learns the texts of values alone, such as of a catalogue's rows, which train nothing."""
+        """Learns only the texts of values, for example from the rows of a catalog, which are not training rows."""
         for texts in self._texts.values():
             texts.add(batch)
 
     def result(
         self, vocabulary: FeatureVocabulary, make_source: Callable[[TextFeatures], VectorSource]
     ) -> FeatureVectors:
-        """The vectors; `make_source` makes what encodes their texts."""
+        """Returns the fitted vectors. `make_source` creates the encoder of their texts."""
         scales = {name: statistics.result() for name, statistics in self._statistics.items()}
         values: dict[str, ValueVectors] = {}
         fitted = []
@@ -178,7 +177,7 @@ class VectorFitting:
         return FeatureVectors(fitted, scales, values, make_source)
 
     def extended(self, vocabulary: FeatureVocabulary, vectors: FeatureVectors) -> FeatureVectors:
-        """The vectors with those of the values that these rows added to the vocabulary; the scales stay."""
+        """Returns `vectors` plus those of the values that these rows added to the vocabulary. Keeps the scales."""
         values = dict(vectors.values)
         for own in self._features:
             source = None if own.encoder is None else vectors.source(own.field)
@@ -213,16 +212,16 @@ def _value_vectors(
 
 
 def _values_of(vocabulary: FeatureVocabulary, features: TextFeatures) -> pa.Array:
-    """The values of the field that the features are attached to."""
+    """Returns the values of the field that the features are attached to."""
     return vocabulary.values[[f.name for f in vocabulary.fields].index(features.field)]
 
 
 def _united(old: ValueVectors, new: ValueVectors, values: pa.Array) -> ValueVectors:
-    """The vectors of both; a value that had one keeps it. `values` are the vocabulary's."""
+    """Merges two sets of vectors. A value that has a vector in `old` keeps it. `values` are the vocabulary's."""
     is_new = old.places(new.keys) < 0
     keys = np.concatenate([old.keys, new.keys[is_new]])
     order = np.argsort(keys)
-    # Values may have had a vector before they had a feature.
+    # A value may have had a vector before it had a feature.
     before = np.concatenate([old.value_keys, old.keys_of_others(values.slice(len(old.value_keys)))])
     value_keys = np.where(before == NO_KEY, new.value_keys, before)
     others, firsts = np.unique(np.concatenate([old.other_values, new.other_values]), return_index=True)
@@ -249,13 +248,13 @@ def fit_fields(
     """Fits the vocabulary and the vectors in one pass over the rows.
 
     Args:
-        batches: reads the columns of some rows, batch by batch: `value_batches` with a label and a format of CSV files.
+        batches: reads columns of rows in batches: `value_batches` with the label and CSV format already set.
         dataset: the training rows.
-        source: where they come from, for error messages.
-        fields: not yet fitted.
+        source: name of the rows, for error messages.
+        fields: the fields, not yet fitted.
         features: the text features.
-        catalog: rows of which only the columns of the text features are read; None for none.
-        make_source: makes what encodes the texts of some text features.
+        catalog: rows of which only the text features' columns are read; None for none.
+        make_source: creates the encoder of some text features.
     """
     fitting = VectorFitting(fields, features)
     vocabulary = FeatureVocabulary.fit(

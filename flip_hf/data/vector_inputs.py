@@ -1,4 +1,4 @@
-"""Encoded rows -> the vectors that the models' `forward` takes."""
+"""Converts encoded rows to the vectors that the models' `forward` takes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +14,11 @@ from flip_hf.fields import FieldConfig, vector_owners, vector_sizes
 
 
 class VectorInputs:
-    """Gathers each vector of a batch once, and says which position holds which.
+    """Collects the distinct vectors of a batch, and the index of the vector at each position.
 
     Args:
-        fields: the processor's.
-        vectors: the processor's.
+        fields: the processor's fields.
+        vectors: the processor's vectors.
     """
 
     def __init__(self, fields: Sequence[FieldConfig], vectors: FeatureVectors) -> None:
@@ -26,7 +26,7 @@ class VectorInputs:
         self._sizes = vector_sizes(fields)
         owners = vector_owners(fields)
         self._num_positions = len(owners)
-        # Of each field with vectors the positions that hold them.
+        # The positions that hold each field's vectors.
         self._positions = {name: np.flatnonzero([own == name for own in owners]) for name in self._sizes}
         keyed = [own for own in owners if own in vectors.features]
         self._key_columns = {name: np.flatnonzero([own == name for own in keyed]) for name in vectors.features}
@@ -40,11 +40,11 @@ class VectorInputs:
         return [KEYS_COLUMN] * bool(self._key_columns) + [VECTORS_COLUMN] * bool(self._row_columns)
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
-        """The inputs that models with vectors need beside `feature_ids`; none without.
+        """Returns the inputs that models with vectors need besides `feature_ids`; empty if no field has vectors.
 
         Returns:
-            `vectors`, for each field that owns vectors float32 (1, vectors, size); and `vector_places` int64 (B, P),
-            for each position which of its field's vectors it holds, -1 for none.
+            `vectors`: float32 (1, vectors, size) for each field that owns vectors. `vector_places`: int64 (B, P), the
+            index of each position's vector among its field's vectors, -1 for none.
         """
         if not self._sizes:
             return {}
@@ -67,12 +67,12 @@ class VectorInputs:
                 has_none = np.isnan(found[:, 0])
                 places[:, self._positions[name][0]] = np.where(has_none, -1, np.arange(len(rows)))
                 found = np.where(has_none[:, None], np.float32(0), found)
-            # A batch that is cut along its first axis keeps them whole, or fails.
+            # With a first dimension of 1, code that splits a batch keeps the vectors whole, or fails.
             vectors[name] = torch.from_numpy(np.ascontiguousarray(found)).unsqueeze(0)
         return {"vectors": vectors, "vector_places": torch.from_numpy(places)}
 
     def of_type(self, rows: Rows, return_tensors: str | None) -> dict[str, Any]:
-        """The same as "pt" tensors, "np" arrays, or None for lists."""
+        """Returns the same inputs as "pt" tensors, "np" arrays, or lists (None)."""
         convert = {"pt": lambda tensor: tensor, "np": torch.Tensor.numpy, None: torch.Tensor.tolist}[return_tensors]
         inputs = self(rows)
         if not inputs:

@@ -1,4 +1,4 @@
-"""Which values of each field have a feature of their own, and how often they were seen."""
+"""Stores which values of each field have a feature of their own, and how often fitting saw them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,26 +40,26 @@ _SCHEMA = pa.schema(
 _NO_VALUES = pa.array([], pa.string())
 _HASHED_AT_ONCE = 1 << 16
 
-# Columns that hold one string many times over keep it once when they are read so.
+# Reading these columns as dictionaries keeps a repeated string in memory only once.
 _STRINGS = ["field", "value", "reserved"]
-# A vocabulary is a few times its file, and hardly more than this where that is small.
+# Memory limit for a loaded vocabulary: `_MOST_TIMES` times the file size, but at least `_LARGEST_SMALL` bytes.
 _LARGEST_SMALL = 1 << 26
 _MOST_TIMES = 1000
 _ROW_BYTES = 32
 _LARGEST_NOTE = 1 << 20
 
 Batch = Mapping[str, FieldValues]
-"""For each field's name its values in some rows."""
+"""Maps each field's name to its values in a batch of rows."""
 
 
 class Positions(NamedTuple):
-    """What the columns of `feature_ids` that a field takes hold.
+    """A field's columns of `feature_ids`.
 
     Attributes:
-        ids: int64 (rows, num_positions), the features.
-        places: int64 (rows, num_positions), which of the field's values that is, -1 where none.
-        has_oov: bool (rows,), which rows hold an OOV value.
-        is_cut: bool (rows,), which rows had more values than positions.
+        ids: int64 (rows, num_positions), the feature ids.
+        places: int64 (rows, num_positions), the index of the field's value at each position, -1 for none.
+        has_oov: bool (rows,), true for rows with an OOV value.
+        is_cut: bool (rows,), true for rows with more values than positions.
     """
 
     ids: np.ndarray
@@ -69,7 +69,7 @@ class Positions(NamedTuple):
 
 
 def placed_values(values: np.ndarray, places: np.ndarray, filler: int) -> np.ndarray:
-    """Values of some rows where `Positions.places` puts them: int64 (values,) -> int64 (rows, num_positions)."""
+    """Puts values at their positions, `filler` elsewhere: int64 (values,) -> int64 (rows, num_positions)."""
     if not len(values):
         return np.full(places.shape, filler, dtype=np.int64)
     result: np.ndarray = np.where(places >= 0, values[places], filler)
@@ -79,14 +79,14 @@ def placed_values(values: np.ndarray, places: np.ndarray, filler: int) -> np.nda
 class FeatureVocabulary:
     """The features of all fields in one global id space.
 
-    Ids 0 and 1 are padding and mask. Each field with features of its own then owns a contiguous range: its OOV feature,
-    its MISSING feature, and its values, the frequent ones first (ties in the order of their characters), so that ids
-    depend neither on the order of the rows nor on that of the columns. What `extended` adds comes behind all of them.
+    Ids 0 and 1 are padding and mask. Each field that owns features has a contiguous range after them: its OOV feature,
+    its MISSING feature, and its values by descending count (ties alphabetically). Ids therefore depend neither on the
+    order of the rows nor on the order of the columns. `extended` adds new features after all existing ones.
 
     Args:
         fields: fitted fields, in the order of their ranges.
-        values: for each field the values of its own features, in the order of their ids.
-        counts: int64 (features,), how often each feature was seen in fitting.
+        values: for each field, the values of the features that it owns, in the order of their ids.
+        counts: int64 (features,), how often fitting saw each feature.
     """
 
     def __init__(self, fields: Sequence[FieldConfig], values: Sequence[pa.Array], counts: np.ndarray) -> None:
@@ -94,7 +94,7 @@ class FeatureVocabulary:
         self.values = list(values)
         self.counts = counts
         self.ranges = owned_ranges(self.fields)
-        # The ranges that a field's values may lie in: its own, or those of the field whose features it shares.
+        # Index of the field that owns each field's features: itself, or the field whose features it shares.
         self._owners = [_owner(self.fields, f) for f in self.fields]
         self._indices: dict[int, FeatureIndex] = {}
 
@@ -112,7 +112,7 @@ class FeatureVocabulary:
     __hash__ = None  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
-        # The indices are rebuilt where they are needed; workers and caches should not carry them.
+        # Indices are rebuilt on demand, so worker processes and caches need not store them.
         return {**self.__dict__, "_indices": {}}
 
     @classmethod
@@ -121,7 +121,7 @@ class FeatureVocabulary:
 
         Args:
             batches: the rows.
-            fields: the fields to fit, not yet sized.
+            fields: the fields to fit, without sizes.
 
         Raises:
             InputError: there are no rows.
@@ -134,7 +134,7 @@ class FeatureVocabulary:
                     counters[f.share_embedding or f.name].add(batch[f.name])
             num_rows += len(batch[fields[0].name])
         if num_rows == 0:
-            raise InputError("there are no rows to fit on; check the file or the filter that made them")
+            raise InputError("there are no rows to fit on; check the file, or the filter that made the rows")
 
         found = [counters[f.name].result() if f.owns_features else None for f in fields]
         values = [_NO_VALUES if features is None else features.values for features in found]
@@ -147,9 +147,9 @@ class FeatureVocabulary:
         return cls(fitted, values, np.concatenate(counts))
 
     def extended(self, batches: Iterable[Batch]) -> Self:
-        """This vocabulary with the new values of further rows, behind all features that were there.
+        """Returns a copy with features for the new values of further rows, after all existing features.
 
-        Only fields that remember their values grow: a number always has a bucket, and so has a hashed value. A value
+        Only fields that remember their values grow. Every number and every hashed value has a bucket already. A value
         that these rows hold fewer than `min_count` times stays OOV.
 
         Args:
@@ -170,7 +170,7 @@ class FeatureVocabulary:
                     counts += np.bincount(self.lookup(i, batch[field.name]), minlength=len(counts))
             num_rows += len(batch[self.fields[0].name])
         if num_rows == 0:
-            raise InputError("there are no rows to extend by; check the file or the filter that made them")
+            raise InputError("there are no rows to extend by; check the file, or the filter that made the rows")
 
         values, added = list(self.values), []
         fields = [f.extended(0, value_hash(_NO_VALUES)) for f in self.fields]
@@ -187,7 +187,7 @@ class FeatureVocabulary:
         return type(self)(fields, values, np.concatenate([counts, *added]))
 
     def make_indices(self) -> None:
-        """Makes what `lookup` else makes where it first needs it, for threads that share this vocabulary."""
+        """Builds all indices now instead of at the first `lookup`, so that threads can share this vocabulary."""
         for owner in {self._owners[i] for i, f in enumerate(self.fields) if f.traits.has_features}:
             self._index(owner)
 
@@ -197,14 +197,18 @@ class FeatureVocabulary:
         return self._indices[owner]
 
     def lookup(self, field: int, values: FieldValues) -> np.ndarray:
-        """Feature ids of the values of the field at that place, int64 (values,).
+        """Returns the feature ids of values, int64 (values,).
 
-        A null is the field's MISSING feature, a value that fitting did not keep its OOV feature.
+        Null becomes the field's MISSING feature. A value that fitting did not keep becomes its OOV feature.
+
+        Args:
+            field: index of the field.
+            values: its values.
         """
         owner = self._owners[field]
         offsets = self._index(owner).feature_offsets(values)
         ranges = self.ranges[owner]
-        # Without additions a field's features stand in one row.
+        # A field that was never extended has one contiguous range.
         if len(ranges) == 1:
             return ranges[0][0] + offsets
         sizes = np.array([end - first for first, end in ranges])
@@ -212,23 +216,23 @@ class FeatureVocabulary:
         return offsets + shifts[np.searchsorted(sizes.cumsum(), offsets, side="right")]
 
     def owner(self, field: int) -> int:
-        """The place of the field whose features the field at that place uses."""
+        """Returns the index of the field that owns the features of the field with this index."""
         return self._owners[field]
 
     def keys(self, field: int, ids: np.ndarray) -> np.ndarray | None:
-        """`FieldValues.keys` of values whose features `lookup` found."""
+        """Returns `FieldValues.keys` for ids that `lookup` returned; None if the field remembers no values."""
         owner = self._owners[field]
         if not KINDS[self.fields[owner].kind].remembers(self.fields[owner]):
             return None
         return np.where(ids == oov_id(self.ranges[owner]), -1, ids)
 
     def positions(self, field: int, values: FieldValues, ids: np.ndarray) -> Positions:
-        """The columns of `feature_ids` that the field at that place takes.
+        """Fills the field's columns of `feature_ids`.
 
         Args:
-            field: its place.
+            field: index of the field.
             values: its values.
-            ids: their features, as `lookup` found them.
+            ids: their feature ids, as `lookup` returned them.
         """
         ranges = self.ranges[self._owners[field]]
         kind, unseen = KINDS[self.fields[field].kind], oov_id(ranges)
@@ -238,11 +242,11 @@ class FeatureVocabulary:
         return Positions(placed, places, (placed == unseen).any(axis=1), cut)
 
     def valued(self, field: int) -> tuple[np.ndarray, pa.Array]:
-        """The features of the field at that place that stand for a value: their ids, int64, and the values."""
+        """Returns the ids (int64) and the values of the features that stand for a value of the field."""
         return self._ids(field)[NUM_RESERVED_FEATURES:], self.values[field]
 
     def describe(self, feature_id: int) -> tuple[str | None, str]:
-        """The field and the value of a feature; `<oov>`, `<missing>`, `<padding>` or `<mask>` for reserved ones."""
+        """Returns a feature's field and value; `<oov>`, `<missing>`, `<padding>` or `<mask>` for reserved features."""
         if feature_id < NUM_SHARED_FEATURES:
             return None, f"<{_SHARED[feature_id]}>"
         for i, field in enumerate(self.fields):
@@ -254,10 +258,10 @@ class FeatureVocabulary:
                         return field.name, f"<{_RESERVED[place]}>"
                     return field.name, self.values[i][place - NUM_RESERVED_FEATURES].as_py()
                 place += end - first
-        raise IndexError(f"feature {feature_id} is outside the vocabulary of {len(self)} features")
+        raise IndexError(f"feature {feature_id} is outside the vocabulary, which has {len(self)} features")
 
     def to_table(self) -> pa.Table:
-        """One row a feature, in the order of the ids: field, value, which reserved feature it is if any, count."""
+        """Returns a table with one row per feature, sorted by id: field, value, reserved name (if any), count."""
         names: list[pa.Array] = [pa.nulls(NUM_SHARED_FEATURES, pa.string())]
         values: list[pa.Array] = [pa.nulls(NUM_SHARED_FEATURES, pa.string())]
         reserved: list[pa.Array] = [pa.array(_SHARED, pa.string())]
@@ -273,15 +277,15 @@ class FeatureVocabulary:
         return pa.Table.from_arrays([*columns, pa.array(self.counts)], names=_SCHEMA.names).cast(_SCHEMA)
 
     def save(self, path: str | Path) -> None:
-        """Writes the vocabulary as Parquet."""
+        """Writes the vocabulary as a Parquet file."""
         pq.write_table(self.to_table(), path, compression="zstd")
 
     @classmethod
     def load(cls, path: str | Path, fields: Sequence[FieldConfig]) -> Self:
-        """Reads what `save` wrote and holds it against the fields that were saved beside it.
+        """Reads a file that `save` wrote, and checks that it matches the fields saved beside it.
 
         Raises:
-            InputError: the file can't be read, or its features are not those that the fields describe.
+            InputError: the file can't be read, or its features don't match the fields.
         """
         try:
             with pq.ParquetFile(path, thrift_string_size_limit=_LARGEST_NOTE) as file:
@@ -292,16 +296,16 @@ class FeatureVocabulary:
             table = pq.read_table(path, read_dictionary=_STRINGS)
             _check_strings(table, Path(path))
             table = table.cast(_SCHEMA)
-            # Arrow takes a Parquet file's word that its strings are UTF-8.
+            # Arrow does not check that a Parquet file's strings are UTF-8.
             table.validate(full=True)
         except (pa.ArrowException, LookupError, OSError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"not a readable vocabulary ({error}); fetch or save it again", source=str(path)
+                f"not a readable vocabulary ({error}); download or save it again", source=str(path)
             ) from error
         if table["count"].null_count or (len(table) and pc.min(table["count"]).as_py() < 0):
-            raise InputError("counts of features must be 0 or more; the vocabulary was edited", source=str(path))
+            raise InputError("counts of features must be 0 or more; save the vocabulary again", source=str(path))
         names = table["field"].cast(pa.string())
         reserved = table["reserved"].cast(pa.string())
         values = []
@@ -320,24 +324,23 @@ class FeatureVocabulary:
             ):
                 raise InputError(
                     f"rows {ranges[0][0]} to {ranges[-1][1] - 1} are not the features of this field; the vocabulary "
-                    "was edited or belongs to another processor",
+                    "was edited or belongs to another processor, so save the processor again",
                     source=str(path),
                     field=field.name,
                 )
             if field.value_hashes and _hashes(field, own) != field.value_hashes:
-                message = "the values are not those that the field was fitted on; the vocabulary was edited"
+                message = "the values differ from those that the field was fitted on; save the processor again"
                 raise InputError(message, source=str(path), field=field.name)
             values.append(own)
         return cls(fields, values, table["count"].to_numpy().copy())
 
     def _ids(self, field: int) -> np.ndarray:
-        """The ids of the features that the field at that place owns, int64 (features,)."""
+        """Returns the ids of the features that the field with this index owns, int64 (features,)."""
         return np.concatenate([np.arange(first, end) for first, end in self.ranges[field]])
 
 
 def value_hash(values: pa.Array) -> str:
-    """A fingerprint of strings in their order, 32 hexadecimal digits: equal for equal strings, however they lie in
-    memory."""
+    """Returns a hash of the strings in their order, 32 hexadecimal digits. Their memory layout makes no difference."""
     digest = xxhash.xxh3_128()
     for start in range(0, len(values), _HASHED_AT_ONCE):
         part = values.slice(start, _HASHED_AT_ONCE)
@@ -347,18 +350,18 @@ def value_hash(values: pa.Array) -> str:
 
 
 def _hashes(field: FieldConfig, values: pa.Array) -> tuple[str, ...]:
-    """`value_hash` of the values of fitting and of each extension."""
+    """Returns `value_hash` of the values of the fit and of each extension."""
     assert field.num_features is not None
     ends = np.cumsum([field.num_features - NUM_RESERVED_FEATURES, *field.added_features]).tolist()
     return tuple(value_hash(values[start:end]) for start, end in zip([0, *ends], ends, strict=False))
 
 
 def _check_size(metadata: pq.FileMetaData, path: Path, num_features: int) -> None:
-    """Raises before a file is read that says of itself that it is not the vocabulary of so many features."""
+    """Raises InputError, before the file is read, if its metadata doesn't match a vocabulary of `num_features`."""
     if metadata.num_rows != num_features:
         raise InputError(
-            f"holds {metadata.num_rows} features, but the fields beside it have {num_features}; the two were not "
-            "saved together",
+            f"holds {metadata.num_rows} features, but the fields beside it have {num_features}; the two were "
+            "not saved together, so save the processor again",
             source=str(path),
         )
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
@@ -367,7 +370,7 @@ def _check_size(metadata: pq.FileMetaData, path: Path, num_features: int) -> Non
 
 
 def _check_strings(table: pa.Table, path: Path) -> None:
-    """Raises before columns whose strings are kept once are written out."""
+    """Raises InputError if dictionary-encoded columns would take too much memory once decoded."""
     for name in _STRINGS:
         lengths = [pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in table[name].chunks]
         _check_bytes(sum(pc.sum(chunk).as_py() or 0 for chunk in lengths), path)
@@ -377,13 +380,14 @@ def _check_bytes(number: int, path: Path) -> None:
     most = max(_LARGEST_SMALL, _MOST_TIMES * path.stat().st_size)
     if number > most:
         raise InputError(
-            f"would take {number} bytes of memory, {_MOST_TIMES} times the file; this is no vocabulary that was saved",
+            f"would take {number} bytes of memory, over {_MOST_TIMES} times the file size, so FLIP did not "
+            "write the file; save the vocabulary again",
             source=str(path),
         )
 
 
 def _owner(fields: Sequence[FieldConfig], field: FieldConfig) -> int:
-    """The place of the field whose features the field uses."""
+    """Returns the index of the field whose features the field uses."""
     return [f.name for f in fields].index(field.share_embedding or field.name)
 
 
@@ -398,7 +402,7 @@ def _reserved_counts(features: CountedFeatures) -> np.ndarray:
 
 
 def _is_index(field: FieldConfig, values: pa.Array) -> bool:
-    """Whether values that were read from a file can be what the field's features are found by."""
+    """Whether values read from a file are valid for the field's index."""
     try:
         KINDS[field.kind].index(field, values)
     except (ValueError, pa.ArrowException):

@@ -45,7 +45,7 @@ class BatchEncoder:
 def _row_numbers(rows: pa.Table, name: str) -> pa.ChunkedArray:
     if name not in rows.column_names:
         raise InputError(
-            f"the column that numbers the rows is missing; the columns there are: {rows.column_names}", field=name
+            f"the column that numbers the rows is missing; the columns are: {rows.column_names}", field=name
         )
     column = rows[name]
     if not pa.types.is_integer(column.type) or column.null_count:

@@ -99,7 +99,9 @@ def test_batches_that_ray_encodes_can_be_numbered_by_a_column(processor, log, en
     found = collator(rows)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     without = BatchEncoder(ctr_folder)(log)
-    with pytest.raises(ValueError, match=r"lack the column 'row'.*BatchEncoder with row_column"):
+    with pytest.raises(
+        ValueError, match=r"lack the column 'row'.*row_column for flip_hf.integrations.ray.BatchEncoder"
+    ):
         collator(without)
 
 
@@ -137,7 +139,7 @@ def test_mapped_rows_lack_what_pretraining_needs(processor, log):
 
 def test_a_label_that_is_no_click_is_refused_in_rows_that_were_mapped(processor, log):
     mapped = Dataset(log).map(processor, batched=True)
-    with pytest.raises(ValueError, match="a label is 0 or 1"):
+    with pytest.raises(ValueError, match="a label must be 0 or 1"):
         FlipCTRCollator(processor)([{**mapped[0], "label": 3}])
 
 

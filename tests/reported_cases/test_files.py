@@ -49,7 +49,7 @@ def test_a_tsv_value_that_begins_with_a_quote_asks_for_csv_quote(tmp_path):
     path = write(tmp_path / "a.tsv", SWALLOWING)
     with pytest.raises(InputError) as caught:
         rows_of(path)
-    assert f"""{path}, field 'title', row 0, value '"Heat': the value begins with a quote""" in str(caught.value)
+    assert f"""{path}, field 'title', row 0, value '"Heat': the value starts with a quote""" in str(caught.value)
     assert "csv.quote: true" in str(caught.value)
     assert "csv.quote: false" in str(caught.value)
 

@@ -55,7 +55,7 @@ def test_a_user_is_the_same_with_and_without_spaces():
 
 def test_eligible_strings_are_refused():
     dataset = Dataset.from_dict({"user": ["ann"] * 3, "item": ["f1", "f2", "f3"], "time": [1, 2, 3]})
-    with pytest.raises(ValueError, match="eligible must be Booleans"):
+    with pytest.raises(ValueError, match="eligible must hold one Boolean per row"):
         add_history(dataset, "seen", **NAMES, eligible=["0", "1", "0"])
     found = add_history(dataset, "seen", **NAMES, eligible=np.array([False, True, False]))
     assert found["seen"][:] == [[], [], ["f2"]]

@@ -1,4 +1,4 @@
-"""Kinds of field, one file each. To add one: write the file, its line here and its line in `FIELD_KINDS`."""
+"""Kinds of field, one file each. To add a kind, write its file and add a line here and in `FIELD_KINDS`."""
 
 from flip_hf.data.kinds.base import FieldKind, FieldValues
 from flip_hf.data.kinds.categorical import Categorical
@@ -16,6 +16,6 @@ KINDS: dict[str, FieldKind] = {
     "text": Text(),
     "vector": Vector(),
 }
-"""What reads, fits and shows each kind of `flip_hf.fields.FIELD_KINDS`."""
+"""Reads, fits and shows the values of each kind in `flip_hf.fields.FIELD_KINDS`."""
 
 __all__ = ["KINDS", "FieldKind", "FieldValues"]

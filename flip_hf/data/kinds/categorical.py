@@ -1,4 +1,4 @@
-"""One value a row, such as a user's id."""
+"""Fields with one value per row, such as a user id."""
 
 import hashlib
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from flip_hf.data.kinds.base import CountedFeatures, FeatureCounter, FeatureInde
 from flip_hf.data.schema import canonical_strings
 from flip_hf.fields import MISSING_OFFSET, NUM_RESERVED_FEATURES, OOV_OFFSET, FieldConfig
 
-# Distinct values that fitting may hold unmerged before it sums up what repeats.
+# Number of distinct values that fitting collects before it merges repeated ones.
 _MERGE_AT = 1 << 20
-# So few strings cost less one by one than it takes to find which are distinct.
+# Up to this many strings, looking up each one is cheaper than finding the distinct ones.
 _FEW = 8
-# Strings that are hashed at a time: as Python objects they take several times their characters.
+# Number of strings hashed at a time, to limit the memory that Python strings take.
 _HASHED_AT_ONCE = 1 << 16
 
 
 class Categorical(FieldKind):
-    """One value a row. Its feature is its own, or with `hash_buckets` its bucket's."""
+    """One value per row. It has its own feature or, with `hash_buckets`, shares the feature of its hash bucket."""
 
     def read(self, column: pa.ChunkedArray, field: FieldConfig, first_row: int, source: str | None) -> FieldValues:
         return FieldValues(*canonical_strings(column, field.name, first_row=first_row, source=source))
@@ -40,10 +40,9 @@ class Categorical(FieldKind):
 
 
 class ValueCounter(FeatureCounter):
-    """Counts values, holding little more than the distinct ones.
+    """Counts values. Memory grows with the number of distinct values only.
 
-    The frequent ones come first, ties in the order of their characters, so that ids do not depend on the order of the
-    rows.
+    Values are sorted by descending count, then alphabetically, so that ids don't depend on the order of the rows.
 
     Args:
         min_count: values seen fewer times have no feature of their own.
@@ -67,7 +66,7 @@ class ValueCounter(FeatureCounter):
         merged = pa.concat_tables(self._parts).group_by("value").aggregate([("count", "sum")])
         merged = merged.rename_columns({"count_sum": "count"}).select(["value", "count"])
         self._parts = [merged]
-        # Only what comes on top of the distinct values counts, or a large field would merge at every batch.
+        # Count only values added since the last merge. Otherwise a large field would merge at every batch.
         self._held = 0
         return merged
 
@@ -80,12 +79,12 @@ class ValueCounter(FeatureCounter):
 
 
 class ValueIndex(FeatureIndex):
-    """Looks values up among those that fitting kept; all others are OOV.
+    """Looks up values among those that fitting kept. All other values are OOV.
 
-    Holds 16 bytes a value beside the values themselves; a dict of Python strings would take ten times as much.
+    Takes 16 bytes per value besides the values themselves. A dict of Python strings would take ten times as much.
 
     Args:
-        values: Arrow string (features,), each once.
+        values: Arrow string array (features,), distinct.
     """
 
     def __init__(self, values: pa.Array) -> None:
@@ -102,7 +101,7 @@ class ValueIndex(FeatureIndex):
         hashes = _hashes(texts)
         if len(texts) <= _FEW or not len(self._values):
             return np.array([self._find_one(*one) for one in zip(texts, hashes, strict=True)], dtype=np.int64)
-        # In ascending order, neighbours are found in the same lines of the processor's cache.
+        # Searching in ascending order uses the CPU cache better.
         ascending = hashes.argsort()
         ranks = np.empty_like(ascending)
         ranks[ascending] = np.searchsorted(self._hashes, hashes[ascending])
@@ -110,7 +109,7 @@ class ValueIndex(FeatureIndex):
         places = self._order[ranks]
         is_same = pc.equal(self._values.take(pa.array(places)), pa.array(texts, pa.string())).to_numpy(False)
         found = np.where(is_same, NUM_RESERVED_FEATURES + places, OOV_OFFSET)
-        # Others may share a value's hash.
+        # Different values may share a hash.
         for i in np.flatnonzero(~is_same & (self._hashes[ranks] == hashes)):
             found[i] = self._find_one(texts[i], hashes[i])
         return found
@@ -128,7 +127,7 @@ class BucketCounter(FeatureCounter):
     """Counts how many values hash into each bucket.
 
     Args:
-        num_buckets: how many there are.
+        num_buckets: number of buckets.
     """
 
     def __init__(self, num_buckets: int) -> None:
@@ -147,10 +146,10 @@ class BucketCounter(FeatureCounter):
 
 
 class HashIndex(FeatureIndex):
-    """Hashes values into buckets, the same on every machine.
+    """Hashes values into buckets, identically on every machine.
 
     Args:
-        num_buckets: how many there are.
+        num_buckets: number of buckets.
     """
 
     def __init__(self, num_buckets: int) -> None:
@@ -165,24 +164,24 @@ class HashIndex(FeatureIndex):
 
 
 def _hashes(texts: list[str]) -> np.ndarray:
-    """64 bits a string, int64 (texts,), which differ from one process to the next."""
+    """Returns a 64-bit hash per string, int64 (texts,). The hashes differ between processes."""
     return np.fromiter(map(hash, texts), np.int64, len(texts))
 
 
 def of_distinct(strings: pa.Array, find: Callable[[list[str]], np.ndarray]) -> np.ndarray:
-    """The feature offset of each string, int64 (values,), found once for each distinct one; a null's is MISSING."""
+    """Returns each string's feature offset, int64 (values,). Looks up each distinct string once; null is MISSING."""
     if len(strings) <= _FEW:
         texts = strings.to_pylist()
         found = find([text or "" for text in texts])
         found[[text is None for text in texts]] = MISSING_OFFSET
         return found
     encoded = strings.dictionary_encode()
-    # One more offset, for the nulls.
+    # One more offset at the end, for nulls.
     distinct = np.append(find(encoded.dictionary.to_pylist()), MISSING_OFFSET)
     indices = encoded.indices.fill_null(len(distinct) - 1) if encoded.null_count else encoded.indices
     return distinct[indices.to_numpy()]
 
 
 def count_missing(values: FieldValues) -> int:
-    """Rows without a value."""
+    """Counts the rows without a value."""
     return values.strings.null_count if values.offsets is None else int((np.diff(values.offsets) == 0).sum())

@@ -1,4 +1,4 @@
-"""Any number of values a row whose order means nothing, such as a movie's genres."""
+"""Fields with any number of unordered values per row, such as a movie's genres."""
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +12,8 @@ from flip_hf.fields import FieldConfig
 class MultiCategorical(Categorical):
     """A bag of values, from a column of lists or of strings with a separator.
 
-    Of a row with more values than positions, known ones are kept before OOV ones and frequent ones before rare ones,
-    whatever their order in the row.
+    If a row has more values than positions, known values are kept before OOV ones, and frequent before rare ones. The
+    order in the row makes no difference.
     """
 
     column = "lists"
@@ -34,12 +34,12 @@ class MultiCategorical(Categorical):
 
 
 def place_first(order: np.ndarray, offsets: np.ndarray, num_positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """What `FieldKind.arrange` returns for the first values of each row.
+    """Implements `FieldKind.arrange`: keeps the first values of each row.
 
     Args:
-        order: int64 (values,), places among the values, in the order in which each row shows its own.
-        offsets: int64 (rows + 1,).
-        num_positions: width of the result.
+        order: int64 (values,), indices of the values; each row's values are sorted by priority.
+        offsets: int64 (rows + 1,), where each row's values start and end.
+        num_positions: number of positions per row.
     """
     lengths = np.diff(offsets)
     kept = np.arange(num_positions) < lengths[:, None]

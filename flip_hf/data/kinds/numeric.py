@@ -1,4 +1,4 @@
-"""Numbers, such as a price or an age."""
+"""Numeric fields, such as a price or an age."""
 
 import logging
 
@@ -11,15 +11,15 @@ from flip_hf.fields import MISSING_OFFSET, NUM_RESERVED_FEATURES, FieldConfig
 
 logger = logging.getLogger(__name__)
 
-# Distinct numbers that fitting may hold before it thins them out to half as many.
+# Most distinct numbers that fitting holds. Beyond that, it merges neighbours until half of this number is left.
 _MOST_NUMBERS = 1 << 20
 
 
 class Numeric(FieldKind):
-    """A number: its bucket is its feature, and the text shows it as it is.
+    """A number. Its feature is its bucket; the text shows the number itself.
 
-    A bucket is known by its lower bound; the first reaches down to minus infinity and the last up to infinity, so any
-    finite number has one.
+    A bucket is named by its lower bound. The first bucket starts at minus infinity and the last one ends at infinity,
+    so every finite number has a bucket.
     """
 
     column = "numbers"
@@ -36,13 +36,13 @@ class Numeric(FieldKind):
 
 
 class NumberCounter(FeatureCounter):
-    """Counts numbers in memory that does not grow with the rows.
+    """Counts numbers in bounded memory.
 
-    Up to a million distinct numbers the quantiles are exact. Beyond that, neighbours of like weight are merged; each
-    merge moves a quantile by at most one part in half a million of the rows so far.
+    Quantiles are exact for up to a million distinct numbers. Beyond that, neighbouring numbers are merged into groups
+    of similar weight. Each merge moves a quantile by at most 1 / 500,000 of the rows counted so far.
 
     Args:
-        field: says which buckets, and how many.
+        field: the field, with `bucketing` and `num_buckets`.
     """
 
     def __init__(self, field: FieldConfig) -> None:
@@ -76,11 +76,11 @@ class NumberCounter(FeatureCounter):
     def result(self) -> CountedFeatures:
         self._merge()
         bounds = np.unique(_BOUNDS[self.field.bucketing](self._numbers, self._counts, self.field.num_buckets))
-        # Below the smallest number there was nothing.
+        # No number lies below the smallest one.
         bounds = bounds[bounds > self._numbers[:1]] if len(bounds) else bounds
         if len(self._numbers) == 1:
             logger.warning(
-                "field %r holds the number %s in every row that was fitted; it tells nothing apart",
+                "field %r holds the number %s in every training row, which carries no information; drop the field",
                 self.field.name,
                 self._numbers[0],
             )
@@ -94,12 +94,12 @@ class NumberIndex(FeatureIndex):
     """Finds the bucket of a number.
 
     Args:
-        lower_bounds: float64 (buckets,), ascending, the first minus infinity.
+        lower_bounds: float64 (buckets,), ascending; the first is minus infinity.
     """
 
     def __init__(self, lower_bounds: np.ndarray) -> None:
         if lower_bounds[0] != -np.inf or not (np.diff(lower_bounds) > 0).all():
-            raise ValueError(f"lower bounds of buckets must ascend from minus infinity: {lower_bounds}")
+            raise ValueError(f"the buckets' lower bounds must ascend from minus infinity; got {lower_bounds}")
         self._bounds = lower_bounds[1:]
 
     def feature_offsets(self, values: FieldValues) -> np.ndarray:
@@ -109,7 +109,7 @@ class NumberIndex(FeatureIndex):
 
 
 def _quantile_bounds(numbers: np.ndarray, counts: np.ndarray, num_buckets: int) -> np.ndarray:
-    """Lower bounds of buckets that hold equally many rows, as far as equal numbers allow; none without numbers."""
+    """Returns lower bounds of buckets with equally many rows, as far as ties allow; none if there are no numbers."""
     if len(numbers) == 0:
         return numbers
     ends = counts.cumsum()
@@ -119,13 +119,13 @@ def _quantile_bounds(numbers: np.ndarray, counts: np.ndarray, num_buckets: int) 
 
 
 def _log_bounds(numbers: np.ndarray, counts: np.ndarray, num_buckets: int) -> np.ndarray:
-    """Lower bounds at equal ratios between the smallest and the largest size, mirrored where numbers are negative."""
+    """Returns lower bounds with equal ratios between the smallest and largest magnitude, mirrored for negative ones."""
     sizes = np.abs(numbers[numbers != 0])
     if len(sizes) == 0:
         return np.empty(0)
     signs = [sign for sign, there in ((-1, numbers[0] < 0), (1, numbers[-1] > 0)) if there]
     steps = np.geomspace(sizes.min(), sizes.max(), max(num_buckets // len(signs) - 1, 1))
-    # Zero lies apart from what is below it.
+    # Zero starts a bucket of its own if there are negative numbers.
     return np.concatenate([*(sign * steps for sign in signs), [0.0] if numbers[0] < 0 else []])
 
 

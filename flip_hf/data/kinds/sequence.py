@@ -1,4 +1,4 @@
-"""Values in the order of time, such as what a user liked before."""
+"""Sequence fields: values in order of time, such as the items that a user liked before."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from flip_hf.fields import FieldConfig
 
 
 class SequenceKind(MultiCategorical):
-    """A history, the most recent value last; both views keep the last ones and show the most recent first."""
+    """A history, most recent value last. Both views keep the last values and show the most recent first."""
 
     def arrange(
         self, ids: np.ndarray, values: FieldValues, field: FieldConfig, oov_id: int
@@ -28,5 +28,5 @@ class SequenceKind(MultiCategorical):
 
 
 def _most_recent_first(offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Places of the last values of each row, as many as `lengths` says, counting down from its end."""
+    """Returns the indices of each row's last `lengths` values, from the row's end backwards."""
     return -concatenated_ranges(1 - offsets[1:], lengths)

@@ -1,4 +1,4 @@
-"""Text without an id, such as an advertisement's description."""
+"""Text fields, which have no feature id, such as an advertisement's description."""
 
 import pyarrow as pa
 
@@ -8,14 +8,14 @@ from flip_hf.fields import FieldConfig
 
 
 class Text(FieldKind):
-    """Shown in the text, absent from the table."""
+    """A value that only the textual view shows."""
 
     column = "texts"
 
     def read(self, column: pa.ChunkedArray, field: FieldConfig, first_row: int, source: str | None) -> FieldValues:
         column = plain_array(column)
         if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
-            # As an id a number that is not whole would be an error; as text it is shown as a numeric field shows it.
+            # A fraction is invalid as an id but valid as text. Show it as a numeric field does.
             _, strings, flags = canonical_numbers(column, field.name, first_row=first_row, source=source)
             return FieldValues(strings, flags)
         return FieldValues(*canonical_strings(column, field.name, first_row=first_row, source=source))

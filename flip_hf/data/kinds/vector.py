@@ -1,4 +1,4 @@
-"""Vectors of numbers, such as the embedding of a picture."""
+"""Vector fields, such as the embedding of a picture."""
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ _PRESENT = "vector"
 
 
 class Vector(FieldKind):
-    """A vector a row. One feature stands for all vectors, and MISSING for none; the model adds the projected vector."""
+    """One vector per row. One feature stands for any vector, MISSING for none; the model adds the projected vector."""
 
     column = "vectors"
 
@@ -28,12 +28,14 @@ class Vector(FieldKind):
 
     def index(self, field: FieldConfig, values: pa.Array) -> FeatureIndex:
         if values.to_pylist() != [_PRESENT]:
-            raise ValueError(f"field {field.name!r} has one feature, {_PRESENT!r}, for all vectors")
+            raise ValueError(
+                f"field {field.name!r} must have {_PRESENT!r} as its only feature, which stands for any vector"
+            )
         return VectorIndex()
 
 
 class VectorCounter(FeatureCounter):
-    """Counts vectors."""
+    """Counts vectors and missing vectors."""
 
     def __init__(self) -> None:
         self._num_vectors = self._num_missing = 0
@@ -49,7 +51,7 @@ class VectorCounter(FeatureCounter):
 
 
 class VectorIndex(FeatureIndex):
-    """Tells vectors from missing ones."""
+    """Distinguishes vectors from missing vectors."""
 
     def feature_offsets(self, values: FieldValues) -> np.ndarray:
         missing = values.strings.is_null().to_numpy(zero_copy_only=False)

@@ -1,4 +1,4 @@
-"""Named public datasets. A new one is a file beside this one and a line in `DATASETS`."""
+"""Named public datasets. To add one, write a file beside this one and add a line to `DATASETS`."""
 
 from flip_hf.data.sources.base import DatasetSource, HistoryField, Months
 from flip_hf.data.sources.bookcrossing import BOOKCROSSING
@@ -17,7 +17,7 @@ DATASETS: dict[str, DatasetSource] = {
 
 
 def dataset_source(name: str) -> DatasetSource:
-    """The registered dataset of that name, or a ValueError that lists the names."""
+    """Returns the dataset with this name. An unknown name raises a ValueError that lists the names."""
     if name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
     return DATASETS[name]

@@ -1,4 +1,4 @@
-"""What a dataset source gives, so that examples, tests and model cards can use any of them alike."""
+"""The interface of dataset sources, so that examples, tests and model cards can use all of them in the same way."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ class HistoryField:
 
     Attributes:
         field: the sequence field.
-        user: the column of the users.
-        item: the column that the history is made of.
-        words: what stands before an item, by the label of its row; rows of no label named here are not part of it.
+        user: name of the user column.
+        item: name of the column that makes up the history.
+        words: maps the label of a row to the text written before its item. Rows with other labels are not part of the
+            history.
     """
 
     field: FieldConfig
@@ -28,14 +29,14 @@ class HistoryField:
 
 @dataclass(frozen=True)
 class Months:
-    """The rows of some calendar months (UTC), for `split: months`. Their label rule is this split's own.
+    """The rows of some calendar months (UTC), for `split: months`. This split has its own label rule.
 
     Attributes:
-        load: as `DatasetSource.load`, with `timestamp`, but by this split's label rule. Rows of other months may be
-            among them; the split leaves them out.
-        starts: the first month of the training, of the validation and of the test rows, and the month after the last
-            one, each as `YYYY-MM`.
-        description: what a row is and how its label comes about, for model cards; it replaces that of the source.
+        load: like `DatasetSource.load`, with `timestamp`, but with this split's label rule. It may return rows of other
+            months; the split ignores them.
+        starts: the first month of the training, validation and test rows, and the month after the last one, each as
+            `YYYY-MM`.
+        description: describes a row and its label rule for model cards; replaces the source's description.
     """
 
     load: Callable[[], Dataset]
@@ -49,18 +50,19 @@ class DatasetSource:
 
     Attributes:
         name: the key in `DATASETS`.
-        fetch: gets the raw files where they are not on disk yet; returns the folder or archive that they lie in. Raises
-            `flip_hf.fetch.FetchError` if they can't be had; it says what to put where by hand.
-        load: returns all rows in the raw files' order, with one column a field, `label` (int8, 0 or 1) and, where the
-            files say when a row was, `timestamp` (int64, seconds since 1970-01-01 UTC). Fetches
-            the raw files, and raises `ValueError` where they are not what they should be.
-        fields: the fields in the order of the template, a column of `load()` each.
-        item: the column that says which item a row is about, never null. `split: item` keeps its values apart.
-        histories: the histories that rows can have beside them.
-        description: what a row is and how its label comes about, for model cards.
-        homepage: where the data's owner describes it.
-        licence: what the data's owner allows.
-        citation: BibTeX.
+        fetch: downloads the raw files if they are not on disk, and returns their folder or archive. Raises
+            `flip_hf.fetch.FetchError` if they can't be downloaded; the message says which file to put where by hand.
+        load: returns all rows in the order of the raw files. The columns are the fields, `label` (int8, 0 or 1) and, if
+            the files hold times, `timestamp` (int64, seconds since 1970-01-01 UTC). Fetches the raw files, and raises
+            `ValueError` if they are not as expected.
+        fields: the fields in the order of the template; each is a column of `load()`.
+        item: name of the column that identifies a row's item, never null. `split: item` puts all rows of one item in
+            one part.
+        histories: the histories that can be added to the rows.
+        description: describes a row and its label rule for model cards.
+        homepage: URL of the data owner's description.
+        licence: what the data owner allows.
+        citation: BibTeX entries.
         months: the rows of `split: months`; None for a dataset without this split.
     """
 

@@ -1,11 +1,13 @@
 """BookCrossing (Ziegler et al., WWW 2005, https://doi.org/10.1145/1060745.1060754).
 
-A row is a rating whose user and book are known. Implicit ratings, which the files hold as 0, are rows too: FLIP's paper
-(arXiv 2310.19453) tells of 1,031,171 samples, of which there are fewer than half without them. A rating of 5 or more is
-positive and any other negative. That rule could not be verified for FLIP, whose released code does not hold it; it is
-the one in the released code of ReLLa (Lin et al., WWW 2024, arXiv 2308.11131), a paper that shares six of its authors.
+A row is a rating whose user and book are known. Implicit ratings, which the files store as 0, are rows too. FLIP's
+paper (arXiv 2310.19453) reports 1,031,171 samples; without the implicit ratings there are fewer than half as many.
 
-The files say nothing of when a book was rated, so rows have no time and can't be split by it.
+A rating of 5 or more is positive and any other is negative. We could not verify this rule for FLIP, because its
+released code does not contain it. It is the rule in the released code of ReLLa (Lin et al., WWW 2024, arXiv
+2308.11131), a paper that shares six of FLIP's authors.
+
+The files do not say when a book was rated, so rows have no time and can't be split by time.
 """
 
 import html.entities
@@ -28,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 URL = "http://www2.informatik.uni-freiburg.de/~cziegler/BX/BX-CSV-Dump.zip"
 MD5 = "37d647ee9e18ba134ea6d78ee4fe5292"
-"""Of the archive, as the Book Data Tools (https://bookdata.piret.info) recorded it when they fetched `URL`. Its authors
-publish none."""
+"""MD5 of the archive, as the Book Data Tools (https://bookdata.piret.info) recorded it when they downloaded `URL`. The
+archive's authors publish none."""
 
 USERS, BOOKS, RATINGS = "BX-Users.csv", "BX-Books.csv", "BX-Book-Ratings.csv"
 COLUMNS = {
@@ -37,9 +39,9 @@ COLUMNS = {
     BOOKS: "ISBN Book-Title Book-Author Year-Of-Publication Publisher Image-URL-S Image-URL-M Image-URL-L",
     RATINGS: "User-ID ISBN Book-Rating",
 }
-"""What the first line of each file says."""
+"""The column names in the first line of each file."""
 PUBLISHED = {USERS: 278_858, BOOKS: 271_379, RATINGS: 1_149_780}
-"""How many users, books and ratings the authors' page tells of."""
+"""The numbers of users, books and ratings on the authors' page."""
 
 FIELDS = (
     FieldConfig("user_id", show_oov=False),
@@ -55,7 +57,7 @@ FIELDS = (
 LABELS = {str(rating): int(rating >= 5) for rating in range(11)}
 """The label of each rating."""
 
-# A quoted value, in which a backslash stands before what is meant as it is, such as a quote; or NULL.
+# NULL, or a quoted value in which a backslash escapes the next character, such as a quote.
 _VALUE = r'("[^"\\]*(?:\\.[^"\\]*)*"|NULL)'
 _ESCAPED = re.compile(r"\\(.)")
 _ENTITY = re.compile(r"&(#\d+;|\w+;)")
@@ -64,17 +66,17 @@ _AnyPath = Path | zipfile.Path
 
 
 def parse_files(folder: _AnyPath) -> pa.Table:
-    """The rows of the three files in `folder`, in the order of BX-Book-Ratings.csv.
+    """Reads the rows of the three files in `folder`, in the order of BX-Book-Ratings.csv.
 
-    Lines that are no records, users and books that were there before, and ratings of unknown users or books are left
-    out; the log says how many. NULL, an empty value and the year 0 are null, and HTML entities what they stand for.
+    Leaves out malformed lines, repeated users and books, and ratings of unknown users or books; the log counts them.
+    NULL, an empty value and the year 0 become null. HTML entities are decoded.
 
     Returns:
         The eight fields as strings, and `label` (int8).
 
     Raises:
         FileNotFoundError: one of the files is missing.
-        ValueError: a file's first line does not name its columns, or there are no users or books.
+        ValueError: a file's first line does not name the expected columns, or there are no users or books.
     """
     user_places, users = _table(folder / USERS)
     book_places, books = _table(folder / BOOKS)
@@ -98,16 +100,16 @@ def parse_files(folder: _AnyPath) -> pa.Table:
 
 
 def labelled_rows(values: Sequence[pa.Array], labels: Sequence[int]) -> pa.Table:
-    """The rows of these columns, in the order of `FIELDS`, and `label` (int8). The year 0 is null."""
+    """Builds a table from columns in the order of `FIELDS`, and adds `label` (int8). The year 0 becomes null."""
     columns = dict(zip((field.name for field in FIELDS), values, strict=True))
     columns["year"] = pc.if_else(pc.equal(columns["year"], "0"), pa.scalar(None, pa.string()), columns["year"])
     return pa.table({**columns, "label": pa.array(labels, pa.int8())})
 
 
 def fetch() -> Path:
-    """The folder of the three files, or the archive. See `DatasetSource.fetch`.
+    """Returns the folder of the three files, or the archive. See `DatasetSource.fetch`.
 
-    Takes, in this order: the three files in `cache_dir()/bookcrossing`, the archive there, the archive from Freiburg.
+    Tries, in this order: the three files in `cache_dir()/bookcrossing`, the archive there, the archive from Freiburg.
     """
     folder = cache_dir() / "bookcrossing"
     archive = folder / "BX-CSV-Dump.zip"
@@ -117,14 +119,14 @@ def fetch() -> Path:
         ("Freiburg", lambda: download(URL, archive, "md5", MD5)),
     ]
     remedy = (
-        f"Get {URL} by hand and put it at {archive} as it is. Where only another copy can be had, which no known hash "
-        f"vouches for, put its files {USERS}, {BOOKS} and {RATINGS} into {folder}."
+        f"Download {URL} by hand and put it at {archive} as it is. If you can only get another copy, which no known "
+        f"hash confirms, put its files {USERS}, {BOOKS} and {RATINGS} into {folder}."
     )
     return first_of("BookCrossing", steps, remedy)
 
 
 def load() -> Dataset:
-    """All rows, without `timestamp`. See `DatasetSource.load`.
+    """Returns all rows, without `timestamp`. See `DatasetSource.load`.
 
     Raises:
         FetchError: as in `fetch`.
@@ -142,37 +144,37 @@ def _unpacked(folder: Path) -> Path:
 
 
 def _table(path: _AnyPath) -> tuple[dict[str | None, int], list[pa.Array]]:
-    """Where the record of each id is, and the columns of all records."""
+    """Returns the index of each id's record, and the columns of all records."""
     odd = OddLines(path)
     records: dict[str | None, list[str | None]] = {}
     for line, values in _records(path, odd):
         if values[0] is None:
             odd.add("left out: it has no id", line)
         elif values[0] in records:
-            odd.add("left out: a line before has the same id", line)
+            odd.add("left out: an earlier line has the same id", line)
         else:
-            # What follows are addresses of pictures.
+            # The other columns are URLs of pictures.
             records[values[0]] = values[:5]
     odd.report()
     if not records:
-        raise ValueError(f"{path}: there are no records; put the whole file there")
+        raise ValueError(f"{path}: there are no records; replace it with the complete file")
     columns = [pa.array(column, pa.string()) for column in zip(*records.values(), strict=True)]
     return {key: place for place, key in enumerate(records)}, columns
 
 
 def _records(path: _AnyPath, odd: OddLines) -> Iterator[tuple[int, list[str | None]]]:
-    """The values of each line but the first, with the line's number."""
+    """Yields the number and the values of each line after the first."""
     names = COLUMNS[path.name].split()
     pattern = re.compile(";".join([_VALUE] * len(names)))
-    # Not splitlines: it also breaks at characters that Latin-1 text may hold, such as U+0085.
+    # Not splitlines, which also splits at characters that Latin-1 text may hold, such as U+0085.
     lines = path.read_bytes().decode("latin-1").removesuffix("\n").split("\n")
     header = pattern.fullmatch(lines[0].removesuffix("\r"))
     if header is None or [_value(text) for text in header.groups()] != names:
         expected = ";".join(f'"{name}"' for name in names)
-        raise ValueError(f"{path}, line 1: {lines[0][:200]!r} is not {expected!r}; put the authors' file there")
+        raise ValueError(f"{path}, line 1: {lines[0][:200]!r} is not {expected!r}; use the authors' file")
     if len(lines) - 1 != PUBLISHED[path.name]:
         logger.warning(
-            "%s: %d lines, but BookCrossing has %d; the file may not be whole",
+            "%s: %d lines, but BookCrossing has %d; the file may be incomplete",
             path,
             len(lines) - 1,
             PUBLISHED[path.name],
@@ -181,7 +183,7 @@ def _records(path: _AnyPath, odd: OddLines) -> Iterator[tuple[int, list[str | No
         if match := pattern.fullmatch(line.removesuffix("\r")):
             yield number, [_value(text) for text in match.groups()]
         else:
-            odd.add(f"left out: not {len(names)} quoted values with a semicolon between", number)
+            odd.add(f"left out: not {len(names)} quoted values separated by semicolons", number)
 
 
 def _value(text: str) -> str | None:
@@ -192,12 +194,12 @@ def _value(text: str) -> str | None:
 
 
 def plain_text(text: str) -> str | None:
-    """The text with what its HTML entities stand for; None where it is blank."""
+    """Decodes the HTML entities in a text. Returns None if the text is blank."""
     return (_ENTITY.sub(_character, text) if "&" in text else text).strip() or None
 
 
 def _character(entity: re.Match[str]) -> str:
-    # Whole entities only: html.unescape alone would also take the "&not" of "you&nothing;".
+    # Whole entities only: html.unescape alone would also decode the "&not" of "you&nothing;".
     is_entity = entity[1].startswith("#") or entity[1] in html.entities.html5
     return html.unescape(entity[0]) if is_entity else entity[0]
 
@@ -228,8 +230,8 @@ BOOKCROSSING = DatasetSource(
     description=(
         "BookCrossing: 1,149,780 ratings of 271,379 books by 278,858 users of bookcrossing.com, gathered in August and "
         "September 2004; explicit, 1 to 10, or implicit, 0. A row is one rating of a known book with the user's and "
-        "the book's fields. Ratings of 5 or more are positive, lower and implicit ones negative. Nothing says when a "
-        "book was rated."
+        "the book's fields. Ratings of 5 or more are positive, lower and implicit ones negative. The data "
+        "does not say when a book was rated."
     ),
     homepage=HOMEPAGE,
     licence=LICENCE,

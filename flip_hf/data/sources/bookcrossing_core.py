@@ -1,8 +1,9 @@
-"""BookCrossing's users with 20 and books with 10 interactions or more, as the authors of Case Recommender cut it.
+"""A dense subset of BookCrossing: users with 20 or more and books with 10 or more interactions.
 
-The fields and the label rule are those of `flip_hf.data.sources.bookcrossing`, and rows have no time here either. The
-makers of the archive replaced every semicolon of the original files by a tab, also those within values; this module
-puts them back. Other damage stays: some letters were encoded twice, and some quotes became backslashes.
+The authors of Case Recommender selected it. The fields and the label rule are those of
+`flip_hf.data.sources.bookcrossing`; rows have no time here either. The archive's makers replaced every semicolon of the
+original files by a tab, even within values. This module restores those semicolons. Other damage stays: some letters
+were encoded twice, and some quotes became backslashes.
 """
 
 import zipfile
@@ -23,7 +24,7 @@ URL = (
     "82b08c787a6b50d78129b9df842285b89bc05b85/Processed%20Datasets/BookCrossing/book_crossing.zip"
 )
 SHA256 = "a796eb89e3200a91eb48161079a9abbba0a8e89e1df27bfbd63d8f6b2f7927d8"
-"""Of the archive, computed by this package's authors from a copy of it. Its makers publish none."""
+"""SHA-256 of the archive, computed by this package's authors from their copy. The archive's makers publish none."""
 
 HISTORY, RATINGS, USERS, BOOKS = "book_history.dat", "book_ratings.dat", "users_info.dat", "items_info.dat"
 COLUMNS = {
@@ -32,23 +33,23 @@ COLUMNS = {
     USERS: "User-ID Location Age",
     BOOKS: "Book_ID ISBN Book-Title Book-Author Year-Of-Publication Publisher Image-URL-S Image-URL-M Image-URL-L",
 }
-"""What the first line of each file says."""
+"""The column names in the first line of each file."""
 
 N_ROWS, N_USERS, N_BOOKS = 272_678, 2_946, 17_384
 
 
 def parse_files(folder: zipfile.Path | Path) -> pa.Table:
-    """The rows of the four files in `folder`, in the order of book_history.dat.
+    """Reads the rows of the four files in `folder`, in the order of book_history.dat.
 
-    NULL, an empty value and the year 0 are null, and HTML entities what they stand for.
+    NULL, an empty value and the year 0 become null. HTML entities are decoded.
 
     Returns:
-        The eight fields as strings, and `label` (int8): 1 for a rating of 5 or more; 0 for a lower one, and for a book
-        that the user did not rate.
+        The eight fields as strings, and `label` (int8): 1 for a rating of 5 or more; 0 for a lower rating, and for a
+        book that the user did not rate.
 
     Raises:
         FileNotFoundError: one of the files is missing.
-        ValueError: a line is not what it should be; the message names file and line.
+        ValueError: a line is malformed; the message names the file and the line.
     """
     user_ids, *user_columns = _columns(folder / USERS, _values)
     book_ids, *book_columns = _columns(folder / BOOKS, _book_values)
@@ -62,14 +63,14 @@ def parse_files(folder: zipfile.Path | Path) -> pa.Table:
     labels = [int(ratings.get(pair, 0) >= 5) for pair in zip(users, books, strict=True)]
     user_rows = _rows_of(users, user_ids, folder / HISTORY, USERS)
     book_rows = _rows_of(books, book_ids, folder / HISTORY, BOOKS)
-    # What follows the publisher are addresses of pictures.
+    # The columns after the publisher are URLs of pictures.
     values = [_texts(column).take(user_rows) for column in (user_ids, *user_columns)]
     values += [_texts(column).take(book_rows) for column in book_columns[:5]]
     return labelled_rows(values, labels)
 
 
 def fetch() -> Path:
-    """The archive: the one in `cache_dir()/bookcrossing-core`, or else GitHub's. See `DatasetSource.fetch`."""
+    """Returns the archive in `cache_dir()/bookcrossing-core`, or downloads it. See `DatasetSource.fetch`."""
     archive = cache_dir() / "bookcrossing-core" / "book_crossing.zip"
     return first_of(
         "BookCrossing (core)",
@@ -82,11 +83,11 @@ def fetch() -> Path:
 
 
 def load() -> Dataset:
-    """All rows, without `timestamp`. See `DatasetSource.load`.
+    """Returns all rows, without `timestamp`. See `DatasetSource.load`.
 
     Raises:
         FetchError: as in `fetch`.
-        ValueError: a file is damaged, or the numbers of rows, users and books are not the expected ones.
+        ValueError: a file is damaged, or the numbers of rows, users and books differ from the expected ones.
     """
     archive = fetch()
     table = parse_files(zipfile.Path(archive, "book_crossing/"))
@@ -113,11 +114,11 @@ def _values(line: str) -> list[str]:
 
 
 def _book_values(line: str) -> list[str]:
-    # &amp; is the only entity there.
+    # &amp; is the only entity in this file.
     values = _values(line.replace("&amp\t", "&amp;"))
     if len(values) < len(COLUMNS[BOOKS].split()):
         return values
-    # Only titles hold semicolons else, so the columns are counted from the pictures' addresses at the end.
+    # Only titles hold other semicolons, so the columns are counted from the picture URLs at the end.
     return [*values[:2], ";".join(values[2:-6]), *values[-6:]]
 
 
@@ -141,11 +142,11 @@ BOOKCROSSING_CORE = DatasetSource(
     item="isbn",
     histories=(),
     description=(
-        "BookCrossing, gathered in August and September 2004, of which the authors of Case Recommender kept users with "
-        "20 and books with 10 interactions or more: 272,678 interactions of 2,946 users with 17,384 books, of which "
-        "62,656 are ratings of 1 to 10. A row is one interaction with the user's and the book's fields. Ratings of 5 "
-        "or more are positive; lower ratings and interactions without a rating are negative. Nothing says when a book "
-        "was rated."
+        "BookCrossing (core): interactions gathered in August and September 2004. The authors of Case Recommender kept "
+        "users with 20 and books with 10 interactions or more: 272,678 interactions of 2,946 users with 17,384 books. "
+        "62,656 of them are ratings of 1 to 10. A row is one interaction with the user's and the book's fields. "
+        "Ratings of 5 or more are positive; lower ratings and interactions without a rating are negative. The data "
+        "does not say when a book was rated."
     ),
     homepage=HOMEPAGE,
     licence=LICENCE,

@@ -1,13 +1,17 @@
 """GoodReads, of the UCSD Book Graph (Wan and McAuley, RecSys 2018, https://doi.org/10.1145/3240323.3240369).
 
-A row is a rating of a genre's book, or of any book. The files come by hand: no hash of them is published. They are
-larger than memory may be, so they are read line by line and the rows kept on disk.
+A row is a rating of a book, of one genre or of all genres. The user downloads the files by hand, because no hashes are
+published. The files may be larger than memory, so they are read line by line and the rows are kept on disk.
 
-FLIP's paper (arXiv 2310.19453) tells of 15 fields but neither the paper's repository nor anything else we found names
-them: these are what the files say of a rating's user and book before it is made. Left out are what others thought and
-did, test rows among them (`average_rating`, `ratings_count`, `text_reviews_count`, `similar_books`); what only who has
-read the book can say (`is_read`, `read_at`, the review); further names of the book (`isbn`, `asin`, addresses); and its
-long `description`.
+FLIP's paper (arXiv 2310.19453) mentions 15 fields, but neither its repository nor any other source that we found names
+them. Our fields are what the files say about the user and the book before the rating is made. These columns are left
+out:
+
+- opinions and actions of others, which include test rows: `average_rating`, `ratings_count`, `text_reviews_count`,
+  `similar_books`;
+- what only a reader of the book can say: `is_read`, `read_at`, the review;
+- other identifiers of the book: `isbn`, `asin`, URLs;
+- its long `description`.
 """
 
 import gzip
@@ -54,13 +58,13 @@ FIELDS = (
 )
 
 STATUS_SHELVES = frozenset({"to-read", "currently-reading"})
-"""Shelves that nearly every book is on; `shelf` is the first of the others, the one that most users chose."""
+"""Shelves that nearly every book is on. The field `shelf` is the first other shelf, which is the most popular one."""
 
-# Part of the name of the file of rows: to be raised when the same files give other rows than before.
+# Part of the cache key. Increase it when a change to the reader gives different rows for the same files.
 _READER = 1
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-# Such as "Wed Jan 10 16:00:00 -0800 2018". strptime costs several times as much, and knows the locale's names only.
+# Such as "Wed Jan 10 16:00:00 -0800 2018". strptime is several times slower, and only knows the locale's names.
 _DATE = re.compile(r"\w{3} (\w{3}) (\d\d) (\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d) (\d{4})")
 
 _BOOK = pa.schema(
@@ -80,33 +84,33 @@ _RATING = pa.schema(
 
 
 def fetch() -> Path:
-    """The folder of the three files, which nothing downloads. See `DatasetSource.fetch`.
+    """Returns the folder of the three files. Downloads nothing. See `DatasetSource.fetch`.
 
     Raises:
-        FetchError: a file is not there; the message says where to get it and where to put it.
-        ValueError: there are files of several genres.
+        FetchError: a file is missing; the message says where to get it and where to put it.
+        ValueError: the folder holds files of several genres.
     """
     folder = cache_dir() / "goodreads"
     remedy = (
         f"Download, from {HOMEPAGE}, goodreads_interactions_*.json.gz and goodreads_books_*.json.gz of one genre, and "
-        f"{AUTHORS}, and put them into {folder} as they are. They are not downloaded for you: no hash is published "
-        "that would tell what came."
+        f"{AUTHORS}, and put them into {folder} as they are. They are not downloaded automatically, because no hashes "
+        "are published to verify them."
     )
     first_of("GoodReads", [("files in the cache", lambda: _find_files(folder))], remedy)
     return folder
 
 
 def load() -> Dataset:
-    """All labelled rows in the order of the interactions' file, on disk. See `DatasetSource.load`.
+    """Returns all labelled rows on disk, in the order of the interactions' file. See `DatasetSource.load`.
 
-    Reads from `cache_dir()/goodreads` the one `goodreads_interactions_*.json.gz` that is there, the
-    `goodreads_books_*.json.gz` of the same genre and `goodreads_book_authors.json.gz`; or, for books of all genres,
-    `goodreads_interactions_dedup.json.gz` and `goodreads_books.json.gz`. Lines that give no row are counted in the log
-    when the files are read for the first time; the rows are then kept until the files change.
+    Reads from `cache_dir()/goodreads` the only `goodreads_interactions_*.json.gz` there, the
+    `goodreads_books_*.json.gz` of the same genre and `goodreads_book_authors.json.gz`. For books of all genres, reads
+    `goodreads_interactions_dedup.json.gz` and `goodreads_books.json.gz` instead. The first reading logs how many lines
+    give no row. The rows are then cached until the files change.
 
     Raises:
         FetchError: as in `fetch`.
-        ValueError: there are files of several genres, or one is cut short.
+        ValueError: the folder holds files of several genres, or a file is truncated.
     """
     paths = _find_files(fetch())
     key = ["goodreads", _READER, *map(content_hash, paths)]
@@ -114,14 +118,14 @@ def load() -> Dataset:
 
 
 def read_rows(interactions: Path, books: Path, authors: Path) -> Iterator[pa.Table]:
-    """The rows in blocks: the fields, `label` (int8; 1 for a rating above 3, 0 below) and `timestamp` (int64).
+    """Yields the rows in blocks: the fields, `label` (int8; 1 for a rating above 3, 0 below) and `timestamp` (int64).
 
-    Ratings of 3, and interactions without a rating, are dropped. Lines that are no records, and ratings whose date
-    can't be read or whose book is unknown, are left out; the log says how many. An empty value is null. The author is
-    the one who is named first, null where the authors' file lacks them.
+    Drops ratings of 3 and interactions without a rating. Leaves out malformed lines, and ratings with an unreadable
+    date or an unknown book; the log counts them. An empty value becomes null. The author is the first one named, or
+    null if the authors' file lacks them.
 
     Raises:
-        ValueError: a file is cut short or damaged; the message names file and line.
+        ValueError: a file is truncated or damaged; the message names the file and the line.
     """
     table = _read_books(books, authors)
     find = _Places(table["book_id"].to_numpy())
@@ -145,7 +149,7 @@ def _find_files(folder: Path) -> tuple[Path, Path, Path]:
             raise FetchError(f"no file {folder / pattern}")
         if len(paths) > 1:
             there = ", ".join(path.name for path in paths)
-            raise ValueError(f"{folder} has {there}: leave the one to be read there, and move the others elsewhere")
+            raise ValueError(f"{folder} has {there}: keep the one to read, and move the others elsewhere")
         found.append(paths[0])
     interactions, books, authors = found
     genre = interactions.name.removeprefix("goodreads_interactions").replace("_dedup.", ".")
@@ -155,28 +159,28 @@ def _find_files(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def _read_books(path: Path, authors: Path) -> pa.Table:
-    """The books' fields, with their authors, and `line` and `author_id`: one row a line that is a book."""
+    """Returns the books' fields with their authors, `line` and `author_id`, one row per line that is a book."""
     odd = OddLines(authors)
     names = pa.concat_tables([_AUTHOR.empty_table(), *_blocks(authors, _author, _AUTHOR, odd)])
     odd.report()
     odd = OddLines(path)
     books = pa.concat_tables([_BOOK.empty_table(), *_blocks(path, _book, _BOOK, odd)])
     lines = books["line"].to_numpy()
-    # Only the first of an id is ever found.
+    # Only the first line with an id is used.
     for line in np.delete(lines, np.unique(books["book_id"].to_numpy(), return_index=True)[1]).tolist():
-        odd.add("left out: a line before has the same book_id", line)
+        odd.add("left out: an earlier line has the same book_id", line)
     places = _Places(names["author_id"].to_numpy())(books["author_id"].fill_null(-1).to_numpy())
     nameless = (places < 0) & books["author_id"].is_valid().to_numpy()
     for line in lines[nameless].tolist():
         odd.add(f"read without its author, who is not in {authors.name}", line)
     odd.report()
     author = names["author"].take(pa.array(places, mask=places < 0))
-    # In one piece, from which rows are taken faster.
+    # One chunk, because taking rows from it is faster.
     return books.append_column("author", author).combine_chunks()
 
 
 class _Places:
-    """Finds the place of an id among some, -1 where it is not, the first where it is there several times."""
+    """Finds the index of an id in `ids`: -1 if it is missing, the first index if it is repeated."""
 
     def __init__(self, ids: np.ndarray) -> None:
         self._ids, self._places = np.unique(ids, return_index=True)
@@ -189,13 +193,13 @@ class _Places:
 
 
 class _Unusable(ValueError):
-    """Says what is wrong with a line that is a record."""
+    """Describes what is wrong with a line that is a valid record."""
 
 
 def _blocks(
     path: Path, parse: Callable[[dict[str, Any], int], tuple[Any, ...] | None], schema: pa.Schema, odd: OddLines
 ) -> Iterator[pa.Table]:
-    """What `parse` makes of a file's records, in tables of at most `BLOCK_ROWS` rows."""
+    """Parses a file's records with `parse`, and yields tables of at most `BLOCK_ROWS` rows."""
     records = _records(path, parse, odd)
     while block := list(islice(records, BLOCK_ROWS)):
         arrays = [pa.array(column, kind) for column, kind in zip(zip(*block, strict=True), schema.types, strict=True)]
@@ -212,18 +216,18 @@ def _records(
                 try:
                     record = json.loads(line)
                     if b"\\ud" in line or b"\\uD" in line:
-                        # Half of a surrogate pair is no text that Arrow could hold.
+                        # Arrow can't hold half of a surrogate pair, so encoding must fail here.
                         measures_json(record, ensure_ascii=False).encode()
                     parsed = parse(record, number)
                 except _Unusable as error:
                     odd.add(f"left out: {error}", number)
                 except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-                    odd.add("left out: not a record in JSON with all that a row needs", number)
+                    odd.add("left out: not a JSON record with all that a row needs", number)
                 else:
                     if parsed is not None:
                         yield parsed
     except (OSError, EOFError, zlib.error) as error:
-        message = f"{path}: cut short or damaged after line {number} ({error}); download it again"
+        message = f"{path}: truncated or damaged after line {number} ({error}); download it again"
         raise ValueError(message) from error
 
 
@@ -231,7 +235,7 @@ def _rating(record: dict[str, Any], line: int) -> tuple[Any, ...] | None:
     user_id, book_id, rating = _text(record["user_id"]), _id(record["book_id"]), record["rating"]
     if user_id is None or type(rating) is not int or not 0 <= rating <= 5:
         raise ValueError
-    # Not rated, or neither liked nor disliked.
+    # No rating, or neither liked nor disliked.
     if rating in (0, 3):
         return None
     return line, user_id, book_id, int(rating > 3), _seconds(record.get("date_added"))
@@ -244,7 +248,7 @@ def _book(record: dict[str, Any], line: int) -> tuple[Any, ...]:
     told = {
         "series": _text(series[0]) if series else None,
         "edition": _text(record.get("edition_information")),
-        # A numeric field holds nothing else.
+        # A numeric field holds numbers only.
         "num_pages": pages if pages is not None and pages.isascii() and pages.isdecimal() else None,
         "shelf": next((name for name in names if name not in STATUS_SHELVES), None),
     }
@@ -273,7 +277,7 @@ def _id(value: Any) -> int:
 
 
 def _seconds(date: Any) -> int:
-    """Seconds since 1970-01-01 UTC."""
+    """Converts a date to seconds since 1970-01-01 UTC."""
     match = _DATE.fullmatch(date) if isinstance(date, str) else None
     try:
         if match is None:
@@ -283,7 +287,7 @@ def _seconds(date: Any) -> int:
             int(year), _MONTHS.index(month) + 1, int(day), int(hour), int(minute), int(second), tzinfo=UTC
         )
     except ValueError:
-        raise _Unusable("date_added is no date") from None
+        raise _Unusable("date_added is not a date") from None
     ahead = 60 * (60 * int(ahead_h) + int(ahead_min))
     return int(moment.timestamp()) - (ahead if sign == "+" else -ahead)
 

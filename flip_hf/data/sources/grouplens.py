@@ -1,4 +1,4 @@
-"""What GroupLens' MovieLens datasets share (Harper and Konstan 2015, https://doi.org/10.1145/2827872)."""
+"""Shared code of GroupLens' MovieLens datasets (Harper and Konstan 2015, https://doi.org/10.1145/2827872)."""
 
 import zipfile
 from pathlib import Path
@@ -29,7 +29,7 @@ HISTORIES = (
         item="title",
         words={1: ""},
     ),
-    # Its mean also tells how often the user likes what they rate.
+    # The average of this history also shows how often the user likes the titles that they rate.
     HistoryField(
         FieldConfig("rated_titles", kind="sequence", max_values=50, text_values=3),
         user="user_id",
@@ -58,13 +58,13 @@ CITATION = (
 
 
 class RawTables(NamedTuple):
-    """The three raw tables, rows in the files' order.
+    """The three raw tables, with rows in the files' order.
 
     Attributes:
         ratings: `user_id`, `movie_id`, `rating` (1 to 5), `timestamp` (seconds since 1970-01-01 UTC); int64.
-        users: `user_id` as int64; `gender`, `occupation`, `zipcode` as strings; `age`, in years as int64 or a range
-            as a string.
-        movies: `movie_id` as int64; `title`, and `genre`, the movie's genres joined by a comma and a blank.
+        users: `user_id` as int64; `gender`, `occupation`, `zipcode` as strings; `age` in years as int64, or an age
+            range as a string.
+        movies: `movie_id` as int64; `title`; and `genre`, the movie's genres joined by a comma and a space.
     """
 
     ratings: pa.Table
@@ -73,7 +73,7 @@ class RawTables(NamedTuple):
 
 
 def integers(path: Path | zipfile.Path, name: str, column: list[str]) -> np.ndarray:
-    """A column of `read_columns` as int64, or a ValueError that names file and line."""
+    """Parses a column of `read_columns` as int64. A wrong value raises a ValueError with the file and the line."""
     values = np.empty(len(column), dtype=np.int64)
     for i, text in enumerate(column):
         try:
@@ -84,13 +84,13 @@ def integers(path: Path | zipfile.Path, name: str, column: list[str]) -> np.ndar
 
 
 def ratings_table(path: Path | zipfile.Path, columns: list[list[str]]) -> pa.Table:
-    """`RawTables.ratings` of the four columns of the file at `path`."""
+    """Builds `RawTables.ratings` from the four columns of the file at `path`."""
     names = ("user_id", "movie_id", "rating", "timestamp")
     return pa.table({name: integers(path, name, column) for name, column in zip(names, columns, strict=True)})
 
 
 def check_counts(name: str, folder: Path, raw: RawTables, published: tuple[int, int, int]) -> None:
-    """Raises a ValueError unless there are the published numbers of ratings, users and movies."""
+    """Raises a ValueError if the numbers of ratings, users and movies differ from the published ones."""
     counts = tuple(table.num_rows for table in raw)
     if counts != published:
         raise ValueError(
@@ -100,15 +100,15 @@ def check_counts(name: str, folder: Path, raw: RawTables, published: tuple[int, 
 
 
 def label_ratings(name: str, raw: RawTables, *, drops_threes: bool = True) -> pa.Table:
-    """One row a rating: the eight fields, `label` (int8; 1 above 3, else 0), `timestamp` (int64).
+    """Returns one row per rating: the eight fields, `label` (int8; 1 above 3, else 0), `timestamp` (int64).
 
     Args:
-        name: the dataset's, for errors.
+        name: name of the dataset, for error messages.
         raw: its tables.
-        drops_threes: whether ratings of 3 give no row; otherwise they are negative.
+        drops_threes: whether to drop ratings of 3. If false, they are negative.
 
     Raises:
-        ValueError: a rating's user or movie is in no table.
+        ValueError: a rating's user or movie is missing from its table.
     """
     ratings = raw.ratings.filter(pc.not_equal(raw.ratings["rating"], 3)) if drops_threes else raw.ratings
     columns = {name: ratings[name] for name in ratings.column_names}

