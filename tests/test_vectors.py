@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from finetuned import finetuned
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers import BertConfig, pipeline
@@ -117,6 +117,7 @@ def test_a_vector_that_cant_be_read_is_named(column, row, message):
     values=arrays(np.float32, st.tuples(st.integers(1, 60), st.just(3)), elements=st.floats(-1e3, 1e3, width=32)),
     cuts=st.lists(st.integers(0, 60), max_size=4),
 )
+@example(values=np.array([[0, 0, 1], [1e-45, 1e-39, 1]], np.float32), cuts=[])
 @settings(max_examples=60, deadline=None)
 def test_statistics_do_not_depend_on_the_batches(values, cuts):
     statistics = VectorStatistics(3)
