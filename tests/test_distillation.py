@@ -203,7 +203,7 @@ def test_unlabelled_rows_come_behind_the_labelled_and_have_their_own_numbers(pro
 
 def test_rows_without_a_label_are_not_evaluated():
     scores = {"labels": LABELS, "logits": TEACHER}
-    with pytest.raises(ValueError, match="some rows have no label to evaluate by"):
+    with pytest.raises(ValueError, match="some rows have no label, and an evaluation needs one"):
         ctr_metrics(scores)
 
 

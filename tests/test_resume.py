@@ -345,7 +345,7 @@ def test_a_best_model_that_is_gone_is_missed(workplace, tmp_path, interrupted):
 
 def test_a_sharded_run_is_not_resumed(workplace, tmp_path):
     name, arguments = arguments_of(workplace, "finetune", tmp_path / "run", "--training.shard_features", "true")
-    with pytest.raises(ValueError, match="spread over processes saves no checkpoints"):
+    with pytest.raises(ValueError, match="sharded over processes saves no checkpoints"):
         script(name)([*arguments, "--resume", "true"])
     assert not (tmp_path / "run").exists()
 
@@ -411,7 +411,7 @@ def test_a_checkpoint_that_is_not_complete_is_left_out(workplace, tmp_path, inte
     else:
         os.truncate(newest / "state.json", 100)
     script(name)(arguments)
-    assert f"{newest} is not complete and is left out" in caplog.messages
+    assert f"{newest} is incomplete and is ignored" in caplog.messages
     assert json.loads((tmp_path / "run.json").read_text())["resumed_at"] == [4]
     weights = Path("model") / "model.safetensors"
     assert (tmp_path / weights).read_bytes() == (never_stopped["pretrain"] / weights).read_bytes()
@@ -546,7 +546,7 @@ def test_a_signal_to_all_processes_stops_a_run_with_workers(workplace, tmp_path)
     assert process.returncode == 75, errors
     step = lines(tmp_path, "train")[-1]["step"]
     assert Checkpoints(tmp_path / "checkpoints", 2).last().name == f"step-{step}"
-    assert f"stopped at step {step}, where a checkpoint is" in errors
+    assert f"stopped after step {step} and saved a checkpoint" in errors
 
 
 TWO_PROCESSES = """

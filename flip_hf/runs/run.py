@@ -97,7 +97,7 @@ class Run:
         is_fsdp = self.accelerator.distributed_type == DistributedType.FSDP
         if settings.resume and (settings.training.shard_features or is_fsdp):
             raise ValueError(
-                f"{self.folder}: a run whose parameters are spread over processes saves no checkpoints and can't be "
+                f"{self.folder}: a run whose parameters are sharded over processes saves no checkpoints and can't be "
                 "resumed; leave out --resume, or train without training.shard_features and FSDP"
             )
         if self.has_ended:
