@@ -332,7 +332,7 @@ def test_a_resumed_run_has_the_logits_that_it_began_with(workplace, teacher, pai
     monkeypatch.setattr(Teacher, "click_logits", lambda *_: pytest.fail("the teacher scored the rows again"))
     kept = stopped / "teacher_logits.parquet"
     aside = kept.rename(tmp_path / "aside.parquet")
-    with pytest.raises(FileNotFoundError, match=r"teacher_logits\.parquet, which the run to resume had written"):
+    with pytest.raises(FileNotFoundError, match=r"teacher_logits\.parquet is missing, and resuming"):
         finetune(workplace, stopped, *flags, "--resume", "true")
     aside.rename(kept)
     with pytest.raises(ValueError, match=r"distillation_weight was 0\.\d+ and is 0\.25"):

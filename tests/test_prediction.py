@@ -167,7 +167,7 @@ def test_what_can_not_be_kept_is_an_error_before_scoring(ctr_folder, impressions
     output = tmp_path / "scores.parquet"
     with pytest.raises(ValueError, match=r"impressions\.parquet, field 'visit': the column is missing; the columns "):
         predict(ctr_folder, impressions, output, "--keep", "[visit]")
-    with pytest.raises(ValueError, match=r"keep: 'probability' is also the name of a column that is written; rename"):
+    with pytest.raises(ValueError, match=r"keep: the output has its own column 'probability'; rename"):
         predict(ctr_folder, impressions, output, "--keep", "[probability]")
     assert not output.exists()
 

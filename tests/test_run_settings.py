@@ -112,9 +112,9 @@ def test_an_evaluation_does_not_overwrite_its_rows(run_folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"training": 5}, "training: 5 must be settings by their names, such as training: {num_train_epochs: ...}"),
-        ({"model": None}, "model: None must be settings by their names, such as model: {text_encoder: ...}"),
-        ({"data": {"csv": [1]}}, "data.csv: [1] must be settings by their names, such as data.csv: {delimiter: ...}"),
+        ({"training": 5}, "training: 5 must be a mapping of settings, such as training: {num_train_epochs: ...}"),
+        ({"model": None}, "model: None must be a mapping of settings, such as model: {text_encoder: ...}"),
+        ({"data": {"csv": [1]}}, "data.csv: [1] must be a mapping of settings, such as data.csv: {delimiter: ...}"),
     ],
 )
 def test_a_value_in_the_place_of_settings_is_refused(tmp_path, settings, message):

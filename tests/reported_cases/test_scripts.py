@@ -211,7 +211,7 @@ def test_evaluate_takes_one_labelled_file(ctr_folder, impressions, tmp_path):
         (["--training.learning_rate", "-1"], r"training\.learning_rate=-1\.0 must be 0 or more"),
         (["--training.dataloader_num_workers", "-1"], r"training\.dataloader_num_workers=-1 must be 0 or more"),
         (["--pretrained", "RUN"], r"pretrained=.*run: this folder holds no model.*did you mean .*run/model\?"),
-        (["--pretrained", "RUN/model", "--mode", "text"], r"mode=text: .*model was saved in mode=id and has no other"),
+        (["--pretrained", "RUN/model", "--mode", "text"], r"mode=text: .*model was saved in mode=id and has only"),
     ],
 )
 def test_a_setting_that_can_not_be_is_an_error_before_anything_is_read(workplace, ctr_folder, tmp_path, flags, message):
@@ -230,7 +230,7 @@ def test_a_tower_that_is_not_there_is_an_error_before_scoring(ctr_folder, impres
     FlipProcessor.from_pretrained(ctr_folder).save_pretrained(tmp_path / "model")
     source = {"predict": "--input", "evaluate_model": "--data.test_file"}[name]
     flags = [source, str(impressions), "--output", str(tmp_path / "scores.parquet")]
-    with pytest.raises(ValueError, match=r"^mode=text: .*model was saved in mode=id and has no other tower"):
+    with pytest.raises(ValueError, match=r"^mode=text: .*model was saved in mode=id and has only that tower"):
         script(name)(["--model", str(tmp_path / "model"), "--mode", "text", *flags])
 
 
