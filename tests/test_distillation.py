@@ -353,7 +353,7 @@ def test_what_can_not_be_is_said_before_anything_is_replaced(workplace, teacher,
     other = tmp_path / "other"
     for part in (finetuned(build(processor)), processor):
         part.save_pretrained(other)
-    with pytest.raises(ValueError, match=rf"the rows are not what teacher={other} reads: .*'?gender'?"):
+    with pytest.raises(ValueError, match=rf"teacher={other} can't read the rows of this run: .*'?gender'?"):
         finetune(workplace, earlier, "--mode", "id", "--teacher", other)
     lacking = tmp_path / "lacking.parquet"
     pq.write_table(pq.read_table(pairs).drop_columns("title"), lacking)
@@ -365,19 +365,19 @@ def test_what_can_not_be_is_said_before_anything_is_replaced(workplace, teacher,
 
 def test_settings_of_a_teacher_need_one(teacher, tmp_path):
     data, name = DataSettings(train_file="a.csv", unlabeled_file="b.csv"), str(teacher / "model")
-    with pytest.raises(ValueError, match=r"data\.unlabeled_file is for finetuning with a teacher; set teacher"):
+    with pytest.raises(ValueError, match=r"data\.unlabeled_file is only for finetuning with a teacher; set teacher"):
         FinetuneSettings(output_dir=tmp_path, data=data)
-    with pytest.raises(ValueError, match=r"data\.unlabeled_file is for.*name these files in data\.train_file"):
+    with pytest.raises(ValueError, match=r"data\.unlabeled_file is only for.*add these files to data\.train_file"):
         PretrainSettings(output_dir=tmp_path, data=data)
-    with pytest.raises(ValueError, match=r"data\.unlabeled_file is for.*an evaluation needs labels"):
+    with pytest.raises(ValueError, match=r"data\.unlabeled_file is only for.*an evaluation needs labels"):
         EvaluateSettings(model=name, data=data)
-    with pytest.raises(ValueError, match=r"distillation_weight=0\.3 is the share of a teacher: set teacher"):
+    with pytest.raises(ValueError, match=r"distillation_weight=0\.3 needs a teacher: set teacher"):
         FinetuneSettings(output_dir=tmp_path, distillation_weight=0.3)
     with pytest.raises(ValueError, match=r"^distillation_weight=1\.5 must be from 0 to 1$"):
         FinetuneSettings(output_dir=tmp_path, teacher=name, distillation_weight=1.5)
     with pytest.raises(ValueError, match=r"teacher=.*holds no model.*did you mean .*model\?"):
         FinetuneSettings(output_dir=tmp_path, teacher=str(teacher))
-    with pytest.raises(ValueError, match=r"teacher=.* lies in output_dir=.*would overwrite it"):
+    with pytest.raises(ValueError, match=r"teacher=.* is inside output_dir=.*would overwrite it"):
         FinetuneSettings(output_dir=teacher, teacher=name)
     with pytest.raises(ValueError, match=r"options\.distillation_weight can't be set: set distillation_weight"):
         ModelSettings(options={"distillation_weight": 0.9})

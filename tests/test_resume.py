@@ -218,7 +218,7 @@ def test_what_is_not_as_it_was_is_refused(workplace, tmp_path, interrupted, chan
     table = pq.read_table(workplace / "train.parquet")
     pq.write_table(table.set_column(0, "user_id", pa.array(range(len(table)))), tmp_path / "other.parquet")
     change = [str(tmp_path / "other.parquet") if part == "OTHER" else part for part in change]
-    with pytest.raises(ValueError, match=rf"step-3 can't be resumed, as not all is as it was: .*{message}"):
+    with pytest.raises(ValueError, match=rf"step-3 can't be resumed with different settings or data: .*{message}"):
         script(name)([*arguments, "--resume", "true", *change])
     assert (contents(folder / "checkpoints" / "step-3"), (folder / "log.jsonl").read_bytes()) == before
     # The same rows in another place, or under another name, are the same data.
@@ -311,7 +311,8 @@ def test_checkpoints_are_not_overwritten_by_a_run_that_does_not_resume(workplace
     interrupted(name, arguments, 3)
     before = contents(tmp_path / "checkpoints" / "step-3")
     with pytest.raises(
-        FileExistsError, match=r"has not ended; its last checkpoint is step-3\. Go on with --resume true"
+        FileExistsError,
+        match=r"holds an unfinished run with the last checkpoint step-3\. Continue it with --resume true",
     ):
         script(name)(arguments)
     assert contents(tmp_path / "checkpoints" / "step-3") == before
@@ -339,7 +340,7 @@ def test_a_best_model_that_is_gone_is_missed(workplace, tmp_path, interrupted):
     name, arguments = arguments_of(workplace, "finetune", tmp_path, *flags)
     interrupted(name, arguments, 9)
     shutil.rmtree(tmp_path / "model")
-    with pytest.raises(FileNotFoundError, match="the best model so far, is gone"):
+    with pytest.raises(FileNotFoundError, match="the best model so far, is missing"):
         script(name)([*arguments, "--resume", "true"])
 
 
@@ -363,7 +364,7 @@ def test_a_run_that_has_ended_is_left_alone(workplace, tmp_path, monkeypatch, ca
     monkeypatch.setattr(loop, "_step", None)
     with caplog.at_level(logging.INFO):
         script(name)(arguments)
-    assert f"{tmp_path}: this run has ended; there is nothing to resume" in caplog.messages
+    assert f"{tmp_path}: this run has finished already, so there is nothing to resume" in caplog.messages
     assert everything() == before
     with pytest.raises(ValueError, match=r"run\.json can't be resumed.*training\.num_train_epochs was 2 and is 3"):
         script(name)([*arguments, "--training.num_train_epochs", "3"])

@@ -205,7 +205,7 @@ def test_the_fusion_may_be_of_validation_rows(workplace, pretrained, tmp_path):
     np.testing.assert_allclose(logits["logits"], expected, atol=1e-2)
     assert lines(tmp_path / "validation", "fusion")[0]["auc"] == fitted["validation"]["auc"]
     arguments = [*common, "--output_dir", str(tmp_path / "id"), "--fusion_rows", "validation", "--mode", "id"]
-    with pytest.raises(ValueError, match="fusion_rows='validation' is for mode='joint', not for mode='id'"):
+    with pytest.raises(ValueError, match="fusion_rows='validation' needs mode='joint', not mode='id'"):
         script("finetune")(arguments)
 
 

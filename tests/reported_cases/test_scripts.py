@@ -45,7 +45,7 @@ def test_predict_refuses_to_overwrite_its_input(ctr_folder, impressions, tmp_pat
     before = impressions.read_bytes()
     (tmp_path / "link.parquet").symlink_to(impressions)
     for output in (impressions, tmp_path / "link.parquet"):
-        with pytest.raises(ValueError, match="would be overwritten"):
+        with pytest.raises(ValueError, match="would overwrite the input"):
             script("predict")(
                 ["--model", str(ctr_folder), "--input", str(impressions), "--output", str(output)],
             )
@@ -242,7 +242,9 @@ def test_a_run_that_is_no_model_is_a_one_line_error(ctr_folder, impressions, tmp
     done = subprocess.run([*command, *flags], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 1
     place = tmp_path / "run"
-    message = f"model={place}: this folder holds no model, as it lacks config.json; did you mean {place / 'model'}?"
+    message = (
+        f"model={place}: this folder holds no model, because config.json is missing; did you mean {place / 'model'}?"
+    )
     assert done.stderr == f"error: {message}\n"
 
 
