@@ -270,7 +270,7 @@ def test_a_student_of_fewer_fields_learns_from_a_joint_teacher(workplace, teache
     assert all(line["distillation_loss"] > 0 for line in lines(folder, "train"))
     assert "test" in record["result"]
     card = render_card(record, "org/student", {})
-    assert "The model learned from a teacher, too: flip/model, an ID-based model and a text encoder" in card
+    assert "The model also learned from a teacher: flip/model, an ID-based model and a text encoder" in card
     assert "a share of 0.75 in the loss" in card
 
     model = FlipForCTR.from_pretrained(folder / "model")

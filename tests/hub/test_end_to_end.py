@@ -173,7 +173,7 @@ def test_finetuning_starts_from_a_model_by_name(hub, pushed, encoder, tmp_path):
     repo = "org/pretrained"
     command = finetune(hub, pushed["home"], encoder, tmp_path / "pre", "--push-to-hub", repo, script="pretrain")
     subprocess.run(**command, check=True, capture_output=True, timeout=PATIENCE)
-    assert "It predicts no clicks yet" in hub.files(repo)["README.md"].decode()
+    assert "It can't predict clicks yet" in hub.files(repo)["README.md"].decode()
     command = finetune(hub, tmp_path / "home", encoder, tmp_path / "run", "--pretrained", repo)
     subprocess.run(**command, check=True, capture_output=True, timeout=PATIENCE)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
