@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="take only four steps per run, as a quick check")
     arguments = parser.parse_args()
 
-    # Download the configurations' text encoder first; it need not come from the Hub.
+    # Fetch the configurations' text encoder first, so that the runs need no access to the Hub.
     minilm()
     folder: Path = arguments.output_dir
     pretrained = str(folder / "pretrained" / "model")

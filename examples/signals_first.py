@@ -1,4 +1,4 @@
-"""Makes a signal end a script with one line while the script imports the package.
+"""Handles signals while a script imports the package: a signal then ends the script with one line.
 
 Importing the package takes seconds, so the scripts import this module first. `run_script` later replaces the handlers.
 """

@@ -310,7 +310,7 @@ def extra_config(text):
 
 MANY_FIELDS = [{"name": f"f{i}", "num_features": 2} for i in range(300_000)]
 TOKENIZER_FILES = ("vocab_file", "tokenizer_file", "merges_file", "spm_file")
-LARGER = "config.json describes a larger model than the weights:"
+LARGER = r"config.json describes a larger model than the weights\."
 REFUSED = "is refused, because transformers would run or read what it names"
 
 REFUSALS = {
@@ -391,19 +391,19 @@ REFUSALS = {
     "10^6 text layers": (
         CONFIG,
         text_config(num_hidden_layers=10**6),
-        "num_hidden_layers is too large; the maximum is",
+        "num_hidden_layers is too large; the limit is",
     ),
     "60,000 text layers": (MODEL, text_config(num_hidden_layers=60_000), LARGER),
     "10^9 layers counted out": (
         CONFIG,
         config(text_config={"model_type": "gemma2", "num_hidden_layers": 10**9}),
-        "num_hidden_layers is too large; the maximum is",
+        "num_hidden_layers is too large; the limit is",
     ),
     "10^9 tokens": (MODEL, text_config(vocab_size=10**9), LARGER),
     "10^9 positions": (MODEL, text_config(max_position_embeddings=10**9), LARGER),
-    "10^9 labels": (CONFIG, config(num_labels=10**9, id2label=None), "num_labels is too large; the maximum is"),
-    "10^9 labels of the text": (CONFIG, text_config(num_labels=10**9), "num_labels is too large; the maximum is"),
-    "10^9 layers to build": (CONFIG, config(text_layers=10**9), "text_layers is too large; the maximum is"),
+    "10^9 labels": (CONFIG, config(num_labels=10**9, id2label=None), "num_labels is too large; the limit is"),
+    "10^9 labels of the text": (CONFIG, text_config(num_labels=10**9), "num_labels is too large; the limit is"),
+    "10^9 layers to build": (CONFIG, config(text_layers=10**9), "text_layers is too large; the limit is"),
     "another text encoder": (MODEL, config(text_config=None), LARGER),
     # --- other settings in config.json
     "a number as a string": (CONFIG, config(embedding_dim="4"), "FLIP model: .*'embedding_dim' expected int, got str"),

@@ -73,7 +73,7 @@ def test_weights_of_another_shape_are_one_line(ctr_folder, tmp_path, said):
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(values | {"embedding_dim": 8, "mode": "id"}))
     (line,) = said(lambda: FlipForCTR.from_pretrained(tmp_path, ignore_mismatched_sizes=True))
-    assert line.startswith(f"{tmp_path}: initialised weights with another shape randomly: flip.backbone.")
+    assert line.startswith(f"{tmp_path}: these weights have another shape and are newly initialised: flip.backbone.")
 
 
 def test_a_text_encoder_s_heads_and_later_layers_are_not_reported(ctr_folder, tmp_path, said):

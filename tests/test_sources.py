@@ -427,7 +427,7 @@ def test_what_a_click_log_can_not_be_is_named(tmp_path):
 
 
 def test_a_data_set_has_one_name():
-    with pytest.raises(ValueError, match=r"data\.name=films is only for files: leave out"):
+    with pytest.raises(ValueError, match=r"data\.name=films is only for files: leave it out"):
         DataSettings(source="movielens-1m", name="films")
     with pytest.raises(ValueError, match=r"data\.name is empty"):
         DataSettings(name=" ")

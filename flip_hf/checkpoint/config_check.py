@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from flip_hf.fields import FieldConfig, is_whole, printable
 
-# Within these bounds, no size of a tensor overflows. Only feature tables need the larger one.
+# No tensor's size overflows within these limits. The second, larger one is for feature tables.
 _LARGEST_NUMBER = 1 << 30
 _MOST_FEATURES = 1 << 40
 # transformers builds lists of this length when it builds a configuration.
@@ -33,7 +33,7 @@ def check_config_file(values: Any, model_type: str) -> None:
 
     Args:
         values: the content of `config.json`.
-        model_type: the required model type, used if the file names none.
+        model_type: the required `model_type`; a file without one is accepted.
     """
     kind = values.get("model_type", model_type) if isinstance(values, dict) else type(values).__name__
     if kind != model_type:
@@ -74,4 +74,4 @@ def _check_setting(key: str, value: Any, place: str) -> None:
     if key.startswith("__") or callable(getattr(PreTrainedConfig, key, None)):
         raise ValueError(f"config.json: {place} is not a setting; remove it")
     if _COUNTED_OUT.fullmatch(key) and is_whole(value) and value > _MOST_COUNTED_OUT:
-        raise ValueError(f"config.json: {place} is too large; the maximum is {_MOST_COUNTED_OUT}")
+        raise ValueError(f"config.json: {place} is too large; the limit is {_MOST_COUNTED_OUT}")

@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
 
 
 # transformers marks the classes that it finds in this file, and saving a marked class copies its code. These subclasses
-# take the mark; what they load are the package's own classes, which stay unmarked.
+# take the mark and load the package's own classes, which stay unmarked.
 class FlipConfig(flip_hf.FlipConfig):
     """Loads a `flip_hf.FlipConfig`."""
 

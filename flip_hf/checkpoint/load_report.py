@@ -29,14 +29,14 @@ def without_load_report() -> Iterator[None]:
 def check_load_report(model: PreTrainedModel, info: Mapping[str, Any], source: Any, may_mismatch: bool) -> None:
     """Checks a loaded FLIP model for missing, mismatched and unexpected weights.
 
-    It logs a warning for weights that are initialised randomly because their shape does not match, and for weights that
+    It logs a warning for weights that are newly initialised because their shape does not match, and for weights that
     the model does not have. It ignores the heads of other FLIP models (`new_parameters`, `unused_parameters`).
 
     Args:
         model: the loaded model.
         info: the loading info that `from_pretrained(..., output_loading_info=True)` returned.
         source: folder or Hub repository of the checkpoint.
-        may_mismatch: whether a weight with another shape may be initialised randomly.
+        may_mismatch: whether a weight with another shape may be newly initialised.
 
     Raises:
         ValueError: weights that the configuration requires are missing from the checkpoint or have another shape.
@@ -54,7 +54,7 @@ def check_load_report(model: PreTrainedModel, info: Mapping[str, Any], source: A
             "mode it was saved in, or correct config.json so that it describes these weights"
         )
     if reshaped := [name for name, *_ in info["mismatched_keys"]]:
-        logger.warning("%s: initialised weights with another shape randomly: %s", source, some_of(reshaped))
+        logger.warning("%s: these weights have another shape and are newly initialised: %s", source, some_of(reshaped))
     if unexpected := [name for name in info["unexpected_keys"] if not name.startswith(cls.unused_parameters)]:
         logger.warning("%s has weights that %s does not use: %s", source, cls.__name__, some_of(unexpected))
 

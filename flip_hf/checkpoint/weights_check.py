@@ -34,7 +34,8 @@ _ADAPTER = "adapter_config.json"
 _ENDING = ".safetensors"
 _WHERE = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
-# A model may have heads that its checkpoint lacks. They may have as many values as the checkpoint, plus this many.
+# A model may have heads that its checkpoint lacks. They may have as many values and tensors as the checkpoint, plus
+# these numbers.
 _SPARE_VALUES = 1 << 24
 _SPARE_TENSORS = 1 << 10
 
@@ -99,7 +100,7 @@ def find_weights(source: str, settings: Mapping[str, Any]) -> SavedWeights:
 
 @contextmanager
 def expecting(weights: SavedWeights | None) -> Iterator[None]:
-    """Context manager: within it, `limited_building` limits the size of models to that of these weights."""
+    """Context manager: inside it, `limited_building` refuses models that are too large for these weights."""
     token = _EXPECTED.set(weights)
     try:
         yield
@@ -129,10 +130,10 @@ def limited_building() -> Iterator[None]:
         tensors, values = tensors + 1, values + tensor.numel()
         if values > 2 * weights.num_values + _SPARE_VALUES or tensors > 2 * weights.num_tensors + _SPARE_TENSORS:
             raise ValueError(
-                f"{weights.source}: config.json describes a larger model than the weights: they have "
-                f"{weights.num_values} values in {weights.num_tensors} tensors, but up to {name} of a "
-                f"{type(module).__name__}, of shape {tuple(tensor.shape)}, the model has {values} in {tensors}. Load "
-                "it in the mode it was saved in, or correct config.json so that it describes these weights"
+                f"{weights.source}: config.json describes a larger model than the weights. The weights have "
+                f"{weights.num_values} values in {weights.num_tensors} tensors. The model has at least {values} in "
+                f"{tensors}, counted up to {name} of a {type(module).__name__} with the shape {tuple(tensor.shape)}. "
+                "Load the model in the mode it was saved in, or correct config.json so that it describes these weights"
             )
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]

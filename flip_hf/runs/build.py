@@ -58,7 +58,7 @@ def check_towers(name: str, mode: str | None) -> None:
 def new_model(
     cls: type[Model], settings: ModelSettings, processor: FlipProcessor, mode: str = "joint", **options: Any
 ) -> Model:
-    """Builds a model with a new ID-based model and new heads; the text encoder is pretrained unless settings say no.
+    """Builds a model with a new ID-based model and new heads; by default, the text encoder is pretrained.
 
     Args:
         cls: `FlipForPreTraining` or `FlipForCTR`.

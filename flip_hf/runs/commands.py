@@ -59,7 +59,7 @@ def pretrain(settings: PretrainSettings) -> None:
         model.set_mlm_tokens(value_tokens(train_rows))
     shares = masking.text_mask_ratio, masking.tabular_mask_ratio, masking.text_mask_unit
     collator = FlipPretrainingCollator(processor, training.seed, *shares)
-    # Another seed: these masks differ from those of training and are the same at every evaluation.
+    # With another seed, these masks differ from those of training. They are the same at every evaluation.
     validation_collator = FlipPretrainingCollator(processor, training.seed + 1, *shares)
 
     def evaluate(prepared: PreparedModel, moment: str) -> dict[str, float]:
@@ -161,7 +161,7 @@ def evaluate(settings: EvaluateSettings) -> None:
 
 
 def predict(settings: PredictSettings) -> None:
-    """Writes click probabilities for the rows of files, of any size, and prints a summary."""
+    """Writes click probabilities for the rows of files of any size, and prints a summary."""
     accelerator = make_accelerator(settings.precision)
     model = load_finetuned(settings.model, settings.mode)
     processor = FlipProcessor.from_pretrained(settings.model)

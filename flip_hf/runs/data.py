@@ -118,7 +118,8 @@ def load_click_log(
             fields = _chosen(settings.fields, fields, settings.source)
             if lost := set(settings.histories) - {f.name for f in fields}:
                 raise ValueError(
-                    f"data.histories names {min(lost)!r}, but data.fields does not: add it there, or remove it here"
+                    f"data.histories names {min(lost)!r}, but data.fields does not: add it to data.fields, or remove "
+                    "it from data.histories"
                 )
         # The settings of the fields limit the lengths of the histories.
         histories = [replace(offered[f.name], field=f) for f in fields if f.name in settings.histories]
@@ -206,7 +207,7 @@ def _features(
 
 
 def _catalog(splits: DatasetDict, fields: Sequence[FieldConfig], features: Sequence[TextFeatures]) -> Dataset | None:
-    """Returns the columns of text features from all splits: a shop, too, knows its items before it sells them."""
+    """Returns the columns of text features from all splits, because a catalog is known before any click."""
     names = [column.name for column in catalog_columns(fields, features)]
     return concatenate_datasets([rows.select_columns(names) for rows in splits.values()]) if names else None
 

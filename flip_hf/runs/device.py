@@ -42,8 +42,8 @@ def _is_on_cpu() -> bool:
 
 def leave_process_group() -> None:
     """Destroys the process group of `torch.distributed`; registered to run at the end of the program."""
-    # Not earlier, as `end_training` would do: if a distributed model holds the last reference to the group, torch can
-    # deadlock with a thread that waits for the interpreter.
+    # `end_training` would destroy the group earlier. If a distributed model then holds the last reference to the group,
+    # torch can deadlock with a thread that waits for the interpreter.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

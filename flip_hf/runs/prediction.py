@@ -29,7 +29,7 @@ def predict_file(
 
     The output has `row` (int64, from 0), the columns in `settings.keep` unchanged, and `probability` (float32). A joint
     model adds `id_probability` and `text_probability`, which is null if the row's text was not read. The name of the
-    output selects the format (`flip_hf.runs.table_writers.WRITERS`). The output gets its name once it is complete.
+    output selects the format (`flip_hf.runs.table_writers.WRITERS`). The file appears only once it is complete.
 
     Args:
         model: a prepared `FlipForCTR`.

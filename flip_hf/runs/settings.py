@@ -60,7 +60,7 @@ class DataSettings:
             as `s3://bucket/logs`, or a list of these.
         validation_file: files of validation rows.
         test_file: files of test rows. They are scored once, after training.
-        unlabeled_file: files of rows without labels, for finetuning with a `teacher`, whose predictions replace labels.
+        unlabeled_file: files of rows without labels, for finetuning with a `teacher`: its predictions replace labels.
         csv: Format of CSV files
         fields: the columns to learn from, in the order of the text. Each is a column name or a mapping of `FieldConfig`
             settings, such as `{name: title, max_tokens: 16}`. By default, a named dataset uses all of its fields; a
@@ -113,7 +113,7 @@ class DataSettings:
         if self.name is not None and not self.name.strip():
             raise ValueError("data.name is empty: set it to a name for the data set in the files, or leave it out")
         if self.name is not None and self.source is not None:
-            raise ValueError(f"data.name={self.name} is only for files: leave out this or data.source={self.source}")
+            raise ValueError(f"data.name={self.name} is only for files: leave it out, or data.source={self.source}")
         if self.source is None:
             names = [f if isinstance(f, str) else f.get("name") for f in self.fields]
             check_label(self.label or LABEL, names, self.group_field, "data.")
@@ -388,7 +388,7 @@ def _errors_of_options(setting: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # The error that transformers' checks of types and ranges wrap is the useful one.
+        # transformers' checks of types and ranges wrap the original error, which has the clearer message.
         cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
         raise ValueError(f"{setting}: {cause}") from error
 

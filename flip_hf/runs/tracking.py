@@ -24,7 +24,8 @@ def make_trackers(
         names: names from `TRACKERS`; None means TensorBoard if it is installed.
         folder: folder of the run.
         settings: settings of the run, which trackio and wandb show.
-        first_step: the next step of a resumed run; TensorBoard purges the replayed steps from there on.
+        first_step: the next step of a resumed run. TensorBoard purges this and later steps, because the run repeats
+            them.
 
     Raises:
         ValueError: a name is unknown, or its package is not installed.

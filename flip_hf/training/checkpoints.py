@@ -25,7 +25,7 @@ def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
 
     Args:
         target: the folder to replace or create.
-        write: writes the files into the folder that it is called with.
+        write: called with the path of the new folder, which it fills with files.
 
     Raises:
         OSError: the folder could not be written, for example because the disk is full.
@@ -96,7 +96,7 @@ class Checkpoints:
 
         Args:
             step: number of optimiser steps taken so far.
-            write: writes the checkpoint's files into the folder that it is called with.
+            write: called with the path of the new checkpoint, which it fills with files.
             metadata: values for `read_metadata` to return, of JSON types.
 
         Raises:

@@ -27,7 +27,7 @@ def fast_cpu_training(model: TrainableModel, device: torch.device) -> Iterator[N
     if text_model is None or device.type != "cpu":
         yield
         return
-    # In place, so that existing references to the modules stay valid, both now and afterwards.
+    # Change the modules in place, so that existing references to them see the change and its end.
     dropouts = [module for module in text_model.modules() if type(module) is nn.Dropout]
     attends = text_model._supports_attention_backend and text_model.config._attn_implementation == "sdpa"
     for dropout in dropouts:

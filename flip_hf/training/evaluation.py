@@ -90,7 +90,10 @@ def evidence(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def slice_masks(rows: Dataset, fields: Sequence[FieldConfig], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Selects, for each named field, the rows with an unseen (OOV) value, and the rows where all these fields are seen.
+    """Selects slices of rows by whether their values are unseen (OOV).
+
+    Each named field has a slice of the rows whose value of this field is unseen. The slice "seen" has the rows whose
+    values of all named fields are seen.
 
     Args:
         rows: the encoded rows.
@@ -136,10 +139,11 @@ def slice_metrics(scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarr
 def evaluate_pretraining(
     model: PreparedModel, rows: Dataset, collator: Collator, batch_size: int, accelerator: Accelerator, description: str
 ) -> dict[str, float]:
-    """Computes the pretraining losses and metrics, each a mean over all items of all rows; arguments as `click_logits`.
+    """Computes the pretraining losses and metrics, each a mean over all items of all rows.
 
     The results of ICL depend on the batch size, so use the batch size of training. Batches are distributed as in
-    training: each process has at least one row of each batch, and no row is counted twice.
+    training: each process has at least one row of each batch, and no row is counted twice. Arguments as in
+    `click_logits`.
     """
     check_collator(collator, model)
     model.eval()

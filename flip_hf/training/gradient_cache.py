@@ -73,7 +73,7 @@ def _own_stream(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _running_statistics_kept(model: PreparedModel) -> Iterator[None]:
-    """Keeps the running statistics of batch normalisation unchanged, because only the second pass should count."""
+    """Keeps the running statistics of batch normalisation unchanged; only the second pass should update them."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -275,7 +275,7 @@ class _Training:
                 )
             )
             self.signals = opened.enter_context(StopSignals(self.is_resumable))
-            # Closing the windows ends the loader's workers now. Otherwise, an error may hold a reference to them.
+            # Closing the windows ends the loader's workers now. Otherwise, an error's traceback may keep them alive.
             opened.enter_context(closing(self.windows))
             self._opened = opened.pop_all()
         return self

@@ -16,8 +16,8 @@ from flip_hf.training.settings import TrainingSettings
 def parameter_groups(model: TrainableModel, settings: TrainingSettings) -> list[dict[str, Any]]:
     """Groups the parameters by learning rate and weight decay.
 
-    The text encoder has its own learning rate. Weight decay applies to matrices other than embeddings, because it would
-    also shrink embedding rows that a batch does not read. A group's `rate` names the setting of its learning rate.
+    The text encoder has its own learning rate. Weight decay applies to matrices, but not to embeddings, because it
+    would also shrink the rows that a batch does not read. A group's `rate` names the setting of its learning rate.
     """
     text_model = model.base_model.text_model
     in_text_encoder = set() if text_model is None else {id(p) for p in text_model.parameters()}
@@ -41,11 +41,11 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 
 class LazyAdamW(torch.optim.AdamW):
-    """AdamW that updates only the rows in the gradient if a parameter's gradient is sparse.
+    """AdamW that, for a sparse gradient, updates only the rows in the gradient.
 
-    Other rows and their moments do not change, as in `torch.optim.SparseAdam`: old moments never move a row that the
-    batch does not read. The bias correction of the moments counts the steps of the whole parameter. A parameter with
-    sparse gradients can't have weight decay. Arguments as in `torch.optim.AdamW`.
+    Other rows and their moments do not change, as in `torch.optim.SparseAdam`. The bias correction of the moments
+    counts the steps of the whole parameter, not of each row. A parameter with sparse gradients can't have weight decay.
+    Arguments as in `torch.optim.AdamW`.
     """
 
     @torch.no_grad()

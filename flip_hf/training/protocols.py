@@ -106,7 +106,7 @@ class TrainingRun(Protocol):
         """Saves everything that a run needs to continue from here."""
 
     def resume(self, state: TrainingState) -> dict[str, Any] | None:
-        """Restores the state from the last checkpoint, and returns the progress saved with it; None without one."""
+        """Restores the state from the last checkpoint and returns its progress, or None without a checkpoint."""
 
     def close_trackers(self) -> None:
         """Finishes the experiment trackers."""

@@ -83,7 +83,7 @@ def check_ranges(settings: Any, section: str = "") -> None:
 
     Args:
         settings: a dataclass of settings.
-        section: the section of a run's settings that the dataclass is, such as `training`; empty for the run itself.
+        section: name of this group of settings in a run's settings, such as `training`; empty for the top level.
 
     Raises:
         ValueError: a number is out of range; names the setting, its value and the range.

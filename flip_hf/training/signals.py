@@ -35,7 +35,7 @@ def set_handlers(
     Outside the main thread it does nothing, because Python allows only the main thread to set handlers.
 
     Returns:
-        The previous handlers of the signals that were set, by signal.
+        The previous handlers by signal, only for signals whose handler was replaced.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}

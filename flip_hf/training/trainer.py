@@ -41,11 +41,11 @@ class CollatorEpochs(TrainerCallback):
         collator: the Trainer's `FlipPretrainingCollator` or `FlipCTRCollator`.
 
     Raises:
-        ValueError: at the start of training, in these cases: `dataloader_persistent_workers` is True, because
-            persistent workers keep the masks of the first epoch; the feature table is sharded, because Trainer would
-            clip gradients separately in each process; the collator is not for the model; the rows lack a column or a
-            label; masks depend on row numbers, and two rows share one, or several workers read a stream; or
-            `label_smoothing_factor` is set.
+        ValueError: at the start of training, in these cases: `dataloader_persistent_workers` is True (persistent
+            workers keep the masks of the first epoch); the feature table is sharded (Trainer would clip gradients
+            separately in each process); the collator is not for the model; the rows lack a column or a label; batches
+            depend on row numbers, but some rows share a number; batches depend on row numbers, but several workers read
+            a stream; or `label_smoothing_factor` is set.
     """
 
     def __init__(self, collator: TrainingCollator) -> None:
@@ -110,8 +110,8 @@ class FlipTrainer(Trainer):
     Raises:
         InputError: rows can't be encoded; names the row, the field and the value.
         ValueError: rows are not encoded, and there is no processor; the collator is not for the model; the training
-            rows have no label; masks depend on row numbers, and two rows share one, or several workers read a stream;
-            or `label_smoothing_factor` is set.
+            rows have no label; batches depend on row numbers, but some rows share a number; batches depend on row
+            numbers, but several workers read a stream; or `label_smoothing_factor` is set.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class FlipTrainer(Trainer):
             try:
                 self.push_to_hub(f"Training in progress, step {self.state.global_step}")
             except OSError as error:
-                logger.warning("%s was not pushed, and training goes on: %s", self.hub_model_id, error)
+                logger.warning("pushing to %s failed, and training continues: %s", self.hub_model_id, error)
 
     def _default_collator(self) -> Any:
         processor: Any = self.processing_class
