@@ -198,8 +198,8 @@ class RunSettings:
             from `hf auth login` or from `HF_TOKEN`.
         private: create the repository as private; an existing public repository is an error.
         revision: branch to push to, created if needed; the default is `main`.
-        push_when: "end" pushes only at the end of the run; "best" also pushes after each new best validation result;
-            "checkpoint" also pushes at each of these and at each checkpoint.
+        push_when: "end" pushes only at the end of the run. "best" also pushes after each new best validation result.
+            "checkpoint" does the same as "best" and also pushes at each checkpoint.
         data: The click log
         model: The model to build
         training: Training
@@ -244,12 +244,12 @@ class FinetuneSettings(RunSettings):
     Args:
         pretrained: folder or Hub repository of a pretrained FLIP. Without it, finetuning starts from a new model.
         mode: "joint" trains both towers, "id" the ID-based model alone, "text" the text encoder alone.
-        fusion_rows: rows that the weights of the two towers' logits are learned from: "training" learns them together
-            with the towers, as in the paper; "validation" learns them afterwards, from rows that the towers did not
-            memorise.
+        fusion_rows: rows for learning the weights of the two towers' logits. "training" learns them together with the
+            towers, as in the paper. "validation" learns them afterwards, on validation rows, which the towers have not
+            memorised.
         teacher: folder or Hub repository of a finetuned model for knowledge distillation: the new model also learns
-            from this model's click logits. For example, `mode: id` can learn from a joint teacher. A teacher is
-            overconfident on its own training rows, so add other rows in `data.unlabeled_file`.
+            from the teacher's click logits. For example, `mode: id` can learn from a joint teacher. A teacher is
+            overconfident on its own training rows, so add rows that it has not seen in `data.unlabeled_file`.
         distillation_weight: share of the loss that comes from the teacher, from 0 to 1; labels have the rest.
 
     Raises:

@@ -28,7 +28,7 @@ class TrainingSettings:
             feature of their field. A gated fusion needs it. One number applies to all fields; a mapping such as
             `{user_id: 0.3}` applies to the named fields only. If a field has `show_oov: false`, the text shows the
             replaced value as missing.
-        feature_l2: L2 penalty on the feature embeddings that a batch reads.
+        feature_l2: weight of the L2 penalty on the feature embeddings that a batch reads.
         feature_updates: the rows of the feature table that an optimiser step updates. "dense" updates all rows; "rows"
             updates only the rows that the batch reads. The cost of "rows" does not grow with the table, but its AUC is
             slightly lower (benchmarks/README.md). With several processes, "rows" needs `shard_features`.
