@@ -173,8 +173,8 @@ class MaskingSettings:
         tabular_mask_ratio: share of a row's fields to mask in the feature ids, from 0 to 1.
         text_mask_unit: "field" masks all value tokens of a field together, as in the paper; "token" masks single value
             tokens.
-        mlm_vocabulary: tokens that MLM chooses from when it predicts a masked token: "all" tokens of the text encoder,
-            as in the paper, or only tokens "seen" in training values, which is faster.
+        mlm_vocabulary: tokens that MLM chooses from when it predicts a masked token. "all" means all tokens of the text
+            encoder, as in the paper. "seen" means only tokens in the training values, which is faster.
     """
 
     text_mask_ratio: float = 0.15

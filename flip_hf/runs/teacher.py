@@ -1,7 +1,7 @@
 """The teacher of knowledge distillation: a finetuned model whose click logits a student learns from.
 
 For example, `flip-hf finetune --mode id --teacher runs/flip/model` trains an ID-based model that learns from both
-towers and costs no more to serve than any other ID-based model. Adding `--data.unlabeled_file pairs.parquet` also uses
+towers. It costs no more to serve than any other ID-based model. Adding `--data.unlabeled_file pairs.parquet` also uses
 rows without labels. `FlipTrainer` does not use this module; its rows need a column `teacher_logit`.
 """
 
