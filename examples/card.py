@@ -1,4 +1,4 @@
-"""Writes the model card of a run that has ended, with its pictures, without pushing it.
+"""Writes the model card of a finished run, with its record and pictures, to a folder; does not push it.
 
 python examples/card.py --run runs/flip --repo org/name --output cards/flip
 """

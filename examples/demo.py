@@ -1,7 +1,7 @@
-"""Pretrains, finetunes and compares on MovieLens-100K: five runs of the scripts beside this one, and a table.
+"""Pretrains, finetunes and compares models on MovieLens-100K: runs five scripts and prints a table of results.
 
 python examples/demo.py
-python examples/demo.py --smoke      # minutes become seconds, and the figures mean nothing
+python examples/demo.py --smoke      # a few seconds instead of minutes; the results are meaningless
 """
 
 import argparse
@@ -16,7 +16,7 @@ from flip_hf.runs.script import run_program, run_script
 
 EXAMPLES = Path(__file__).parent
 CONFIGS = EXAMPLES / "configs" / "ml-100k"
-# What the configurations are cut down by to fit two CPU cores into 25 minutes.
+# These overrides shorten the configurations, so that the demo takes 25 minutes on two CPU cores.
 BUDGET = {
     "pretrain": ["--data.max_train_rows", "24576", "--data.max_validation_rows", "1024"],
     "id": [],
@@ -28,13 +28,17 @@ SMOKE = ["--training.max_steps", "4", "--data.max_train_rows", "2048", "--data.m
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="where the five runs go")
-    parser.add_argument("--split", choices=["random", "time"], default="random", help="how MovieLens-100K is split")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split and of every run")
-    parser.add_argument("--smoke", action="store_true", help="four steps a run, to see it work")
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("runs/demo"), help="folder for the five runs (default: runs/demo)"
+    )
+    parser.add_argument(
+        "--split", choices=["random", "time"], default="random", help="split of MovieLens-100K (default: random)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split and of all runs (default: 0)")
+    parser.add_argument("--smoke", action="store_true", help="take only four steps per run, as a quick check")
     arguments = parser.parse_args()
 
-    # The configurations' text encoder, which needs no Hub then.
+    # Fetch the configurations' text encoder first, so that the runs need no access to the Hub.
     minilm()
     folder: Path = arguments.output_dir
     pretrained = str(folder / "pretrained" / "model")
@@ -52,16 +56,16 @@ def main() -> None:
         budget = BUDGET["pretrain" if script == "pretrain" else flags[1]]
         config = CONFIGS / f"{script}.yaml"
         command = [str(EXAMPLES / f"{script}.py"), "--config", str(config), "--output_dir", str(folder / name)]
-        # A demo that was stopped goes on where it was.
+        # A stopped demo continues from its last checkpoint.
         command += ["--resume", "true", *flags, *budget, *common]
         print(f"\n== {title}\npython {' '.join(command)}", flush=True)
         run_program([sys.executable, *command])
         rows.append((title, folder / name))
-    print(f"\n{table(rows)}\n\nThe joint model lies in {folder / 'flip' / 'model'}, for FlipForCTR.from_pretrained.")
+    print(f"\n{table(rows)}\n\nThe joint model is in {folder / 'flip' / 'model'}; FlipForCTR.from_pretrained loads it.")
 
 
 def table(rows: list[tuple[str, Path]]) -> str:
-    """The runs' records as a Markdown table."""
+    """Formats the records of the runs as a Markdown table."""
     lines = [
         "| model | validation AUC | validation LogLoss | test AUC | test LogLoss | wall time | peak memory |",
         "|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Finetunes FLIP on clicks: both towers, or one of them alone; from a pretrained FLIP or from scratch.
+"""Finetunes FLIP on clicks: both towers or one of them, from a pretrained FLIP or from scratch.
 
 python examples/finetune.py --config examples/configs/ml-100k/finetune.yaml --output_dir runs/flip
 python examples/finetune.py --config ... --mode id --output_dir runs/flip-id

@@ -1,4 +1,4 @@
-"""Scores the rows of a CSV or Parquet file in a stream and writes click probabilities as Parquet, CSV or JSON Lines.
+"""Writes click probabilities for the rows of CSV or Parquet files, of any size, as Parquet, CSV or JSON Lines.
 
 python examples/predict.py --model runs/flip/model --input impressions.csv --output scores.csv --keep '[request_id]'
 """

@@ -1,4 +1,4 @@
-"""Pretrains FLIP: aligns the two views of a click log, without labels.
+"""Pretrains FLIP: aligns the ID-based model and the text encoder on a click log, without labels.
 
 python examples/pretrain.py --config examples/configs/ml-100k/pretrain.yaml --output_dir runs/pretrain
 accelerate launch examples/pretrain.py --config ...

@@ -1,6 +1,6 @@
-"""The scripts import this module first: a signal then ends them with one line while they import the package.
+"""Handles signals while a script imports the package: a signal then ends the script with one line.
 
-Importing the package takes seconds. `run_script` replaces these handlers afterwards.
+Importing the package takes seconds, so the scripts import this module first. `run_script` later replaces the handlers.
 """
 
 import os
@@ -9,13 +9,13 @@ import sys
 
 
 def _end(number: int, frame: object) -> None:
-    # One of the processes that train together speaks for all. Importing leaves nothing to clean up.
+    # In a distributed run, only the first process prints the message. Importing leaves nothing to clean up.
     if os.environ.get("RANK", "0") == "0":
         os.write(2, f"interrupted by {signal.Signals(number).name}\n".encode())
     os._exit(128 + number)
 
 
-# A program that has imported the package already, such as a test, keeps its own handlers.
+# A program that has already imported the package, such as a test, keeps its own handlers.
 if "flip_hf" not in sys.modules:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:

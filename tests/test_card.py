@@ -43,7 +43,7 @@ def parts(card):
 def test_the_card_says_what_the_record_says(record):
     record["settings"]["fusion_rows"] = "validation"
     card = render_card(record, "org/name", {"curves.png": "Curves"})
-    assert "chosen on the validation rows, and the weights of its towers' logits were fitted to them; the 1,234" in card
+    assert "kept, and the weights of the towers' logits were fitted on these rows. The 1,234 test rows were" in card
     metadata, tokens = parts(card)
     assert metadata["library_name"] == "flip_hf"
     assert metadata["base_model"] == "org/encoder"
@@ -58,10 +58,10 @@ def test_the_card_says_what_the_record_says(record):
     cells = [token.content for token in tokens if token.type == "inline"]
     for said in ("AUC of the text encoder", "0.7480", "0.7410 to 0.7555", "1,234", "user\\_id", "1,000,000"):
         assert said in cells, said
-    assert "60 steps (stopped early), the best model after step 50; 2 min 05 s, 12.5 rows/s" in card
-    assert "2 processes, bf16 autocast; resumed after the steps 40" in card
+    assert "60 steps (stopped early), best model after step 50; 2 min 05 s, 12.5 rows/s" in card
+    assert "2 processes, bf16 autocast; resumed after step 40" in card
     assert "![Curves](curves.png)" in card
-    assert "One training run with one seed (3)" in card
+    assert "come from one training run with one seed (3)" in card
 
 
 @pytest.mark.parametrize("nothing", [None, float("nan")])
@@ -87,14 +87,17 @@ def test_a_card_without_test_rows_says_so(record):
 
 
 def test_a_card_says_what_the_groups_are(record):
-    assert "weighted by rows" not in render_card(record, "org/name", {})
+    assert "weighs groups" not in render_card(record, "org/name", {})
     grouped = {"gauc": 0.625, "uauc": 0.6, "id_gauc": 0.61, "id_uauc": 0.59, "text_gauc": 0.58, "text_uauc": 0.57}
     for split in ("validation", "test"):
         record["result"][split] |= grouped
     record["settings"]["data"]["group_field"] = "user_id"
     card = render_card(record, "org/name", {})
     assert "| GAUC | 0.6250 |  | 0.6250 |\n| UAUC | 0.6000 |  | 0.6000 |\n| GAUC of the ID-based model | 0.61" in card
-    assert "not what another seed would. GAUC and UAUC are AUCs among rows of the same user\\_id: GAUC is" in card
+    assert (
+        "not the choice of seed. GAUC and UAUC are means of the AUCs within groups of rows with the same user\\_id:"
+        in card
+    )
     (index,) = parts(card)[0]["model-index"]
     assert {"gauc", "uauc"} <= {metric["type"] for metric in index["results"][0]["metrics"]}
 
@@ -104,7 +107,7 @@ def test_a_card_says_what_the_groups_are(record):
     [
         ("random", "Split: random, 8:1:1, seed 4."),
         ("months", "Split: months."),
-        ("item", "Split: item, 8:1:1 of the items, each with all of its rows, seed 4."),
+        ("item", "Split: item, 8:1:1 of the items (all rows of an item are in the same split), seed 4."),
     ],
 )
 def test_a_card_says_how_a_named_dataset_was_split(record, split, said):
@@ -124,7 +127,7 @@ def test_a_card_names_the_data_set_that_files_hold(record):
     card = render_card(record, "org/name", {})
     (result,) = parts(card)[0]["model-index"][0]["results"]
     assert (result["dataset"]["name"], result["dataset"]["type"]) == ("ml1m-months", "ml1m-months")
-    assert "\nml1m-months, in files of the user's own: train.parquet, validation.parquet, test.parquet.\n" in card
+    assert "\nml1m-months, from the user's own files: train.parquet, validation.parquet, test.parquet.\n" in card
 
 
 def test_a_card_names_the_towers(record):
@@ -134,9 +137,9 @@ def test_a_card_names_the_towers(record):
     aligned = {**record, "pretraining": make_record()}
     assert "RecSys 2024): the text encoder of an aligned pair \\(FLIP\\_PLM\\)." in render_card(aligned, "org/name", {})
     record["model"]["text_towers"] = [["user_id"], ["title"]]
-    assert "RecSys 2024): a text encoder, which reads the fields in groups" in render_card(record, "o/n", {})
+    assert "RecSys 2024): a text encoder that encodes groups of fields" in render_card(record, "o/n", {})
     record["model"]["mode"] = "joint"
-    assert "RecSys 2024): an ID-based model and a text encoder, which reads the" in render_card(record, "o/n", {})
+    assert "RecSys 2024): an ID-based model and a text encoder that encodes" in render_card(record, "o/n", {})
     record["model"]["mode"] = "id"
     assert "RecSys 2024): an ID-based model." in render_card(record, "org/name", {})
 
@@ -147,9 +150,9 @@ def test_pretraining_is_told_beside_finetuning(record):
                              "stopped_early": False, "rows_per_second": 1.0}  # fmt: skip
     alone = render_card(pretraining, "org/name", {})
     assert "| mlm loss | 1.5000 |" in alone
-    assert "It predicts no clicks yet" in alone
+    assert "It can't predict clicks yet" in alone
     both = render_card(record | {"pretraining": pretraining}, "org/name", {})
-    assert "Pretraining: 9 steps, the best model after step 7" in both
+    assert "Pretraining: 9 steps, best model after step 7" in both
     assert "Finetuning: 60 steps" in both
 
 

@@ -48,7 +48,7 @@ def test_it_fetches_by_name_and_says_where_it_lies(monkeypatch, tmp_path, capsys
     assert capsys.readouterr().out.startswith("usage: flip-hf fetch NAME\n")
     with pytest.raises(ValueError, match="flip-hf fetch takes one name, such as flip-hf fetch minilm"):
         cli.main(["fetch"])
-    with pytest.raises(ValueError, match=r"nothing to fetch is called 'minilmm' \(did you mean 'minilm'\?\)"):
+    with pytest.raises(ValueError, match=r"flip-hf fetch can't download 'minilmm' \(did you mean 'minilm'\?\)"):
         cli.main(["fetch", "minilmm"])
 
 

@@ -203,7 +203,7 @@ def test_unlabelled_rows_come_behind_the_labelled_and_have_their_own_numbers(pro
 
 def test_rows_without_a_label_are_not_evaluated():
     scores = {"labels": LABELS, "logits": TEACHER}
-    with pytest.raises(ValueError, match="some rows have no label to evaluate by"):
+    with pytest.raises(ValueError, match="some rows have no label, and an evaluation needs one"):
         ctr_metrics(scores)
 
 
@@ -270,7 +270,7 @@ def test_a_student_of_fewer_fields_learns_from_a_joint_teacher(workplace, teache
     assert all(line["distillation_loss"] > 0 for line in lines(folder, "train"))
     assert "test" in record["result"]
     card = render_card(record, "org/student", {})
-    assert "The model learned from a teacher, too: flip/model, an ID-based model and a text encoder" in card
+    assert "The model also learned from a teacher: flip/model, an ID-based model and a text encoder" in card
     assert "a share of 0.75 in the loss" in card
 
     model = FlipForCTR.from_pretrained(folder / "model")
@@ -332,7 +332,7 @@ def test_a_resumed_run_has_the_logits_that_it_began_with(workplace, teacher, pai
     monkeypatch.setattr(Teacher, "click_logits", lambda *_: pytest.fail("the teacher scored the rows again"))
     kept = stopped / "teacher_logits.parquet"
     aside = kept.rename(tmp_path / "aside.parquet")
-    with pytest.raises(FileNotFoundError, match=r"teacher_logits\.parquet, which the run to resume had written"):
+    with pytest.raises(FileNotFoundError, match=r"teacher_logits\.parquet is missing, and resuming"):
         finetune(workplace, stopped, *flags, "--resume", "true")
     aside.rename(kept)
     with pytest.raises(ValueError, match=r"distillation_weight was 0\.\d+ and is 0\.25"):
@@ -353,7 +353,7 @@ def test_what_can_not_be_is_said_before_anything_is_replaced(workplace, teacher,
     other = tmp_path / "other"
     for part in (finetuned(build(processor)), processor):
         part.save_pretrained(other)
-    with pytest.raises(ValueError, match=rf"the rows are not what teacher={other} reads: .*'?gender'?"):
+    with pytest.raises(ValueError, match=rf"teacher={other} can't read the rows of this run: .*'?gender'?"):
         finetune(workplace, earlier, "--mode", "id", "--teacher", other)
     lacking = tmp_path / "lacking.parquet"
     pq.write_table(pq.read_table(pairs).drop_columns("title"), lacking)
@@ -365,19 +365,19 @@ def test_what_can_not_be_is_said_before_anything_is_replaced(workplace, teacher,
 
 def test_settings_of_a_teacher_need_one(teacher, tmp_path):
     data, name = DataSettings(train_file="a.csv", unlabeled_file="b.csv"), str(teacher / "model")
-    with pytest.raises(ValueError, match=r"data\.unlabeled_file is for finetuning with a teacher; set teacher"):
+    with pytest.raises(ValueError, match=r"data\.unlabeled_file is only for finetuning with a teacher; set teacher"):
         FinetuneSettings(output_dir=tmp_path, data=data)
-    with pytest.raises(ValueError, match=r"data\.unlabeled_file is for.*name these files in data\.train_file"):
+    with pytest.raises(ValueError, match=r"data\.unlabeled_file is only for.*add these files to data\.train_file"):
         PretrainSettings(output_dir=tmp_path, data=data)
-    with pytest.raises(ValueError, match=r"data\.unlabeled_file is for.*an evaluation needs labels"):
+    with pytest.raises(ValueError, match=r"data\.unlabeled_file is only for.*an evaluation needs labels"):
         EvaluateSettings(model=name, data=data)
-    with pytest.raises(ValueError, match=r"distillation_weight=0\.3 is the share of a teacher: set teacher"):
+    with pytest.raises(ValueError, match=r"distillation_weight=0\.3 needs a teacher: set teacher"):
         FinetuneSettings(output_dir=tmp_path, distillation_weight=0.3)
     with pytest.raises(ValueError, match=r"^distillation_weight=1\.5 must be from 0 to 1$"):
         FinetuneSettings(output_dir=tmp_path, teacher=name, distillation_weight=1.5)
     with pytest.raises(ValueError, match=r"teacher=.*holds no model.*did you mean .*model\?"):
         FinetuneSettings(output_dir=tmp_path, teacher=str(teacher))
-    with pytest.raises(ValueError, match=r"teacher=.* lies in output_dir=.*would overwrite it"):
+    with pytest.raises(ValueError, match=r"teacher=.* is inside output_dir=.*would overwrite it"):
         FinetuneSettings(output_dir=teacher, teacher=name)
     with pytest.raises(ValueError, match=r"options\.distillation_weight can't be set: set distillation_weight"):
         ModelSettings(options={"distillation_weight": 0.9})

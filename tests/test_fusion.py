@@ -81,5 +81,5 @@ def test_fitting_again_changes_nothing(ctr_folder, click_rows, fusion):
 def test_a_fusion_needs_two_towers_and_labels(ctr_folder, click_rows):
     model, rows, scores = model_rows_and_scores(ctr_folder, click_rows, "gated")
     for name in ("text_logits", "labels"):
-        with pytest.raises(ValueError, match=f"there are no {name}: a fusion is fitted to both"):
+        with pytest.raises(ValueError, match=f"the scores have no {name}: fitting a fusion needs both"):
             fit_fusion(model, {k: v for k, v in scores.items() if k != name}, rows)

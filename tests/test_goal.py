@@ -39,7 +39,7 @@ def test_logloss_is_the_goal_where_all_labels_are_the_same(caplog, label):
     labels = np.full(7, label, np.float32)
     with caplog.at_level(logging.WARNING):
         assert click_goal(labels) == Goal("logloss", larger_is_better=False)
-        assert f"all 7 validation rows have the label {label}: AUC is undefined there" in caplog.text
+        assert f"all 7 validation rows have the label {label}, so AUC is undefined" in caplog.text
         caplog.clear()
         labels[3] = 1 - label
         assert click_goal(labels) == Goal("auc", larger_is_better=True)

@@ -310,7 +310,7 @@ def extra_config(text):
 
 MANY_FIELDS = [{"name": f"f{i}", "num_features": 2} for i in range(300_000)]
 TOKENIZER_FILES = ("vocab_file", "tokenizer_file", "merges_file", "spm_file")
-LARGER = "config.json describes a larger model than the weights are of"
+LARGER = r"config.json describes a larger model than the weights\."
 REFUSED = "is refused, because transformers would run or read what it names"
 
 REFUSALS = {
@@ -362,44 +362,48 @@ REFUSALS = {
         lambda repo: save_file(
             load_file(repo / "model.safetensors") | {"\x1b[2Jevil": torch.zeros(1)}, repo / "model.safetensors"
         ),
-        r"'\\x1b\[2Jevil' is not the name of a tensor of any model",
+        r"'\\x1b\[2Jevil' is not a valid name of a tensor",
     ),
     "an adapter": (
         MODEL,
         content("adapter_config.json", '{"base_model_name_or_path": "evil/base", "peft_type": "LORA"}'),
-        "adapter_config.json names another model",
+        "adapter_config.json would replace this model",
     ),
     "weights that never end": (MODEL, link("model.safetensors", "/dev/zero"), "repo: found no model.safetensors"),
     # --- sizes in config.json
     "10^12 features": (MODELS, field(0, num_features=10**12), rf"repo: {LARGER}.*\(1000000000013, 4\)"),
-    "10^30 features": (CONFIG, field(0, num_features=10**30), "fields.num_features is larger than anything can be"),
+    "10^30 features": (CONFIG, field(0, num_features=10**30), "fields.num_features is too large for any model"),
     "10^12 features added": (MODEL, field(0, added_features=[10**12], value_hashes=["a", "b"]), LARGER),
     "features added 10^5 times": (CONFIG, field(0, added_features=[0] * 10**5), "extended 100000 times, 4096 are"),
     "11 features more": (MODEL, field(0, num_features=20), r"\(22, 4\) in the weights, but config.json .* \(33, 4\)"),
     "embeddings of 10^9": (MODELS, config(embedding_dim=10**9), LARGER),
-    "embeddings of 10^15": (CONFIG, config(embedding_dim=10**15), "embedding_dim is larger than anything can be"),
+    "embeddings of 10^15": (CONFIG, config(embedding_dim=10**15), "embedding_dim is too large for any model"),
     "embeddings of 8": (MODEL, config(embedding_dim=8), "in the weights, but config.json describes"),
     "projections of 10^9": (("FlipForPreTraining",), config(projection_dim=10**9), LARGER),
     "hidden layers of 10^9": (MODEL, config(backbone_options={"hidden_sizes": [10**9]}), LARGER),
     "10^6 hidden layers": (MODEL, config(backbone_options={"hidden_sizes": [8] * 10**6}), LARGER),
-    "10^9 cross layers": (CONFIG, config(backbone_options={"cross_layers": 10**9}), "cross_layers is more than any"),
+    "10^9 cross layers": (CONFIG, config(backbone_options={"cross_layers": 10**9}), "cross_layers is too large; the"),
     "10^9 experts": (MODEL, config(backbone_options={"hidden_sizes": [8], "num_experts": 10**9}), LARGER),
     "10^9 values of a field": (CONFIG, field(-1, max_values=10**9), "'tags': max_values=1000000000, .* 16384 are the"),
     "300,000 fields": (CONFIG, config(fields=MANY_FIELDS), "300000 fields: a model has 2048 at most"),
     "a text encoder of 10^9": (MODELS, text_config(hidden_size=10**9), LARGER),
-    "a text encoder of 10^12": (CONFIG, text_config(hidden_size=10**12), "hidden_size is larger than anything can be"),
-    "10^6 text layers": (CONFIG, text_config(num_hidden_layers=10**6), "num_hidden_layers is more than any model has"),
+    "a text encoder of 10^12": (CONFIG, text_config(hidden_size=10**12), "hidden_size is too large for any model"),
+    "10^6 text layers": (
+        CONFIG,
+        text_config(num_hidden_layers=10**6),
+        "num_hidden_layers is too large; the limit is",
+    ),
     "60,000 text layers": (MODEL, text_config(num_hidden_layers=60_000), LARGER),
     "10^9 layers counted out": (
         CONFIG,
         config(text_config={"model_type": "gemma2", "num_hidden_layers": 10**9}),
-        "num_hidden_layers is more than any model has",
+        "num_hidden_layers is too large; the limit is",
     ),
     "10^9 tokens": (MODEL, text_config(vocab_size=10**9), LARGER),
     "10^9 positions": (MODEL, text_config(max_position_embeddings=10**9), LARGER),
-    "10^9 labels": (CONFIG, config(num_labels=10**9, id2label=None), "num_labels is more than any model has"),
-    "10^9 labels of the text": (CONFIG, text_config(num_labels=10**9), "num_labels is more than any model has"),
-    "10^9 layers to build": (CONFIG, config(text_layers=10**9), "text_layers is more than any model has"),
+    "10^9 labels": (CONFIG, config(num_labels=10**9, id2label=None), "num_labels is too large; the limit is"),
+    "10^9 labels of the text": (CONFIG, text_config(num_labels=10**9), "num_labels is too large; the limit is"),
+    "10^9 layers to build": (CONFIG, config(text_layers=10**9), "text_layers is too large; the limit is"),
     "another text encoder": (MODEL, config(text_config=None), LARGER),
     # --- other settings in config.json
     "a number as a string": (CONFIG, config(embedding_dim="4"), "FLIP model: .*'embedding_dim' expected int, got str"),
@@ -417,11 +421,11 @@ REFUSALS = {
     "no heads": (
         MODEL,
         text_config(num_attention_heads=0),
-        "repo: the model that config.json describes can't be built",
+        "repo: the model in config.json can't be built",
     ),
     "an unknown activation": (MODEL, text_config(hidden_act="os.system"), "repo: the model .* can't be built"),
-    "NaN": (CONFIG, config(contrastive_temperature=float("nan")), "contrastive_temperature is not a number"),
-    "NaN as a weight": (CONFIG, config(objectives={"mlm": float("nan"), "icl": 1}), "objectives.mlm is not a number"),
+    "NaN": (CONFIG, config(contrastive_temperature=float("nan")), "contrastive_temperature is NaN"),
+    "NaN as a weight": (CONFIG, config(objectives={"mlm": float("nan"), "icl": 1}), "objectives.mlm is NaN"),
     "Infinity": (CONFIG, config(contrastive_temperature=float("inf")), "contrastive_temperature=inf must be positive"),
     "Infinity as a weight": (CONFIG, config(objectives={"mlm": float("inf")}), "objectives=.* need weights of 0 or"),
     "an unknown backbone": (MODELS, config(backbone="evil"), "backbone='evil' is not one of lr, "),
@@ -445,10 +449,14 @@ REFUSALS = {
     "a kind that steers the terminal": (CONFIG, config(model_type="\x1b[2J"), r"of type '\\x1b\[2J', not 'flip'"),
     "another kind of model": (CONFIG, config(model_type="bert"), "describes a model of type 'bert', not 'flip'"),
     "an unknown text encoder": (CONFIG, text_config(model_type="evil"), "Unrecognized model type for subconfig: evil"),
-    "itself as the text encoder": (CONFIG, config(text_config={"model_type": "flip"}), "is not a text encoder's"),
+    "itself as the text encoder": (
+        CONFIG,
+        config(text_config={"model_type": "flip"}),
+        "is not a setting of a text encoder",
+    ),
     "a function as the type": (CONFIG, config(dtype="load"), "dtype='load' is not one of None, float64"),
-    "the name of a method": (CONFIG, config(to_dict=5), "config.json: to_dict is no setting"),
-    "the name of the class": (CONFIG, config(__class__="x"), "config.json: __class__ is no setting"),
+    "the name of a method": (CONFIG, config(to_dict=5), "config.json: to_dict is not a setting"),
+    "the name of the class": (CONFIG, config(__class__="x"), "config.json: __class__ is not a setting"),
     # --- what transformers would fetch or run
     "a kernel for attention": (CONFIG, config(attn_implementation="evil/kernel"), f"attn_implementation {REFUSED}"),
     "a kernel, underscored": (CONFIG, config(_attn_implementation="evil/kernel"), f"_attn_implementation {REFUSED}"),
@@ -479,12 +487,12 @@ REFUSALS = {
     "a model that fetches another": (
         CONFIG,
         config(text_config={"model_type": "detr", "backbone": "evil/backbone", "use_pretrained_backbone": True}),
-        "text_config.backbone='evil/backbone' is not a text encoder's",
+        "text_config.backbone='evil/backbone' is not a setting of a text encoder",
     ),
     "a model of timm": (
         CONFIG,
         config(text_config={"model_type": "timm_wrapper", "architecture": "hf-hub:evil/x"}),
-        "text_config.model_type='timm_wrapper' is not a text encoder's",
+        "text_config.model_type='timm_wrapper' is not a setting of a text encoder",
     ),
     # --- config.json as a file
     "JSON nested too deeply": (CONFIG, content("config.json", nested(100_000)), "config.json is nested too deeply"),
@@ -501,7 +509,7 @@ REFUSALS = {
         "repo has no config.json",
     ),
     # --- processor_config.json
-    "another processor": (PROCESSOR, processor_config(processor_class="Evil"), "processor_class='Evil' is another"),
+    "another processor": (PROCESSOR, processor_config(processor_class="Evil"), "processor_class='Evil' is not a FLIP"),
     "a number for the label": (
         PROCESSOR,
         processor_config(label=5),
@@ -512,7 +520,11 @@ REFUSALS = {
     "NaN for a length": (PROCESSOR, processor_config(max_length=float("nan")), "max_length=nan must be a whole number"),
     "no room for the text": (PROCESSOR, processor_config(max_length=3), "repo: .*max_length=3 leaves no room"),
     "fields that are not fitted": (PROCESSOR, processor_config(fields=["user_id"]), "'user_id' has no num_features"),
-    "a string for the fields": (PROCESSOR, processor_config(fields="abc"), "the fields must be a list in an object"),
+    "a string for the fields": (
+        PROCESSOR,
+        processor_config(fields="abc"),
+        "the file must hold an object whose 'fields' is a list",
+    ),
     "no fields": (PROCESSOR, processor_config(fields=[]), "holds 22 features, but the fields beside it have 2"),
     "300,000 fields to process": (PROCESSOR, processor_config(fields=MANY_FIELDS), "300000 fields: a model has 2048"),
     "10^9 values to process": (PROCESSOR, field(-1, "processor_config.json", max_values=10**9), "16384 are the most"),
@@ -524,11 +536,15 @@ REFUSALS = {
     "settings nested too deeply": (
         PROCESSOR,
         content("processor_config.json", nested(100_000)),
-        "processor_config.json: not a FLIP processor's settings",
+        "processor_config.json: these are not the settings of a FLIP processor",
     ),
-    "settings that are a list": (PROCESSOR, content("processor_config.json", "[]"), "must be a list in an object"),
-    "settings that are not JSON": (PROCESSOR, content("processor_config.json", "{"), "not a FLIP processor's settings"),
-    "settings that are not UTF-8": (PROCESSOR, content("processor_config.json", b"\xff"), "not a FLIP processor's"),
+    "settings that are a list": (PROCESSOR, content("processor_config.json", "[]"), "must hold an object whose"),
+    "settings that are not JSON": (
+        PROCESSOR,
+        content("processor_config.json", "{"),
+        "these are not the settings of a FLIP",
+    ),
+    "settings that are not UTF-8": (PROCESSOR, content("processor_config.json", b"\xff"), "not the settings of a FLIP"),
     # --- vocabulary.parquet
     "a cut vocabulary": (PROCESSOR, cut("vocabulary.parquet", -20), "vocabulary.parquet: not a readable vocabulary"),
     "no Parquet": (PROCESSOR, content("vocabulary.parquet", "evil"), "vocabulary.parquet: not a readable vocabulary"),
@@ -606,22 +622,22 @@ REFUSALS = {
     "code for an unknown tokenizer": (
         PROCESSOR,
         both(code, tokenizer_config(tokenizer_class="Evil", auto_map={"AutoTokenizer": [None, "evil.Evil"]})),
-        "auto_map names code for it, which is never run",
+        "auto_map names custom code, which is never run",
     ),
     "code of another repository": (
         PROCESSOR,
         tokenizer_config(tokenizer_class="Evil", auto_map={"AutoTokenizer": [None, "evil/repo--evil.Evil"]}),
-        "auto_map names code for it, which is never run",
+        "auto_map names custom code, which is never run",
     ),
     "a model for a tokenizer": (
         PROCESSOR,
         both(only_pickled, tokenizer_config(tokenizer_class="BertModel")),
-        "tokenizer_class='BertModel' is not a tokenizer's",
+        "tokenizer_class='BertModel' is not a tokenizer",
     ),
     "a retriever for a tokenizer": (
         PROCESSOR,
         tokenizer_config(tokenizer_class="RagRetriever"),
-        "tokenizer_class='RagRetriever' is not a tokenizer's",
+        "tokenizer_class='RagRetriever' is not a tokenizer",
     ),
     "a tokenizer of another folder": (
         PROCESSOR,

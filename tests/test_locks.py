@@ -113,7 +113,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog,
             lock.acquire()
         return
     lock.acquire()
-    assert "on a file system without locks: make sure that no other run writes to this folder" in caplog.text
+    assert "on a file system without locks: make sure that no other run uses this folder" in caplog.text
     lock.release()
 
 

@@ -497,7 +497,7 @@ def test_a_signal_ends_the_step_and_saves_a_checkpoint(accelerator, rows, where,
     assert processor == "processor"
     assert state.schedule.state_dict()["last_epoch"] == 3
     assert run.closed == 1
-    assert "stopped at step 3, where a checkpoint is" in caplog.text
+    assert "stopped after step 3 and saved a checkpoint" in caplog.text
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient's norm"])
@@ -525,8 +525,8 @@ def test_what_is_not_finite_names_step_parts_and_rows(accelerator, rows, what):
         else (f"loss={number}, mlm_loss={number}, icl_loss={number}, accuracy={number}")
     )
     rest = re.escape(
-        f"; rows {read}. The best model and the last checkpoint so far, if there are any, are whole in runs/stub; "
-        "lower the learning rate or look at these rows"
+        f"; rows {read}. Lower the learning rate or check these rows. Any best model and checkpoint saved so far are "
+        "intact in runs/stub"
     )
     assert re.fullmatch(f"the {what} is nan at step 2: {parts}{rest}", str(raised.value))
 
@@ -674,8 +674,8 @@ def test_parameters_that_are_spread_over_processes_are_not_resumed(accelerator, 
     with pytest.raises(ValueError, match="FSDP") as caught:
         fit(OneOfTwo(accelerator, distributed_type="FSDP"), rows, model=sharded)
     assert str(caught.value) == (
-        "training.shard_features and FSDP would both spread the feature table over processes: set shard_features to "
-        "false, or launch without FSDP"
+        "training.shard_features and FSDP would both shard the feature table: set shard_features to false, or launch "
+        "without FSDP"
     )
     # Each process changes the rows that it read of its own share.
     fit(accelerator, rows, model=sharded, feature_updates="rows", max_steps=1)
@@ -685,8 +685,8 @@ def test_updates_of_rows_on_several_processes_need_a_sharded_table(accelerator, 
     with pytest.raises(ValueError, match="rows") as caught:
         fit(OneOfTwo(accelerator), rows, feature_updates="rows")
     assert str(caught.value) == (
-        "training.feature_updates is 'rows', and processes that hold the whole table each would have to tell each "
-        "other their rows: set training.shard_features to true, or feature_updates to 'dense'"
+        "training.feature_updates='rows' on several processes needs a sharded feature table: set "
+        "training.shard_features to true, or training.feature_updates to 'dense'"
     )
 
 
@@ -697,8 +697,8 @@ def test_rows_are_numbered_and_belong_to_the_collator(accelerator, rows):
     with pytest.raises(ValueError, match="row") as caught:
         fit(accelerator, rows.remove_columns("row"), collator=OfAnotherPackage())
     assert str(caught.value) == (
-        "the encoded rows lack the column 'row', by which errors name them: encode with processor.encode_dataset, or "
-        "number them with rows.add_column('row', list(range(len(rows))))"
+        "the encoded rows lack the column 'row', which errors need to name rows: encode with "
+        "processor.encode_dataset, or number the rows with rows.add_column('row', list(range(len(rows))))"
     )
 
 
@@ -709,8 +709,8 @@ def test_rows_are_numbered_and_belong_to_the_collator(accelerator, rows):
 def test_auc_is_the_goal_where_it_is_defined(labels, goal, caplog):
     assert loop.click_goal(np.array(labels)) == goal
     expected = (
-        f"all {len(labels)} validation rows have the label {labels[0]:.0f}: AUC is undefined there, so LogLoss chooses "
-        "the best model"
+        f"all {len(labels)} validation rows have the label {labels[0]:.0f}, so AUC is undefined; LogLoss chooses the "
+        "best model"
     )
     assert caplog.messages == ([] if goal.metric == "auc" else [expected])
 
@@ -733,8 +733,8 @@ def test_a_window_is_contrasted_as_a_whole(accelerator, rows, monkeypatch):
     with pytest.raises(ValueError, match="window") as caught:
         fit(accelerator, rows, contrastive_batches="window")
     assert str(caught.value) == (
-        "training.contrastive_batches is 'window', but this model has no contrastive objective; it is for pretraining "
-        "with a positive weight of icl in model.options.objectives"
+        "training.contrastive_batches is 'window', but this model has no contrastive objective; use it only for "
+        "pretraining, with a positive weight of icl in model.options.objectives"
     )
     model = Tiny()
     model.contrasts_rows = True

@@ -101,13 +101,13 @@ def test_the_name_of_the_output_says_its_format(ctr_folder, impressions, tmp_pat
 
 @pytest.mark.parametrize("name", ["scores.tsv", "scores", "scores.csv.zst", "scores.parquet.gz"])
 def test_an_unknown_format_is_refused_before_the_model_is_loaded(tmp_path, name):
-    with pytest.raises(ValueError, match=r"can't tell what to write; end the name in one of \.parquet, \.csv, "):
+    with pytest.raises(ValueError, match=r"the name must select a format; end it in one of \.parquet, \.csv, "):
         predict(tmp_path / "no-model", tmp_path / "rows.csv", tmp_path / name)
 
 
 @pytest.mark.parametrize(("output", "column"), [("scores.csv", "tags"), ("scores.csv", "raw"), ("scores.jsonl", "raw")])
 def test_what_a_format_can_not_hold_is_refused_before_scoring(ctr_folder, impressions, tmp_path, output, column):
-    with pytest.raises(ValueError, match=rf"field '{column}': a \.\w+ file can't hold values .* write \.parquet"):
+    with pytest.raises(ValueError, match=rf"field '{column}': a \.\w+ file can't store values .* write \.parquet"):
         predict(ctr_folder, impressions, tmp_path / output, "--keep", f"[{column}]")
     assert [path.name for path in tmp_path.iterdir()] == ["impressions.parquet"]
 
@@ -149,7 +149,7 @@ def test_a_kept_infinity_names_its_row_in_the_file(ctr_folder, click_rows, field
         weights = [1.0, 2.0, math.inf if number else 3.0]
         pq.write_table(pa.table({**fields, "weight": weights}), tmp_path / f"{number}.parquet")
     source = str(tmp_path / "?.parquet")
-    with pytest.raises(ValueError, match=r"1\.parquet, field 'weight', row 2, value inf: JSON has no infinity"):
+    with pytest.raises(ValueError, match=r"1\.parquet, field 'weight', row 2, value inf: JSON can't store infinity"):
         predict(ctr_folder, source, tmp_path / "out" / "scores.jsonl", "--keep", "[weight]")
     assert list((tmp_path / "out").iterdir()) == []
     predict(ctr_folder, source, tmp_path / "out" / "scores.csv", "--keep", "[weight]")
@@ -167,7 +167,7 @@ def test_what_can_not_be_kept_is_an_error_before_scoring(ctr_folder, impressions
     output = tmp_path / "scores.parquet"
     with pytest.raises(ValueError, match=r"impressions\.parquet, field 'visit': the column is missing; the columns "):
         predict(ctr_folder, impressions, output, "--keep", "[visit]")
-    with pytest.raises(ValueError, match=r"keep: 'probability' is also the name of a column that is written; rename"):
+    with pytest.raises(ValueError, match=r"keep: the output has its own column 'probability'; rename"):
         predict(ctr_folder, impressions, output, "--keep", "[probability]")
     assert not output.exists()
 
@@ -190,7 +190,7 @@ def test_the_input_is_never_the_output(impressions, tmp_path, monkeypatch, spell
         (folder / "link").symlink_to(tmp_path)
         output = folder / "link" / impressions.name
     before = impressions.read_bytes()
-    with pytest.raises(ValueError, match=r"output=.* is the input .*impressions\.parquet, which would be overwritten"):
+    with pytest.raises(ValueError, match=r"output=.* would overwrite the input .*impressions\.parquet;"):
         predict(tmp_path / "no-model", impressions, output)
     assert impressions.read_bytes() == before
 
@@ -215,7 +215,7 @@ def test_patterns_folders_and_lists_hold_no_output(tmp_path, place, is_refused):
     parts = [part.replace("FOLDER", str(tmp_path)) for part in (place if isinstance(place, list) else [place or ""])]
     places = [parts if isinstance(place, list) else parts[0] or None]
     if is_refused:
-        with pytest.raises(ValueError, match=r"would be overwritten|lies in the input folder"):
+        with pytest.raises(ValueError, match=r"would overwrite the input|is inside the input folder"):
             check_output(tmp_path / "a[1].csv", places)
     else:
         check_output(tmp_path / "a[1].csv", places)
@@ -227,7 +227,7 @@ def test_an_output_that_is_there_is_replaced(ctr_folder, impressions, tmp_path):
     predict(ctr_folder, impressions, output)
     assert output.read_text().startswith('"row","probability"')
     (tmp_path / "scores.jsonl").mkdir()
-    with pytest.raises(ValueError, match=r"output=.* is a folder; name a file"):
+    with pytest.raises(ValueError, match=r"output=.* is a folder; set it to a file"):
         PredictSettings("model", impressions, tmp_path / "scores.jsonl")
 
 

@@ -39,7 +39,7 @@ def test_a_table_without_rows_has_no_scores(ctr_folder, rows):
 
 
 def test_scores_hide_no_column(ctr_folder, rows):
-    with pytest.raises(ValueError, match="have a column 'probability' already"):
+    with pytest.raises(ValueError, match="already has a column 'probability'"):
         BatchScorer(ctr_folder)(rows.append_column("probability", rows["age"]))
 
 

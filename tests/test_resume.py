@@ -218,7 +218,7 @@ def test_what_is_not_as_it_was_is_refused(workplace, tmp_path, interrupted, chan
     table = pq.read_table(workplace / "train.parquet")
     pq.write_table(table.set_column(0, "user_id", pa.array(range(len(table)))), tmp_path / "other.parquet")
     change = [str(tmp_path / "other.parquet") if part == "OTHER" else part for part in change]
-    with pytest.raises(ValueError, match=rf"step-3 can't be resumed, as not all is as it was: .*{message}"):
+    with pytest.raises(ValueError, match=rf"step-3 can't be resumed with different settings or data: .*{message}"):
         script(name)([*arguments, "--resume", "true", *change])
     assert (contents(folder / "checkpoints" / "step-3"), (folder / "log.jsonl").read_bytes()) == before
     # The same rows in another place, or under another name, are the same data.
@@ -311,7 +311,8 @@ def test_checkpoints_are_not_overwritten_by_a_run_that_does_not_resume(workplace
     interrupted(name, arguments, 3)
     before = contents(tmp_path / "checkpoints" / "step-3")
     with pytest.raises(
-        FileExistsError, match=r"has not ended; its last checkpoint is step-3\. Go on with --resume true"
+        FileExistsError,
+        match=r"holds an unfinished run with the last checkpoint step-3\. Continue it with --resume true",
     ):
         script(name)(arguments)
     assert contents(tmp_path / "checkpoints" / "step-3") == before
@@ -339,13 +340,13 @@ def test_a_best_model_that_is_gone_is_missed(workplace, tmp_path, interrupted):
     name, arguments = arguments_of(workplace, "finetune", tmp_path, *flags)
     interrupted(name, arguments, 9)
     shutil.rmtree(tmp_path / "model")
-    with pytest.raises(FileNotFoundError, match="the best model so far, is gone"):
+    with pytest.raises(FileNotFoundError, match="the best model so far, is missing"):
         script(name)([*arguments, "--resume", "true"])
 
 
 def test_a_sharded_run_is_not_resumed(workplace, tmp_path):
     name, arguments = arguments_of(workplace, "finetune", tmp_path / "run", "--training.shard_features", "true")
-    with pytest.raises(ValueError, match="spread over processes saves no checkpoints"):
+    with pytest.raises(ValueError, match="sharded over processes saves no checkpoints"):
         script(name)([*arguments, "--resume", "true"])
     assert not (tmp_path / "run").exists()
 
@@ -363,7 +364,7 @@ def test_a_run_that_has_ended_is_left_alone(workplace, tmp_path, monkeypatch, ca
     monkeypatch.setattr(loop, "_step", None)
     with caplog.at_level(logging.INFO):
         script(name)(arguments)
-    assert f"{tmp_path}: this run has ended; there is nothing to resume" in caplog.messages
+    assert f"{tmp_path}: this run has finished already, so there is nothing to resume" in caplog.messages
     assert everything() == before
     with pytest.raises(ValueError, match=r"run\.json can't be resumed.*training\.num_train_epochs was 2 and is 3"):
         script(name)([*arguments, "--training.num_train_epochs", "3"])
@@ -411,7 +412,7 @@ def test_a_checkpoint_that_is_not_complete_is_left_out(workplace, tmp_path, inte
     else:
         os.truncate(newest / "state.json", 100)
     script(name)(arguments)
-    assert f"{newest} is not complete and is left out" in caplog.messages
+    assert f"{newest} is incomplete and is ignored" in caplog.messages
     assert json.loads((tmp_path / "run.json").read_text())["resumed_at"] == [4]
     weights = Path("model") / "model.safetensors"
     assert (tmp_path / weights).read_bytes() == (never_stopped["pretrain"] / weights).read_bytes()
@@ -546,7 +547,7 @@ def test_a_signal_to_all_processes_stops_a_run_with_workers(workplace, tmp_path)
     assert process.returncode == 75, errors
     step = lines(tmp_path, "train")[-1]["step"]
     assert Checkpoints(tmp_path / "checkpoints", 2).last().name == f"step-{step}"
-    assert f"stopped at step {step}, where a checkpoint is" in errors
+    assert f"stopped after step {step} and saved a checkpoint" in errors
 
 
 TWO_PROCESSES = """

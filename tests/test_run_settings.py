@@ -85,10 +85,12 @@ def run_folder(tmp_path):
 def test_a_folder_without_a_model_is_refused(run_folder, tmp_path):
     with pytest.raises(ValueError, match=r"model=.*/run: this folder holds no model, .* did you mean .*/run/model\?$"):
         EvaluateSettings(str(run_folder))
-    with pytest.raises(ValueError, match=r"pretrained=.*: this folder holds no model, as it lacks config\.json$"):
+    with pytest.raises(
+        ValueError, match=r"pretrained=.*: this folder holds no model, because config\.json is missing$"
+    ):
         FinetuneSettings(tmp_path / "new", pretrained=str(tmp_path))
     for name in (str(tmp_path / "missing"), "runs/misspelt/model"):
-        with pytest.raises(ValueError, match=rf"model={name}: there is no such folder, and a repository's name looks"):
+        with pytest.raises(ValueError, match=rf"model={name}: this folder does not exist, and the name is not that"):
             PredictSettings(name, Path("a.csv"), Path("b.csv"))
     EvaluateSettings(str(run_folder / "model"))
     EvaluateSettings("org/name")
@@ -105,16 +107,16 @@ def test_a_run_does_not_overwrite_what_it_starts_from(run_folder, tmp_path):
 def test_an_evaluation_does_not_overwrite_its_rows(run_folder, tmp_path):
     rows = tmp_path / "test.csv"
     rows.write_text("user_id,label\n1,0\n")
-    with pytest.raises(ValueError, match=r"output=.*test\.csv is the input .*test\.csv, which would be overwritten"):
+    with pytest.raises(ValueError, match=r"output=.*test\.csv would overwrite the input .*test\.csv"):
         EvaluateSettings(str(run_folder / "model"), rows, data=DataSettings(test_file=rows))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"training": 5}, "training: 5 must be settings by their names, such as training: {num_train_epochs: ...}"),
-        ({"model": None}, "model: None must be settings by their names, such as model: {text_encoder: ...}"),
-        ({"data": {"csv": [1]}}, "data.csv: [1] must be settings by their names, such as data.csv: {delimiter: ...}"),
+        ({"training": 5}, "training: 5 must be a mapping of settings, such as training: {num_train_epochs: ...}"),
+        ({"model": None}, "model: None must be a mapping of settings, such as model: {text_encoder: ...}"),
+        ({"data": {"csv": [1]}}, "data.csv: [1] must be a mapping of settings, such as data.csv: {delimiter: ...}"),
     ],
 )
 def test_a_value_in_the_place_of_settings_is_refused(tmp_path, settings, message):
@@ -126,9 +128,11 @@ def test_a_value_in_the_place_of_settings_is_refused(tmp_path, settings, message
 def test_an_output_folder_that_is_a_file_or_below_one_is_refused(run_folder, tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(ValueError, match=f"^output_dir={folder}: {tmp_path}/file is a file; name another folder$"):
+        with pytest.raises(
+            ValueError, match=f"^output_dir={folder}: {tmp_path}/file is a file; choose another folder$"
+        ):
             PretrainSettings(folder)
-    with pytest.raises(ValueError, match=r"output=.*/file is a file; name another folder$"):
+    with pytest.raises(ValueError, match=r"output=.*/file is a file; choose another folder$"):
         EvaluateSettings(str(run_folder / "model"), tmp_path / "file" / "metrics.json")
     PretrainSettings(tmp_path / "new" / "run")
 

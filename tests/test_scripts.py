@@ -205,7 +205,7 @@ def test_the_fusion_may_be_of_validation_rows(workplace, pretrained, tmp_path):
     np.testing.assert_allclose(logits["logits"], expected, atol=1e-2)
     assert lines(tmp_path / "validation", "fusion")[0]["auc"] == fitted["validation"]["auc"]
     arguments = [*common, "--output_dir", str(tmp_path / "id"), "--fusion_rows", "validation", "--mode", "id"]
-    with pytest.raises(ValueError, match="fusion_rows='validation' is for mode='joint', not for mode='id'"):
+    with pytest.raises(ValueError, match="fusion_rows='validation' needs mode='joint', not mode='id'"):
         script("finetune")(arguments)
 
 
@@ -505,7 +505,7 @@ def test_where_torch_can_not_compile_training_goes_on(workplace, tmp_path, caplo
     monkeypatch.setattr(torch, "compile", fail)
     arguments = ["--config", str(workplace / "config.yaml"), "--training.max_steps", "1", "--mode", "text"]
     script("finetune")([*arguments, "--output_dir", str(tmp_path), "--training.torch_compile", "true"])
-    assert "the text encoder stays as it is (no C++ compiler)" in caplog.text
+    assert "torch can't compile on this machine (no C++ compiler), so the text encoder runs uncompiled" in caplog.text
     assert len(lines(tmp_path, "train")) == 1
 
 

@@ -422,12 +422,12 @@ def test_what_a_click_log_can_not_be_is_named(tmp_path):
     with pytest.raises(ValueError, match="unknown dataset 'movielens': choose one of movielens-100k"):
         load_click_log(DataSettings(source="movielens"))
     files = {"train_file": tmp_path / "a.csv", "validation_file": tmp_path / "b.csv", "fields": ["user"]}
-    with pytest.raises(ValueError, match=r"data\.histories are those of a named dataset"):
+    with pytest.raises(ValueError, match=r"data\.histories is only for a named dataset"):
         load_click_log(DataSettings(**files, histories=["liked_titles"]))
 
 
 def test_a_data_set_has_one_name():
-    with pytest.raises(ValueError, match=r"data\.name=films is for files; data\.source=movielens-1m has a name"):
+    with pytest.raises(ValueError, match=r"data\.name=films is only for files: leave it out"):
         DataSettings(source="movielens-1m", name="films")
     with pytest.raises(ValueError, match=r"data\.name is empty"):
         DataSettings(name=" ")
@@ -452,7 +452,9 @@ def test_a_named_dataset_may_show_some_of_its_fields(monkeypatch):
 def test_a_field_that_the_processor_does_not_know_is_named(processor, click_rows):
     rows = DatasetDict({"train": Dataset.from_dict(click_rows)})
     log = ClickLog(rows, [*processor.fields, FieldConfig("liked_titles")], "label", {"train": "here"}, {})
-    with pytest.raises(ValueError, match="'liked_titles' is not one of the fields that the processor knows: 'user_id'"):
+    with pytest.raises(
+        ValueError, match="'liked_titles' is not one of the fields that the processor was fitted on: 'user_id'"
+    ):
         log.encode(processor, "train")
 
 

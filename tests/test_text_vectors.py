@@ -592,7 +592,7 @@ def encoder_and_decoder(folder):
         (no_json, ValueError, "modules.json: not JSON"),
         (no_pooling, OSError, "1_Pooling/config.json"),
         (pickled, OSError, "found no model.safetensors"),
-        (adapter, ValueError, "adapter_config.json names another model"),
+        (adapter, ValueError, "adapter_config.json would replace this model"),
         (encoder_and_decoder, ValueError, "a model of type 't5' is not a text encoder"),
     ],
 )

@@ -83,7 +83,7 @@ def test_tensorboard_is_the_default_where_it_is_installed(tmp_path, monkeypatch)
     assert make_trackers([], tmp_path, {}) == []
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     assert make_trackers(None, tmp_path, {}) == []
-    with pytest.raises(ValueError, match="'tensorboard' is not installed; pip install tensorboard"):
+    with pytest.raises(ValueError, match="'tensorboard' is not installed; run pip install tensorboard"):
         make_trackers(["tensorboard"], tmp_path, {})
     with pytest.raises(ValueError, match="'mlflow' is not one of tensorboard, trackio, wandb"):
         make_trackers(["mlflow"], tmp_path, {})

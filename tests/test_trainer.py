@@ -597,9 +597,9 @@ def test_what_the_trainer_saves_is_loaded_by_name(processor, click_rows, tmp_pat
 
 def test_what_the_trainer_can_not_encode_or_collate_is_said_at_once(processor, click_rows, rows, tmp_path):
     model, settings = build(FlipForCTR, processor), arguments(tmp_path)
-    with pytest.raises(ValueError, match="give both, or encoded rows and data_collator"):
+    with pytest.raises(ValueError, match="otherwise pass encoded rows and data_collator"):
         FlipTrainer(model, settings, train_dataset=rows)
-    with pytest.raises(ValueError, match="train_dataset is not encoded: give processing_class=processor"):
+    with pytest.raises(ValueError, match="train_dataset is not encoded: pass processing_class=processor"):
         FlipTrainer(model, settings, FlipCTRCollator(processor), pd.DataFrame(click_rows))
     frame = pd.DataFrame(click_rows).assign(label=[1, 7] * 150)
     with pytest.raises(InputError, match="train_dataset, field 'label', row 1, value 7"):

@@ -1,1 +1,1 @@
-"""What guards and describes a saved model."""
+"""Checks of saved models and processors, and the code that loads them."""

@@ -1,7 +1,7 @@
 """Loads this checkpoint with the package flip_hf: pip install flip_hf.
 
-transformers runs this file where `trust_remote_code=True` is given. It holds no model: the package does, and registers
-its classes when it is imported.
+transformers runs this file if `trust_remote_code=True` is given. The file contains no model. It imports the package,
+which registers its classes with transformers.
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ except ModuleNotFoundError as error:
     raise ImportError("this checkpoint needs the package flip_hf: pip install flip_hf") from None
 
 
-# transformers marks the classes that it takes from here, and a marked class copies its code wherever it is saved. The
-# package's own classes stay unmarked, and are what is loaded.
+# transformers marks the classes that it finds in this file, and saving a marked class copies its code. These subclasses
+# take the mark and load the package's own classes, which stay unmarked.
 class FlipConfig(flip_hf.FlipConfig):
-    """Stands for `flip_hf.FlipConfig`."""
+    """Loads a `flip_hf.FlipConfig`."""
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -25,7 +25,7 @@ class FlipConfig(flip_hf.FlipConfig):
 
 
 class FlipProcessor(flip_hf.FlipProcessor):
-    """Stands for `flip_hf.FlipProcessor`."""
+    """Loads a `flip_hf.FlipProcessor`."""
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

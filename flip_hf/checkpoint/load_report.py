@@ -1,4 +1,4 @@
-"""What transformers reports of a loaded checkpoint: which of it is an error, and which a warning."""
+"""Turns transformers' report about a loaded checkpoint into errors and warnings."""
 
 import logging
 import threading
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def without_load_report() -> Iterator[None]:
-    """Keeps transformers' table of missing and unexpected weights out of the log; a caller says what matters of it."""
+    """Context manager that hides transformers' table of missing and unexpected weights; the caller reports them."""
     thread, log = threading.get_ident(), logging.getLogger(PreTrainedModel.__module__)
 
     def is_shown(record: logging.LogRecord) -> bool:
@@ -27,39 +27,39 @@ def without_load_report() -> Iterator[None]:
 
 
 def check_load_report(model: PreTrainedModel, info: Mapping[str, Any], source: Any, may_mismatch: bool) -> None:
-    """Judges what was missing, of another shape or unexpected in the checkpoint of a FLIP model.
+    """Checks a loaded FLIP model for missing, mismatched and unexpected weights.
 
-    Warns of weights that start afresh because of their shape, and of weights that the model does not have; neither of
-    the heads that another FLIP model may have (`new_parameters`, `unused_parameters`).
+    It logs a warning for weights that are newly initialised because their shape does not match, and for weights that
+    the model does not have. It ignores the heads of other FLIP models (`new_parameters`, `unused_parameters`).
 
     Args:
-        model: what was loaded.
-        info: what `from_pretrained` returned with `output_loading_info`.
-        source: the folder or the repository.
-        may_mismatch: whether a weight of another shape may start afresh.
+        model: the loaded model.
+        info: the loading info that `from_pretrained(..., output_loading_info=True)` returned.
+        source: folder or Hub repository of the checkpoint.
+        may_mismatch: whether a weight with another shape may be newly initialised.
 
     Raises:
-        ValueError: weights that the configuration asks for are not in the checkpoint, or have another shape.
+        ValueError: weights that the configuration requires are missing from the checkpoint or have another shape.
     """
     cls: Any = type(model)
     if info["mismatched_keys"] and not may_mismatch:
         name, saved, wanted = sorted(info["mismatched_keys"])[0]
         raise ValueError(
-            f"{source}: {name} has the shape {tuple(saved)} in the weights, but config.json describes {tuple(wanted)}; "
-            "one of the two was edited or belongs to another model"
+            f"{source}: {name} has the shape {tuple(saved)} in the weights, but config.json describes {tuple(wanted)}. "
+            "One of the two was edited or belongs to another model; save the model again"
         )
     if missing := [name for name in info["missing_keys"] if not name.startswith(cls.new_parameters)]:
         raise ValueError(
-            f"{source} lacks weights that mode={model.config.mode!r} needs: {some_of(missing)}. Load it in the mode it "
-            "was saved in, or repair config.json so that it describes these weights"
+            f"{source} lacks weights that mode={model.config.mode!r} needs: {some_of(missing)}. Load the model in the "
+            "mode it was saved in, or correct config.json so that it describes these weights"
         )
     if reshaped := [name for name, *_ in info["mismatched_keys"]]:
-        logger.warning("%s has other shapes of %s, which start afresh", source, some_of(reshaped))
+        logger.warning("%s: these weights have another shape and are newly initialised: %s", source, some_of(reshaped))
     if unexpected := [name for name in info["unexpected_keys"] if not name.startswith(cls.unused_parameters)]:
-        logger.warning("%s holds weights that %s does not have: %s", source, cls.__name__, some_of(unexpected))
+        logger.warning("%s has weights that %s does not use: %s", source, cls.__name__, some_of(unexpected))
 
 
 def some_of(names: Iterable[str]) -> str:
-    """The first three of some weights' names in order, and how many there are more."""
+    """Lists the first three names in alphabetical order, and how many more there are."""
     ordered = sorted(names)
     return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")

@@ -1,4 +1,4 @@
-"""A saved model made loadable where nobody imports flip_hf."""
+"""Makes a saved model loadable without `import flip_hf`."""
 
 import json
 from pathlib import Path
@@ -10,19 +10,20 @@ from flip_hf.standard_json import settings_json
 
 
 def add_loading_code(folder: Path) -> None:
-    """Adds what transformers needs to load a saved model, its processor, or both with `trust_remote_code=True`.
+    """Adds code to a saved model or processor, so that transformers loads it with `trust_remote_code=True`.
 
-    Where flip_hf is installed, the Auto classes and `pipeline("ctr-prediction")` then need no `import flip_hf`; where
-    it is not, the error says how to install it. The folder loads as before too. Adding it twice changes nothing.
+    If flip_hf is installed, the Auto classes and `pipeline("ctr-prediction")` then work without `import flip_hf`. If it
+    is not, the error says how to install it. Loading without `trust_remote_code` works as before. Calling this twice
+    has no further effect.
 
-    No pipeline is named in `config.json`: transformers would then refuse `pipeline("ctr-prediction", model=folder)`
-    without `trust_remote_code=True`, also where flip_hf is imported. Loading the configuration registers it.
+    `config.json` names no pipeline. Otherwise, transformers would refuse `pipeline("ctr-prediction", model=folder)`
+    without `trust_remote_code=True` even if flip_hf is imported. Loading the configuration registers the pipeline.
 
     Args:
-        folder: holds what `model.save_pretrained` or `processor.save_pretrained` wrote, or both.
+        folder: folder with the files of `model.save_pretrained`, `processor.save_pretrained`, or both.
 
     Raises:
-        FileNotFoundError: it holds neither.
+        FileNotFoundError: the folder holds neither a model nor a processor.
     """
     files = {folder / CONFIG_NAME: CONFIG_AUTO_MAP, folder / PROCESSOR_NAME: PROCESSOR_AUTO_MAP}
     if not any(path.is_file() for path in files):

@@ -1,4 +1,4 @@
-"""Checkpoints of a feature table that no process holds whole: written and read a block of rows at a time."""
+"""Writes and reads checkpoints of a sharded feature table, one block of rows at a time."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,17 +16,17 @@ _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", t
 def add_table(
     folder: Path, name: str, shape: Sequence[int], dtype: torch.dtype, blocks: Iterable[torch.Tensor]
 ) -> None:
-    """Adds a tensor to a checkpoint of one file, which becomes one of two files and an index, as transformers reads it.
+    """Adds a tensor to a checkpoint with one file, which then has two files and an index that transformers reads.
 
     Args:
-        folder: holds `model.safetensors`.
-        name: of the tensor.
-        shape: of the tensor.
-        dtype: a floating type.
-        blocks: the tensor's rows in order, any number at a time.
+        folder: folder with `model.safetensors`.
+        name: name of the tensor.
+        shape: shape of the tensor.
+        dtype: floating-point type of the tensor.
+        blocks: the rows of the tensor in order, in blocks of any size.
     """
     num_bytes = torch.Size(shape).numel() * dtype.itemsize
-    # The format: the header's length in eight bytes, the header, the values; the values begin at a multiple of eight.
+    # The safetensors format: the header's length in eight bytes, the header padded to a multiple of eight, the values.
     described = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [0, num_bytes]}
     header = settings_json({"__metadata__": {"format": "pt"}, name: described}).encode()
     header += b" " * (-len(header) % 8)
@@ -43,14 +43,17 @@ def add_table(
 
 
 def read_rows(files: Iterable[str | Path], name: str, shape: Sequence[int], first: int, end: int) -> torch.Tensor:
-    """Some rows of a tensor, without reading the others.
+    """Reads a range of rows of a tensor, and no other rows.
 
     Args:
-        files: the checkpoint's safetensors files.
-        name: of the tensor, without the prefix of the model that it is a part of.
-        shape: what the whole tensor's must be.
-        first: the first row.
-        end: the end of the rows.
+        files: the safetensors files of the checkpoint.
+        name: name of the tensor, without the prefix of the model that contains it.
+        shape: expected shape of the whole tensor.
+        first: first row to read.
+        end: row after the last one to read.
+
+    Returns:
+        The rows, of the tensor's dtype, (end - first, ...).
 
     Raises:
         ValueError: the tensor has another shape or is in none of the files.
@@ -64,8 +67,9 @@ def read_rows(files: Iterable[str | Path], name: str, shape: Sequence[int], firs
             if list(tensor.get_shape()) != list(shape):
                 raise ValueError(
                     f"{path}: {keys[0]} has the shape {tuple(tensor.get_shape())} in the weights, but config.json "
-                    f"describes {tuple(shape)}; one of the two was edited or belongs to another model"
+                    f"describes {tuple(shape)}. One of the two was edited or belongs to another model; save the model "
+                    "again"
                 )
             rows: torch.Tensor = tensor[first:end]
             return rows
-    raise ValueError(f"{', '.join(map(str, files))}: the checkpoint lacks the weights of {name}")
+    raise ValueError(f"{', '.join(map(str, files))}: the weights of {name} are missing; save the model again")

@@ -1,4 +1,4 @@
-"""What a checkpoint's files say of themselves, looked at before anything is built from them or room is made for it."""
+"""Checks of a checkpoint's file headers, before a model is built or memory is allocated."""
 
 import json
 import math
@@ -34,7 +34,8 @@ _ADAPTER = "adapter_config.json"
 _ENDING = ".safetensors"
 _WHERE = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 
-# A model may have heads that its checkpoint lacks: as much again as is saved, and this much where little is.
+# A model may have heads that its checkpoint lacks. They may have as many values and tensors as the checkpoint, plus
+# these numbers.
 _SPARE_VALUES = 1 << 24
 _SPARE_TENSORS = 1 << 10
 
@@ -44,10 +45,10 @@ class SavedWeights:
     """The weights of a checkpoint.
 
     Attributes:
-        source: the folder or the repository.
+        source: folder or Hub repository of the checkpoint.
         files: the safetensors files.
-        num_tensors: how many tensors they hold.
-        num_values: how many numbers these hold together.
+        num_tensors: number of tensors in the files.
+        num_values: total number of values of these tensors.
     """
 
     source: str
@@ -60,21 +61,21 @@ _EXPECTED: ContextVar[SavedWeights | None] = ContextVar("expected", default=None
 
 
 def find_weights(source: str, settings: Mapping[str, Any]) -> SavedWeights:
-    """The weights that transformers would load, fetched from the Hub where they are there.
+    """Finds the weights that transformers would load, and downloads them if they are on the Hub.
 
     Args:
-        source: a local folder, a repository's name, or a safetensors file.
-        settings: what `from_pretrained` was given to find it by, such as `revision` or `variant`.
+        source: a local folder, a Hub repository, or a safetensors file.
+        settings: the arguments of `from_pretrained` that locate files, such as `revision` or `variant`.
 
     Raises:
-        OSError: there are no safetensors files; weights of another form, such as a pickle, are never read.
-        ValueError: the files are not what their names say, or not in the checkpoint's own folder.
+        OSError: there are no safetensors files. Other formats, such as pickle, are never read.
+        ValueError: a file is not in the format that its name says, or not in the checkpoint's own folder.
     """
     where = {name: settings[name] for name in _WHERE if settings.get(name) is not None}
     if _has_adapter(source, where):
         raise ValueError(
-            f"{source}: {_ADAPTER} names another model to load in place of this one; remove it, and load the "
-            "adapter with peft"
+            f"{source}: {_ADAPTER} would replace this model with another one; remove the file, and load the adapter "
+            "with peft"
         )
     if Path(source).is_file():
         files = [Path(source)]
@@ -85,19 +86,21 @@ def find_weights(source: str, settings: Mapping[str, Any]) -> SavedWeights:
         files = [Path(file) for file in get_checkpoint_shard_files(source, index, **where)[0]]
     else:
         raise OSError(
-            f"{source}: found no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}; weights of another form are not "
-            "read"
+            f"{source}: found no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}. Other formats are not read; "
+            "save the model with safetensors"
         )
-    # Beside such files transformers reads no other, and makes room for the model before it compares the two.
+    # If such files exist, transformers reads only them, and allocates the model before it compares shapes.
     if parts := sorted(files[0].parent.glob(f"shard-*{_ENDING}")):
-        raise ValueError(f"{parts[0]}: a part of a distributed checkpoint, which is not read; save the model whole")
+        raise ValueError(
+            f"{parts[0]} is a part of a distributed checkpoint, which is not supported; save the model as a whole"
+        )
     shapes = [shape for file in files for shape in _shapes(file)]
     return SavedWeights(source, files, len(shapes), sum(map(math.prod, shapes)))
 
 
 @contextmanager
 def expecting(weights: SavedWeights | None) -> Iterator[None]:
-    """Models that are built in this context are to be filled with these weights; `limited_building` sees to it."""
+    """Context manager: inside it, `limited_building` refuses models that are too large for these weights."""
     token = _EXPECTED.set(weights)
     try:
         yield
@@ -107,10 +110,10 @@ def expecting(weights: SavedWeights | None) -> Iterator[None]:
 
 @contextmanager
 def limited_building() -> Iterator[None]:
-    """Stops the building of a model, before it takes time or memory, that can't be the one whose weights are expected.
+    """Context manager that stops building a model that is too large for its weights, before it takes time or memory.
 
     Raises:
-        ValueError: the model has more tensors or numbers than its weights and heads that may be new, or can't be built.
+        ValueError: the model has more tensors or values than its weights and new heads can have, or can't be built.
     """
     weights = _EXPECTED.get()
     if weights is None:
@@ -121,25 +124,25 @@ def limited_building() -> Iterator[None]:
 
     def count(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
         nonlocal tensors, values
-        # The hooks hear of every module of the process.
+        # The hooks are called for modules of all threads.
         if tensor is None or threading.get_ident() != thread:
             return
         tensors, values = tensors + 1, values + tensor.numel()
         if values > 2 * weights.num_values + _SPARE_VALUES or tensors > 2 * weights.num_tensors + _SPARE_TENSORS:
             raise ValueError(
-                f"{weights.source}: config.json describes a larger model than the weights are of: they hold "
-                f"{weights.num_values} numbers in {weights.num_tensors} tensors, and with {name} of a "
-                f"{type(module).__name__} of the shape {tuple(tensor.shape)} it has {values} in {tensors}. Load it in "
-                "the mode it was saved in, or repair config.json so that it describes these weights"
+                f"{weights.source}: config.json describes a larger model than the weights. The weights have "
+                f"{weights.num_values} values in {weights.num_tensors} tensors. The model has at least {values} in "
+                f"{tensors}, counted up to {name} of a {type(module).__name__} with the shape {tuple(tensor.shape)}. "
+                "Load the model in the mode it was saved in, or correct config.json so that it describes these weights"
             )
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:
         yield
-    # What torch and transformers raise over a setting that makes no sense does not say where it stands.
+    # Errors of torch and transformers about invalid settings do not name the file.
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         why = printable(str(error))
-        raise ValueError(f"{weights.source}: the model that config.json describes can't be built: {why}") from error
+        raise ValueError(f"{weights.source}: the model in config.json can't be built: {why}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -148,7 +151,7 @@ def limited_building() -> Iterator[None]:
 def _has_adapter(source: str, where: Mapping[str, Any]) -> bool:
     if Path(source).is_dir():
         return Path(source, where.get("subfolder", ""), _ADAPTER).exists()
-    # Without peft, transformers does not look for one.
+    # Without peft, transformers does not look for an adapter.
     return is_peft_available() and find_adapter_config_file(source, **where) is not None
 
 
@@ -157,7 +160,7 @@ def _find(source: str, name: str, where: Mapping[str, Any]) -> str | None:
         found: str | None = cached_file(source, name, **where)
     except OSError as error:
         is_local = where.get("local_files_only") or is_offline_mode()
-        # A file that is not there has no cause. A network that fails says nothing of what is there.
+        # The error has no cause if the file does not exist. A network error does not tell whether the file exists.
         if error.__cause__ is None or (is_local and isinstance(error.__cause__, LocalEntryNotFoundError)):
             return None
         raise
@@ -177,22 +180,22 @@ def _check_index(path: Path) -> None:
         names = set(index["weight_map"].values())
         is_index = isinstance(index["metadata"], dict) and all(isinstance(name, str) for name in names)
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not an index of safetensors files ({error})") from error
+        raise ValueError(f"{path}: not an index of safetensors files ({error}); save the model again") from error
     if not is_index or not names:
-        raise ValueError(f"{path}: not an index of safetensors files")
+        raise ValueError(f"{path}: not an index of safetensors files; save the model again")
     if strange := sorted(n for n in names if not n.endswith(_ENDING) or PurePath(n).name != n or "\\" in n):
         raise ValueError(f"{path}: {strange[0]!r:.80} is not the name of a safetensors file in the same folder")
 
 
 def _shapes(path: Path) -> list[list[int]]:
     if path.suffix != _ENDING:
-        raise ValueError(f"{path}: not a safetensors file; weights of another form are not read")
+        raise ValueError(f"{path} is not a safetensors file; other formats are not read")
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}); fetch or save it again") from error
-    # transformers reports names that it does not expect, as they are.
+        raise ValueError(f"{path}: not a readable safetensors file ({error}); download or save it again") from error
+    # transformers prints unexpected names unescaped.
     if steering := [name for name in shapes if not name.isprintable()]:
-        raise ValueError(f"{path}: {steering[0]!r:.80} is not the name of a tensor of any model")
+        raise ValueError(f"{path}: {steering[0]!r:.80} is not a valid name of a tensor")
     return list(shapes.values())

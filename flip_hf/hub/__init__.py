@@ -1,4 +1,4 @@
-"""What a repository on the Hugging Face Hub needs beside a model and its processor, and how it gets there."""
+"""Pushes models to the Hugging Face Hub, with a model card and the code that loads them."""
 
 from flip_hf.hub.push import push_to_hub
 

@@ -1,4 +1,4 @@
-"""Model cards, written from a run's record and nothing else."""
+"""Writes model cards; a run's record is their only source."""
 
 import hashlib
 import html
@@ -24,16 +24,16 @@ _PAPER = """@inproceedings{wang2024flip,
   year      = {2024}
 }"""  # noqa: E501
 _TOWERS = {
-    "joint": "an ID-based model and a text encoder, whose logits are weighed together",
+    "joint": "an ID-based model and a text encoder, whose logits are combined with learned weights",
     "id": "an ID-based model",
     "text": "a text encoder",
     "aligned id": "the ID-based model of an aligned pair (FLIP_ID)",
     "aligned text": "the text encoder of an aligned pair (FLIP_PLM)",
-    "text towers": "a text encoder, which reads the fields in groups, each by itself, with late fusion",
-    "joint text towers": "an ID-based model and a text encoder, which reads the fields in groups, each by itself; "
-    "their logits are weighed together",
+    "text towers": "a text encoder that encodes groups of fields separately, with late fusion",
+    "joint text towers": "an ID-based model and a text encoder that encodes groups of fields separately; their logits "
+    "are combined with learned weights",
 }
-# The task under which the Hub's search has it; there is none for click-through rates.
+# The task under which the Hub's search lists the model; the Hub has no task for click-through rates.
 _HUB_TASK = "tabular-classification"
 _MARK = "flip_hf wrote this card; the next push replaces it unless it was edited: sha256"
 _MARKER = re.compile(rf"\n<!-- {re.escape(_MARK)} ([0-9a-f]{{64}}) -->\n\Z")
@@ -41,11 +41,11 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#|!~$])")
 
 
 class Markdown(str):
-    """Text that is Markdown already, and is not escaped again."""
+    """Text that is already Markdown and must not be escaped again."""
 
 
 def escaped(value: object) -> Markdown:
-    """A value as Markdown shows it letter by letter, on one line: neither Markdown nor HTML in it has any effect."""
+    """Escapes a value so that it appears literally, on one line: Markdown and HTML in it have no effect."""
     if isinstance(value, Markdown):
         return value
     return Markdown(_MARKDOWN.sub(r"\\\1", html.escape(_on_one_line(value), quote=False)))
@@ -56,21 +56,21 @@ def _on_one_line(value: object) -> str:
 
 
 def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's record without the paths of the machine that it ran on: of a path its last part is left."""
+    """Returns a run's record without the paths of its machine: only the last part of each absolute path is kept."""
     public: dict[str, Any] = _without_paths(json.loads(measures_json(record, default=str)))
     return public
 
 
 def render_card(record: Mapping[str, Any], repo_id: str, pictures: Mapping[str, str]) -> str:
-    """A model card with its metadata.
+    """Renders a model card with its metadata.
 
     Args:
-        record: what a run wrote as `run.json`.
-        repo_id: where the model is found, as in `org/name`.
+        record: record of a run (`run.json`).
+        repo_id: Hub repository of the model, such as `org/name`.
         pictures: captions of the PNG files beside the card, by file name.
 
     Raises:
-        KeyError: the record lacks something; it is not one that this version of flip_hf wrote.
+        KeyError: the record lacks an entry, because another version of flip_hf wrote it.
     """
     record = public_record(record)
     environment = jinja2.Environment(
@@ -119,13 +119,13 @@ def render_card(record: Mapping[str, Any], repo_id: str, pictures: Mapping[str, 
 
 
 def marked(card: str) -> str:
-    """A card with a mark by which the next push knows that nobody has edited it since."""
+    """Adds a checksum to a card, so that the next push can detect whether somebody has edited it."""
     digest = hashlib.sha256(card.encode()).hexdigest()
     return f"{card}\n<!-- {_MARK} {digest} -->\n"
 
 
 def is_untouched(card: str) -> bool:
-    """Whether a card is as `marked` returned it, and not edited since."""
+    """Returns whether `marked` wrote a card and nobody has edited it since."""
     found = _MARKER.search(card)
     return found is not None and hashlib.sha256(card[: found.start()].encode()).hexdigest() == found[1]
 
@@ -157,10 +157,10 @@ def _metadata(record: Mapping[str, Any], repo_id: str) -> ModelCardData:
             else None,
         )
         for name, value in result.get("test", {}).items()
-        # The AUC of rows of one class has no value.
+        # AUC is undefined (None) if all rows have the same label.
         if value is not None
     ]
-    # A name without an owner may be a folder's.
+    # A name without an owner may be that of a folder.
     base = model["text_base_model"] if "/" in (model["text_base_model"] or "") else None
     return ModelCardData(
         library_name="flip_hf",
@@ -185,7 +185,7 @@ def _stage(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under their dotted names."""
+    """Flattens nested settings to dotted names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -205,7 +205,7 @@ def _metric_name(name: str) -> str:
 
 
 def _example(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of no meaning, of the right types."""
+    """Returns an example row with placeholder values of the right types."""
     values = {"numeric": 1.5, "multi_categorical": ["a", "b"], "sequence": ["a", "b"], "text": "some words"}
     sizes = model.get("vector_sizes", {})
     row = {
@@ -224,7 +224,7 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_paths(inner) for inner in value]
     if isinstance(value, str):
-        # Also behind a flag's name, as in --output_dir=/home/me/run.
+        # The path may follow the name of a flag, as in --output_dir=/home/me/run.
         head, equals, tail = value.rpartition("=")
         if PurePosixPath(tail).is_absolute() or tail.startswith("~") or PureWindowsPath(tail).is_absolute():
             return f"{head}{equals}{PureWindowsPath(tail).name}"

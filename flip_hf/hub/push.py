@@ -1,4 +1,4 @@
-"""Pushing a model to the Hub: one commit that holds all of it, or none."""
+"""Pushes a model to the Hub in a single commit."""
 
 import logging
 import re
@@ -18,11 +18,11 @@ from flip_hf.hub.card import is_untouched, marked, public_record, render_card
 from flip_hf.standard_json import measures_json
 
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""How long to wait before each further attempt, where the Hub does not say."""
+"""Seconds to wait before each further attempt, unless the Hub asks to wait longer."""
 
 SUFFIXES = frozenset({".safetensors", ".json", ".parquet", ".md", ".png", ".py", ".txt", ".model", ".jinja"})
-"""What a repository may hold: weights, settings, the vocabulary, the card, pictures, the loading code, and the files
-of tokenizers. Nothing that runs when it is read."""
+"""The kinds of files that may be pushed: weights, settings, the vocabulary, the card, pictures, the loading code and
+files of tokenizers. None of these formats runs code when it is read."""
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -30,7 +30,7 @@ _CARD, _RECORD = "README.md", "run.json"
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
 _TRANSIENT = frozenset({408, 409, 412, 425, 429, 500, 502, 503, 504})
-# Of the HTTP library that the client uses: its answers and its broken connections.
+# The HTTP library's base class for error responses and broken connections.
 _CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 T = TypeVar("T")
@@ -40,15 +40,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HubRepo:
-    """A branch of a model repository to push to.
+    """A branch of a Hub repository to push to.
 
-    Every call to the Hub is made again, after a while, where the Hub is busy (429), failing (5xx) or out of reach.
+    If the Hub is busy (429), fails (5xx) or is unreachable, each call is retried with growing delays.
 
     Attributes:
-        repo_id: as in `org/name`.
+        repo_id: name of the repository, such as `org/name`.
         private: whether the repository must be private.
-        revision: the branch; made from `main` where there is none.
-        token: a token that may write; by default the one the Hub's client is logged in with.
+        revision: name of the branch, created from `main` if needed.
+        token: token with write access; the default is that of `hf auth login`.
     """
 
     repo_id: str
@@ -57,46 +57,47 @@ class HubRepo:
     token: str | None = field(default=None, repr=False)
 
     def prepare(self) -> None:
-        """Makes the repository and the branch where they are missing.
+        """Creates the repository and the branch if they do not exist.
 
         Raises:
-            ValueError: `private` is set and the repository is public.
-            OSError: the Hub refuses, as without a token, or can't be reached.
+            ValueError: `private` is set, but the repository is public.
+            OSError: the Hub refuses, for example without a token, or is unreachable.
         """
         api = self._api
         _retried(
-            f"making {self.repo_id}", lambda: api.create_repo(self.repo_id, private=self.private or None, exist_ok=True)
+            f"creating {self.repo_id}",
+            lambda: api.create_repo(self.repo_id, private=self.private or None, exist_ok=True),
         )
         if self.private:
-            info = _retried(f"looking at {self.repo_id}", lambda: api.repo_info(self.repo_id))
+            info = _retried(f"reading the settings of {self.repo_id}", lambda: api.repo_info(self.repo_id))
             if not info.private:
                 raise ValueError(
-                    f"{self.repo_id} is public, and private was asked for: change its visibility in its settings on "
-                    "the Hub, or push to another repository"
+                    f"private is set, but {self.repo_id} is public: change its visibility in its settings on the Hub, "
+                    "or push to another repository"
                 )
         if self.revision != "main":
             _retried(
-                f"making the branch {self.revision}",
+                f"creating the branch {self.revision}",
                 lambda: api.create_branch(self.repo_id, branch=self.revision, exist_ok=True),
             )
 
     def push(self, folder: Path, message: str, description: str | None = None) -> str:
-        """Makes the branch hold what a folder holds, in one commit, or in none where it does already.
+        """Uploads a folder in a single commit; makes no commit if nothing has changed.
 
-        If the folder holds weights, those that lie there and are not in the folder are deleted, as a model of fewer or
-        more shards would be read wrongly with them. A card that somebody has edited stays, and so does all else.
+        If the folder holds weights, the commit deletes other weight files on the branch, because old shards would mix
+        with the new ones. It keeps all other files on the branch, and a model card that somebody has edited.
 
         Args:
-            folder: what to push; checked before anything is sent.
-            message: of the commit.
-            description: of the commit, below the message.
+            folder: folder to push; all files are checked before the first is sent.
+            message: message of the commit.
+            description: description of the commit, below its message.
 
         Returns:
-            The commit that the branch is at.
+            The hash of the branch's latest commit.
 
         Raises:
-            ValueError: the folder holds a file of a kind that does not belong there, or a token.
-            OSError: the Hub refuses or can't be reached.
+            ValueError: the folder holds a file of a kind that must not be pushed, or a token.
+            OSError: the Hub refuses or is unreachable.
         """
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         check_publishable(files, self.token)
@@ -114,8 +115,8 @@ class HubRepo:
                 operations += [
                     CommitOperationDelete(name) for name in sorted(there - set(files)) if _WEIGHTS.fullmatch(name)
                 ]
-            # A lost answer is no double commit: the next attempt finds all files there, and the client leaves out what
-            # has not changed. Of two that push at once, the parent lets only one through.
+            # If the response is lost, retrying makes no second commit, because the client skips unchanged files. With
+            # `parent_commit`, only one of two simultaneous pushes succeeds.
             done = api.create_commit(
                 self.repo_id,
                 operations,
@@ -137,7 +138,7 @@ class HubRepo:
         if is_untouched(Path(path).read_text(encoding="utf-8")):
             return True
         logger.warning(
-            "%s has a README.md that flip_hf did not write or that was edited since; it stays as it is", self.repo_id
+            "%s keeps its README.md, because flip_hf did not write it or somebody has edited it", self.repo_id
         )
         return False
 
@@ -159,47 +160,48 @@ def push_to_hub(
     create_pr: bool = False,
     tags: Sequence[str] | None = None,
 ) -> str:
-    """Pushes a model, its processor, its card and the code that loads them, in one commit.
+    """Pushes a model, its processor, a model card and the loading code to the Hub, in one commit.
 
-    Without `processor`, the model's files are pushed alone, with a warning: nothing reads a row for it until its
-    processor is in the repository too. Without `model`, the processor's files are pushed alone. All other files there
-    stay as they are.
+    Without `processor`, it pushes only the model's files and logs a warning, because the model can't score rows without
+    a processor. Without `model`, it pushes only the processor's files. Other files in the repository do not change.
 
     Args:
-        repo_id: as in `org/name`.
+        repo_id: name of the repository, such as `org/name`.
         model: any FLIP model.
-        processor: the model's.
-        record: what a run wrote as `run.json`: the card is written from it.
-        card: a card of your own, in Markdown, in place of the record's. Without this and `record` none is written.
-        pictures: PNG files for the record's card, with their captions.
-        private: make the repository private.
-        revision: branch, made where there is none; by default "main".
-        token: by default, and if True, the one the Hub's client is logged in with.
-        commit_message: of the commit.
-        commit_description: of the commit, below its message.
-        max_shard_size: weights are cut into files of this size at most; a single table is not cut.
-        create_pr: must be False: a push that is made again would open another pull request.
-        tags: must be None: cards have the tags that flip_hf gives them.
+        processor: the model's processor.
+        record: record of a run (`run.json`), from which the card is written.
+        card: your own model card, in Markdown, instead of one from the record. With neither `card` nor `record`, no
+            card is written.
+        pictures: PNG files for the card from the record, with their captions.
+        private: whether the repository must be private.
+        revision: branch to push to, created if needed; the default is "main".
+        token: token with write access; None and True use that of `hf auth login`.
+        commit_message: message of the commit.
+        commit_description: description of the commit, below its message.
+        max_shard_size: maximum size of a weights file; larger weights are split into shards. A single tensor is never
+            split.
+        create_pr: must be False, because retrying would open another pull request.
+        tags: must be None, because flip_hf sets the tags of the card.
 
     Returns:
-        The commit's hash.
+        The hash of the commit.
 
     Raises:
-        ValueError: as `HubRepo.prepare` and `HubRepo.push`; there is neither a model nor a processor; or `create_pr`,
+        ValueError: as in `HubRepo.prepare` and `HubRepo.push`; `model` and `processor` are both None; or `create_pr`,
             `tags` or `token=False` is given.
-        OSError: the Hub refuses or can't be reached after several attempts.
+        OSError: the Hub refuses, or is unreachable after several attempts.
     """
     if model is None and processor is None:
-        raise ValueError("nothing to push: give model, processor or both")
+        raise ValueError("nothing to push: pass model, processor or both")
     if create_pr:
         raise ValueError(
-            "create_pr is not supported, as a push that is made again would open another pull request; push to a "
-            "branch, revision='...', and open one from there"
+            "create_pr is not supported, because retrying would open another pull request; push to a branch with "
+            "revision='...', and open a pull request from there"
         )
     if tags:
-        raise ValueError("tags is not supported: the card has its own; give card, or edit the card on the Hub")
+        raise ValueError("tags is not supported, because the card has its own; pass card, or edit the card on the Hub")
     if token is False:
-        raise ValueError("token=False: a push needs a token that may write; leave it out to use the one of the login")
+        raise ValueError("token=False: a push needs a token with write access; leave it out to use your login's token")
     repo = HubRepo(repo_id, bool(private), revision or "main", None if token is True else token)
 
     def save(folder: Path) -> None:
@@ -215,8 +217,8 @@ def push_to_hub(
         commit = repo.push(Path(name), commit_message, commit_description)
     if processor is None:
         logger.warning(
-            "%s got the model without its processor; push that too, processor.push_to_hub(%r), or both at once next "
-            "time: model.push_to_hub(%r, processor=processor)",
+            "%s has the model without its processor. Push the processor too: processor.push_to_hub(%r). Next time, "
+            "push both: model.push_to_hub(%r, processor=processor)",
             *[repo_id] * 3,
         )
     return commit
@@ -229,14 +231,14 @@ def stage(
     record: Mapping[str, Any] | None,
     pictures: Mapping[Path, str],
 ) -> None:
-    """Fills a folder with all that a repository holds.
+    """Fills a folder with all files to push.
 
     Args:
-        folder: an empty one.
+        folder: an empty folder.
         save: writes the model, its processor or both into the folder.
-        repo_id: where the folder will be found.
+        repo_id: name of the repository that the folder will be pushed to.
         record: as in `push_to_hub`.
-        pictures: as in `push_to_hub`; those that do not exist are left out.
+        pictures: as in `push_to_hub`; missing files are skipped.
     """
     save(folder)
     add_loading_code(folder)
@@ -245,7 +247,7 @@ def stage(
 
 
 def write_card(folder: Path, repo_id: str, record: Mapping[str, Any], pictures: Mapping[Path, str]) -> None:
-    """Writes a card, its pictures and the record that it is made from into a folder; arguments as in `stage`."""
+    """Writes a model card, its pictures and the record to a folder; arguments as in `stage`."""
     shown = {path: caption for path, caption in pictures.items() if path.exists()}
     for path in shown:
         shutil.copyfile(path, folder / path.name)
@@ -256,21 +258,21 @@ def write_card(folder: Path, repo_id: str, record: Mapping[str, Any], pictures: 
 
 
 def check_publishable(files: Mapping[str, Path], token: str | None = None) -> None:
-    """Raises a ValueError where a file is of a kind that a repository must not hold, or holds a token of the Hub's.
+    """Raises ValueError if a file is of a kind that must not be pushed, or contains a Hub token.
 
     Args:
-        files: by their names in the repository.
-        token: one that must not be in them, beside those that look like one.
+        files: the files by their names in the repository.
+        token: a token to look for, besides strings that look like Hub tokens.
     """
     secrets = {secret.encode() for secret in (token, get_token()) if secret}
     for name, path in files.items():
         if path.is_symlink() or path.suffix not in SUFFIXES:
-            raise ValueError(f"{path}: {name!r} does not belong into a model's repository; remove it")
+            raise ValueError(f"{path}: {name!r} must not be pushed to a model repository; remove it")
         if path.suffix in (".safetensors", ".parquet", ".png"):
             continue
         content = path.read_bytes()
         if _TOKEN.search(content) or any(secret in content for secret in secrets):
-            raise ValueError(f"{path} holds a token of the Hub's; remove it, and revoke the token if it was shared")
+            raise ValueError(f"{path} contains a Hub token; remove the token, and revoke it if it was shared")
 
 
 def _retried(what: str, call: Callable[[], T]) -> T:
@@ -282,9 +284,9 @@ def _retried(what: str, call: Callable[[], T]) -> T:
             if response is not None and response.status_code not in _TRANSIENT:
                 raise
             if wait is None:
-                raise ConnectionError(f"{what} failed {len(WAITS_SECONDS) + 1} times, at last: {error}") from error
+                raise ConnectionError(f"{what} failed {len(WAITS_SECONDS) + 1} times; last error: {error}") from error
             told = response.headers.get("Retry-After", "") if response is not None else ""
             wait = max(wait, float(told)) if told.isdigit() else wait
-            logger.warning("%s: %s; again in %.0f s", what, str(error).splitlines()[0], wait)
+            logger.warning("%s failed (%s); retrying in %.0f s", what, str(error).splitlines()[0], wait)
             time.sleep(wait)
     raise AssertionError("unreachable")

@@ -1,1 +1,1 @@
-"""FLIP in other engines: one file each."""
+"""FLIP in other engines, one file per engine."""

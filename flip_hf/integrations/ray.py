@@ -1,4 +1,4 @@
-"""Arrow tables in, Arrow tables out: what engines that map tables over many machines call, such as Ray Data."""
+"""Callables from Arrow tables to Arrow tables, for engines such as Ray Data that map tables over many machines."""
 
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ class BatchEncoder:
     """Encodes tables of rows as `FlipProcessor.encode` does.
 
     Args:
-        processor: folder or repository of the processor.
+        processor: folder or Hub repository of the processor.
         with_label: whether to read the label too.
-        row_column: the rows' column that numbers them, whole numbers of which no two rows of the log share one. The
-            encoded rows have it as `row`, which pretraining and `oov_dropout` need: masks are a function of it.
+        row_column: column of row numbers, whole numbers that are unique in the whole log. The encoded rows have them as
+            `row`. Pretraining and `oov_dropout` need `row`, because it determines the masks.
     """
 
     def __init__(self, processor: str | Path, with_label: bool = False, row_column: str | None = None) -> None:
@@ -27,11 +27,16 @@ class BatchEncoder:
         self.row_column = row_column
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Returns the encoded rows; without `row_column` they have no `row`, as a table does not know its place.
+        """Encodes a table.
+
+        Without `row_column`, the encoded rows have no column `row`, because the table's place in the log is unknown.
+
+        Args:
+            rows: raw rows with the columns of the processor's fields.
 
         Raises:
-            InputError: as in `FlipProcessor.encode`, rows being counted within the table; or `row_column` is missing or
-                does not hold whole numbers.
+            InputError: as in `FlipProcessor.encode`, with row numbers counted within the table; or `row_column` is
+                missing or does not hold whole numbers.
         """
         name = self.row_column
         numbers = None if name is None else _row_numbers(rows, name)
@@ -45,12 +50,12 @@ class BatchEncoder:
 def _row_numbers(rows: pa.Table, name: str) -> pa.ChunkedArray:
     if name not in rows.column_names:
         raise InputError(
-            f"the column that numbers the rows is missing; the columns are: {rows.column_names}", field=name
+            f"the column of row numbers is missing; the table has the columns {rows.column_names}", field=name
         )
     column = rows[name]
     if not pa.types.is_integer(column.type) or column.null_count:
         raise InputError(
-            f"row numbers must be whole numbers, none of them missing; these are {column.type}", field=name
+            f"row numbers must be whole numbers without missing values; this column is {column.type}", field=name
         )
     return column.cast(pa.int64())
 
@@ -59,9 +64,9 @@ class BatchScorer:
     """Adds a column of click probabilities to tables of rows.
 
     Args:
-        model: folder or repository of a finetuned `FlipForCTR` and its processor.
-        mode: serve both towers or one; by default as the model was saved.
-        kwargs: as in `CTRPredictionPipeline`, such as `text_budget`, `batch_size` or `device`.
+        model: folder or Hub repository of a finetuned `FlipForCTR` and its processor.
+        mode: score with both towers ("joint") or with one ("id", "text"); the default is the saved mode.
+        kwargs: settings of `CTRPredictionPipeline`, such as `text_budget`, `batch_size` or `device`.
     """
 
     def __init__(self, model: str | Path, mode: str | None = None, **kwargs: Any) -> None:
@@ -69,16 +74,17 @@ class BatchScorer:
         self.predict = CTRPredictionPipeline(loaded, FlipProcessor.from_pretrained(model), **kwargs)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The table with `probability`, float32.
+        """Returns the table with a new column `probability`, float32.
+
+        Args:
+            rows: raw rows with the columns of the processor's fields.
 
         Raises:
-            InputError: as in `FlipProcessor.encode`; rows are counted within the table.
-            ValueError: the table has a column of that name.
+            InputError: as in `FlipProcessor.encode`, with row numbers counted within the table.
+            ValueError: the table already has a column `probability`.
         """
         if "probability" in rows.column_names:
-            raise ValueError(
-                "the rows have a column 'probability' already; rename it, so that the scores don't hide it"
-            )
+            raise ValueError("the table already has a column 'probability'; rename it to make room for the scores")
         # An engine may send a table without rows.
         results: Any = self.predict(rows) if len(rows) else []
         scores = pa.array([result["probability"] for result in results], pa.float32())

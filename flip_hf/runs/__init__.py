@@ -1,1 +1,1 @@
-"""The application: a run's settings, its folder, and what the scripts do."""
+"""The commands of `flip-hf`: their settings, what they do, and the files of a run."""

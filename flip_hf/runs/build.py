@@ -1,4 +1,4 @@
-"""Processors and models from a run's settings."""
+"""Builds processors and models from a run's settings."""
 
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ Model = TypeVar("Model")
 
 
 def fit_processor(log: ClickLog, settings: ModelSettings) -> FlipProcessor:
-    """A processor fitted on the training rows alone."""
+    """Fits a processor on the training rows only."""
     return FlipProcessor.fit(
         log.splits["train"],
         log.fields,
@@ -27,15 +27,15 @@ def fit_processor(log: ClickLog, settings: ModelSettings) -> FlipProcessor:
 
 
 def load_finetuned(name: str, mode: str | None = None) -> FlipForCTR:
-    """A model that has learned clicks, or one of its towers.
+    """Loads a finetuned model, or one of its towers.
 
     Args:
-        name: folder or repository of the model.
-        mode: "id" or "text" loads one tower of a model of both; the default is the saved mode.
+        name: folder or Hub repository of the model.
+        mode: "id" or "text" loads only this tower of a joint model; the default is the saved mode.
 
     Raises:
         ValueError: the model was never finetuned, or it lacks the tower.
-        OSError: there is no such model.
+        OSError: the model does not exist.
     """
     check_towers(name, mode)
     model: FlipForCTR = FlipForCTR.from_pretrained(name, mode=mode)
@@ -44,28 +44,28 @@ def load_finetuned(name: str, mode: str | None = None) -> FlipForCTR:
 
 
 def check_towers(name: str, mode: str | None) -> None:
-    """Raises a ValueError where a saved model lacks the towers of a mode; reads its configuration alone.
+    """Raises ValueError if a saved model lacks a tower that a mode needs; reads only the model's configuration.
 
     Args:
-        name: folder or repository of the model.
-        mode: "joint", "id" or "text"; None is the mode that the model was saved in.
+        name: folder or Hub repository of the model.
+        mode: "joint", "id" or "text"; None is the saved mode.
     """
     saved = FlipConfig.from_pretrained(name).mode
     if mode not in (None, saved) and saved != "joint":
-        raise ValueError(f"mode={mode}: {name} was saved in mode={saved} and has no other tower; leave mode out")
+        raise ValueError(f"mode={mode}: {name} was saved in mode={saved} and has only that tower; leave mode out")
 
 
 def new_model(
     cls: type[Model], settings: ModelSettings, processor: FlipProcessor, mode: str = "joint", **options: Any
 ) -> Model:
-    """A model with fresh heads and ID-based model, and where the mode has one the text encoder.
+    """Builds a model with a new ID-based model and new heads; by default, the text encoder is pretrained.
 
     Args:
         cls: `FlipForPreTraining` or `FlipForCTR`.
-        settings: what to build.
-        processor: fitted; gives the fields and, for pretraining, how often each feature was seen.
-        mode: which towers.
-        options: settings of `FlipConfig` beside those of `settings.options`.
+        settings: settings of the model.
+        processor: the fitted processor. It provides the fields and, for pretraining, the frequencies of the features.
+        mode: the towers to build: "joint", "id" or "text".
+        options: more settings of `FlipConfig`, in addition to `settings.options`.
     """
     build: Any = cls
     model: Model = build.from_text_pretrained(

@@ -1,4 +1,4 @@
-"""The scripts' command line: its help, and what it says of a setting that does not exist."""
+"""The command line of the scripts: its parser, its help and its hints about unknown settings."""
 
 import re
 from argparse import RawDescriptionHelpFormatter
@@ -9,13 +9,13 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from flip_hf.fields import nearest
 
-# How jsonargparse says that a setting of the command line, or of a file, does not exist.
+# jsonargparse's messages about an unknown setting, on the command line or in a file.
 _UNKNOWN = (
     re.compile(r"unrecognized arguments: --(?P<name>[^\s=]+)"),
     re.compile(r"Option '(?P<name>[^']+)' is not accepted"),
     re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'"),
 )
-# Settings that earlier versions called otherwise.
+# Settings that have been renamed, by their old names.
 _RENAMED = {
     "training.epochs": "training.num_train_epochs",
     "training.batch_size": "training.per_device_train_batch_size",
@@ -29,12 +29,12 @@ _RENAMED = {
     "training.trackers": "training.report_to",
     "training.compile": "training.torch_compile",
 }
-# How it says that one value stands where a list must.
+# jsonargparse's message about a single value for a setting that needs a list.
 _NO_LIST = re.compile(r"Expected a <class 'list'>.*(?:Got value|Given value): (?P<value>[^\s\[{].*)$", re.DOTALL)
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of the description as they are, because some of them are commands."""
+    """Keeps the line breaks of the description, because some lines are commands."""
 
     def _get_type_str(self, action: Any) -> Any:
         shown = super()._get_type_str(action)
@@ -42,7 +42,7 @@ class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 
 class _Parser(ArgumentParser):
-    """Names the nearest setting where one does not exist, and shows how to write a list."""
+    """Adds hints to errors: the nearest name for an unknown setting, and how to write a list."""
 
     elsewhere: Mapping[str, str]
 
@@ -57,16 +57,16 @@ def run_parser(
     elsewhere: Mapping[str, str] | None = None,
     program: str | None = None,
 ) -> Any:
-    """A `jsonargparse.ArgumentParser` for the settings of a run, with `--config` for a YAML file of them.
+    """Builds a `jsonargparse.ArgumentParser` for a run's settings; `--config` reads them from a YAML file.
 
     Args:
-        kind: the run's dataclass.
-        description: what `--help` says first.
-        elsewhere: settings that only another script has, each with what the error says of it.
-        program: the command, as `--help` shows it; by default the script's name.
+        kind: dataclass of the settings.
+        description: text at the top of `--help`.
+        elsewhere: settings that only another script has, each with the hint to show in the error.
+        program: name of the command in `--help`; the default is the name of the script.
     """
-    # A file of settings holds values. Where a setting takes any of them, `class_path` would have a program named by the
-    # file imported and called.
+    # A settings file must hold only values. Without these restrictions, `class_path` in a setting of type Any would
+    # import and call code that the file names.
     set_parsing_settings(import_path_denylist=["*"], instantiate_subclass_spec_in_any=False)
     parser = _Parser(
         prog=program,

@@ -1,4 +1,4 @@
-"""What `flip-hf` and the scripts in `examples/` do, each from its settings."""
+"""The commands of `flip-hf` and of the scripts in `examples/`, one function each."""
 
 import json
 import time
@@ -41,7 +41,7 @@ from flip_hf.training.protocols import PreparedModel
 
 
 def pretrain(settings: PretrainSettings) -> None:
-    """Pretrains FLIP: aligns the two views of a click log, without labels."""
+    """Pretrains FLIP: aligns the ID-based model and the text encoder on a click log, without labels."""
     training = settings.training
     run = Run(settings)
     if run.has_ended:
@@ -59,7 +59,7 @@ def pretrain(settings: PretrainSettings) -> None:
         model.set_mlm_tokens(value_tokens(train_rows))
     shares = masking.text_mask_ratio, masking.tabular_mask_ratio, masking.text_mask_unit
     collator = FlipPretrainingCollator(processor, training.seed, *shares)
-    # Masks that training never sees, the same at every evaluation.
+    # With another seed, these masks differ from those of training. They are the same at every evaluation.
     validation_collator = FlipPretrainingCollator(processor, training.seed + 1, *shares)
 
     def evaluate(prepared: PreparedModel, moment: str) -> dict[str, float]:
@@ -73,7 +73,7 @@ def pretrain(settings: PretrainSettings) -> None:
 
 
 def finetune(settings: FinetuneSettings) -> None:
-    """Finetunes FLIP on clicks: both towers, or one of them alone; from a pretrained FLIP or from scratch."""
+    """Finetunes FLIP on clicks: both towers or one of them, from a pretrained FLIP or from scratch."""
     training = settings.training
     if settings.pretrained is not None:
         check_towers(settings.pretrained, settings.mode)
@@ -85,7 +85,7 @@ def finetune(settings: FinetuneSettings) -> None:
     if settings.pretrained is not None:
         processor = FlipProcessor.from_pretrained(settings.pretrained)
         log = load_click_log(settings.data, processor)
-        # Clicks may be learned from another column than pretraining saw, or from its first.
+        # The label column may differ from that of pretraining, which may have had none.
         processor.label = log.label
     else:
         log = load_click_log(settings.data)
@@ -126,7 +126,7 @@ def finetune(settings: FinetuneSettings) -> None:
         run.save_model(best, processor, result)
         run.log("fusion", result["validation"])
     if "test" in rows:
-        # The only time that test rows are read: the best model is chosen by now.
+        # The test rows are read only here, after the best model was chosen.
         started = time.monotonic()
         scores = score("test")
         result["test_rows_per_second"] = round(len(rows["test"]) / (time.monotonic() - started), 1)
@@ -137,7 +137,7 @@ def finetune(settings: FinetuneSettings) -> None:
 
 
 def evaluate(settings: EvaluateSettings) -> None:
-    """Evaluates a finetuned FLIP on labelled rows, and prints the metrics as JSON."""
+    """Evaluates a finetuned FLIP on labelled rows and prints the metrics as JSON."""
     if settings.output is not None:
         settings.output.parent.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(settings.precision)
@@ -161,7 +161,7 @@ def evaluate(settings: EvaluateSettings) -> None:
 
 
 def predict(settings: PredictSettings) -> None:
-    """Scores the rows of files in a stream, writes click probabilities, and prints what was done."""
+    """Writes click probabilities for the rows of files of any size, and prints a summary."""
     accelerator = make_accelerator(settings.precision)
     model = load_finetuned(settings.model, settings.mode)
     processor = FlipProcessor.from_pretrained(settings.model)
@@ -172,7 +172,7 @@ def predict(settings: PredictSettings) -> None:
 
 
 def card(settings: CardSettings) -> None:
-    """Writes the model card of a run that has ended, with its record and pictures, without pushing it."""
+    """Writes the model card of a finished run, with its record and pictures, to a folder; does not push it."""
     files = RunFiles(settings.run)
     record = json.loads(files.record.read_text(encoding="utf-8"))
     settings.output.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def card(settings: CardSettings) -> None:
 
 
 def fetch(name: str) -> None:
-    """Fetches the default text encoder, minilm, or a named dataset, and prints where it lies."""
+    """Downloads the default text encoder (minilm) or a named dataset and prints its folder."""
     if name not in FETCHABLE:
-        raise ValueError(f"nothing to fetch is called {with_nearest([name], FETCHABLE)}")
+        raise ValueError(f"flip-hf fetch can't download {with_nearest([name], FETCHABLE)}")
     print(FETCHABLE[name]())

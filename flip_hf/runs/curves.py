@@ -1,4 +1,4 @@
-"""A run's log as one picture."""
+"""Pictures of a run: training curves and calibration."""
 
 import json
 import re
@@ -18,34 +18,34 @@ PANELS = {
     "rows a second": r"rows_per_second",
     "memory (GiB)": r"(.+_)?memory_gib",
 }
-"""What is drawn together: a panel's title, and what the names of its values match."""
+"""The panels of the picture: title, and a pattern for the names of the values in the panel."""
 
 _FROM_ZERO = ("accuracy", "gradient norm", "learning rate", "rows a second", "memory (GiB)")
 
 Line: TypeAlias = tuple[Sequence[int], Sequence[float]]
-"""Steps and the values there."""
+"""Steps and the values at these steps."""
 
 Series: TypeAlias = dict[str, Line]
-"""Lines by the names of their values."""
+"""Lines by the name of their value."""
 
 
 def read_curves(log: Path) -> dict[str, Series]:
-    """What a run's `log.jsonl` says of training and of validation, under "train" and "validation"."""
+    """Reads the values of a run's `log.jsonl`, under "train" and "validation"."""
     with log.open(encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
     return {event: _series([line for line in lines if line["event"] == event]) for event in ("train", "validation")}
 
 
 def draw_curves(curves: Mapping[str, Series], title: str, target: Path) -> bool:
-    """Draws what a run logged of training (lines) and validation (dashed, with a mark at each evaluation).
+    """Draws a run's training values (solid lines) and validation values (dashed, with a mark at each evaluation).
 
     Args:
-        curves: as of `read_curves`.
-        title: of the picture.
-        target: the PNG to write.
+        curves: the values from `read_curves`.
+        title: title of the picture.
+        target: PNG file to write.
 
     Returns:
-        Whether matplotlib is there to draw it with.
+        False if matplotlib is not installed, so that nothing was drawn.
     """
     if find_spec("matplotlib") is None:
         return False
@@ -61,7 +61,7 @@ def draw_curves(curves: Mapping[str, Series], title: str, target: Path) -> bool:
     rows = max(-(-len(panels) // columns), 1)
     figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
     for place, (panel, names) in enumerate(panels.items(), start=1):
-        # The total before its parts.
+        # The total loss comes before its parts.
         ordered = sorted(names, key=lambda name: (name.count("_"), name))
         _draw(figure.add_subplot(rows, columns, place), panel, ordered, curves)
     figure.suptitle(f"{title}: training as lines, validation dashed", fontsize=12)
@@ -70,19 +70,19 @@ def draw_curves(curves: Mapping[str, Series], title: str, target: Path) -> bool:
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A way to draw each line; there are more lines than colours."""
+    """Returns a colour and a line style for each name; line styles tell apart names that share a colour."""
     return {name: {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]} for i, name in enumerate(names)}
 
 
 def draw_calibration(models: Mapping[str, Sequence[Mapping[str, float]]], target: Path) -> bool:
-    """Draws a reliability diagram: the click rate of rows of like probability, against their mean probability.
+    """Draws a reliability diagram: for bins of rows with similar probability, click rate against mean probability.
 
     Args:
-        models: by name the bins, with `rows`, `probability` and `click_rate` of each, as in a run's record.
-        target: the PNG to write.
+        models: the bins of each model by its name, with `rows`, `probability` and `click_rate`, as in a run's record.
+        target: PNG file to write.
 
     Returns:
-        Whether matplotlib is there to draw it with.
+        False if matplotlib is not installed, so that nothing was drawn.
     """
     if find_spec("matplotlib") is None:
         return False
@@ -96,7 +96,7 @@ def draw_calibration(models: Mapping[str, Sequence[Mapping[str, float]]], target
     styles = line_styles(models)
     for name, bins in models.items():
         predicted, clicked = ([found[value] for found in bins] for value in ("probability", "click_rate"))
-        # 95% of a binomial share.
+        # 95% confidence interval of a binomial proportion.
         errors = [1.96 * (found["click_rate"] * (1 - found["click_rate"]) / found["rows"]) ** 0.5 for found in bins]
         line: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.3, "capsize": 2, **styles[name]}
         axes.errorbar(predicted, clicked, yerr=errors, label=name, **line)
@@ -130,7 +130,7 @@ def _draw(axes: Any, title: str, names: Sequence[str], curves: Mapping[str, Seri
         if name in curves["train"]:
             axes.plot(*curves["train"][name], color=color, linewidth=1.3, label=name)
         if name in curves["validation"]:
-            # In the legend once.
+            # A leading underscore keeps the second line of a value out of the legend.
             label = f"_{name}" if name in curves["train"] else name
             axes.plot(*curves["validation"][name], "o--", color=color, linewidth=1, markersize=4, label=label)
     axes.set_title(title, fontsize=11)

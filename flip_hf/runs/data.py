@@ -1,4 +1,4 @@
-"""The click log of a run, split and with its fields."""
+"""The click log of a run: its splits, fields and label."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,24 +18,24 @@ from flip_hf.processing_flip import FlipProcessor
 from flip_hf.runs.settings import LABEL, DataSettings
 
 UNLABELED = "unlabeled"
-"""The split that holds the rows without labels."""
+"""Name of the split with rows without labels."""
 
 
 @dataclass(frozen=True)
 class ClickLog:
-    """Rows and what their columns mean.
+    """The rows of a run and the meaning of their columns.
 
     Attributes:
-        splits: "train" and "validation", and where there is one "test"; with `data.unlabeled_file` also "unlabeled".
+        splits: "train", "validation" and, if given, "test"; with `data.unlabeled_file` also "unlabeled".
         fields: the fields in the order of the text.
-        label: the label column; None if training rows for pretraining have none.
-        sources: where each split comes from, for error messages.
-        description: what a run's record says of the data.
+        label: the label column; None if the training rows of pretraining have none.
+        sources: the origin of each split, for error messages.
+        description: description of the data for the run's record.
         files: the files of each split; empty for a named dataset.
-        csv: how CSV files among them are written.
-        group_field: the column whose values group the rows; None without metrics within groups.
+        csv: format of the CSV files.
+        group_field: column whose values group the rows; None without metrics within groups.
         text_features: the vectors to attach to values of fields.
-        catalog: rows in any form that describe values beside those of the training rows; None for none.
+        catalog: rows, in any form, that describe values beyond those of the training rows; None for no catalog.
     """
 
     splits: DatasetDict
@@ -50,20 +50,21 @@ class ClickLog:
     catalog: Any = None
 
     def encode(self, processor: FlipProcessor, split: str, *, with_label: bool = True) -> Dataset:
-        """A split's rows as `FlipProcessor.encode_dataset` gives them.
+        """Encodes a split with `FlipProcessor.encode_dataset`.
 
-        The processor's fields and their settings hold, not the log's.
+        The settings of fields come from the processor, not from the log.
 
         Raises:
-            ValueError: the log has a field that the processor was not fitted on, or lacks one.
+            ValueError: the log has a field that the processor was not fitted on, or lacks one that it was fitted on.
         """
         known, own = [f.name for f in processor.fields], [f.name for f in self.fields]
         if unknown := [name for name in own if name not in known]:
             there = ", ".join(map(repr, known))
-            raise ValueError(f"{unknown[0]!r} is not one of the fields that the processor knows: {there}")
+            raise ValueError(f"{unknown[0]!r} is not one of the fields that the processor was fitted on: {there}")
         if lacking := [name for name in known if name not in own]:
             raise ValueError(
-                f"the processor was fitted on {lacking[0]!r} too, and the log's fields are {', '.join(map(repr, own))}"
+                f"the processor was fitted on the field {lacking[0]!r}, which the log lacks; the log's fields are "
+                f"{', '.join(map(repr, own))}"
             )
         columns = [f.name for f in with_columns(self.fields, self.text_features)]
         group_field = self.group_field if with_label else None
@@ -84,21 +85,21 @@ def load_click_log(
     split: str | None = None,
     needs_label: bool = True,
 ) -> ClickLog:
-    """The click log that a run's settings name.
+    """Loads the click log that a run's settings name.
 
     Args:
-        settings: what names it.
-        processor: the processor of the model to start from. Its fields and its label are used where
-            the settings name none.
-        split: "train", "validation" or "test" reads this split alone; by default training and validation rows must be
-            there.
-        needs_label: whether every file must have the label column. Without labels rows are not grouped either.
+        settings: the settings of the data.
+        processor: the processor of the model to start from. Its fields and its label are the defaults for settings that
+            are not set.
+        split: "train", "validation" or "test" reads only this split; by default, training and validation rows are
+            required.
+        needs_label: whether each file must have the label column. If False, `data.group_field` is ignored too.
 
     Raises:
-        ValueError: neither a named dataset nor files, or both; or a split that is needed is not there; or
-            `data.group_field` is no column of the named dataset.
+        ValueError: the settings name neither a dataset nor files, or both; a required split is missing; or
+            `data.group_field` is not a column of the named dataset.
         InputError: a file can't be read or lacks a column.
-        flip_hf.fetch.FetchError: the named dataset can't be had.
+        flip_hf.fetch.FetchError: the named dataset can't be downloaded.
     """
     named = {"train": settings.train_file, "validation": settings.validation_file, "test": settings.test_file}
     given = {name: path for name, path in named.items() if path is not None}
@@ -109,14 +110,18 @@ def load_click_log(
         source = dataset_source(settings.source)
         offered = {history.field.name: history for history in source.histories}
         if unknown := sorted(set(settings.histories) - set(offered)):
-            raise ValueError(f"data.histories: {unknown[0]!r} is not one of {', '.join(offered)}")
+            there = ", ".join(offered)
+            raise ValueError(f"data.histories: {unknown[0]!r} is not a history of {settings.source}: {there}")
         label: str | None = LABEL
         fields: Sequence[FieldConfig] = [*source.fields, *(offered[name].field for name in settings.histories)]
         if settings.fields:
             fields = _chosen(settings.fields, fields, settings.source)
             if lost := set(settings.histories) - {f.name for f in fields}:
-                raise ValueError(f"data.fields leaves out {min(lost)!r}, which data.histories asks for")
-        # As long as the fields' settings say.
+                raise ValueError(
+                    f"data.histories names {min(lost)!r}, but data.fields does not: add it to data.fields, or remove "
+                    "it from data.histories"
+                )
+        # The settings of the fields limit the lengths of the histories.
         histories = [replace(offered[f.name], field=f) for f in fields if f.name in settings.histories]
         splits = load_splits(settings.source, settings.split, settings.split_seed, histories)
         features = _features(settings, fields, processor)
@@ -138,12 +143,13 @@ def load_click_log(
     else:
         for name in [split] if split else ["train", "validation"]:
             if name not in given:
-                raise ValueError(f"data.{name}_file is not set: name the file of {name} rows")
+                raise ValueError(f"data.{name}_file is not set: set it to the files of the {name} rows")
         if not settings.fields and processor is None:
-            raise ValueError("data.fields is not set: list the files' columns to learn from, such as [user_id, title]")
+            raise ValueError("data.fields is not set: list the columns to learn from, such as [user_id, title]")
         if settings.histories:
             raise ValueError(
-                "data.histories are those of a named dataset; flip_hf.data.history.add_history makes them for files"
+                "data.histories is only for a named dataset; for files, add histories with "
+                "flip_hf.data.history.add_history"
             )
         given = {split: given[split]} if split else given
         fields = as_fields(settings.fields) if settings.fields or processor is None else processor.fields
@@ -181,27 +187,27 @@ def load_click_log(
 def _features(
     settings: DataSettings, fields: Sequence[FieldConfig], processor: FlipProcessor | None
 ) -> list[TextFeatures]:
-    """The text features of the model to start from, or else those that the settings name."""
+    """Returns the text features of the model to start from; without one, those in the settings."""
     if processor is None:
         return as_text_features(settings.text_features, fields)
     saved = list(processor.vectors.features.values())
     if named := {features["field"] for features in settings.text_features} - {own.field for own in saved}:
         raise ValueError(
-            f"data.text_features attaches vectors to {min(named)!r}, and the model to start from has none there; "
-            "pretrain it with the same data.text_features"
+            f"data.text_features attaches vectors to {min(named)!r}, but the model to start from has none for this "
+            "field; pretrain it with the same data.text_features"
         )
     for own in as_text_features(settings.text_features, fields):
         of_model = next(one for one in saved if one.field == own.field)
         if (own.fields, own.column, own.text_layers) != (of_model.fields, of_model.column, of_model.text_layers):
             raise ValueError(
-                f"data.text_features of {own.field!r} are not those of the model to start from, {of_model.to_dict()}; "
-                "leave them out, or set them as there"
+                f"data.text_features of {own.field!r} differ from those of the model to start from, "
+                f"{of_model.to_dict()}; leave them out, or set the same"
             )
     return saved
 
 
 def _catalog(splits: DatasetDict, fields: Sequence[FieldConfig], features: Sequence[TextFeatures]) -> Dataset | None:
-    """The columns of text features of all rows of a named dataset, as a shop knows its items before they are sold."""
+    """Returns the columns of text features from all splits, because a catalog is known before any click."""
     names = [column.name for column in catalog_columns(fields, features)]
     return concatenate_datasets([rows.select_columns(names) for rows in splits.values()]) if names else None
 
@@ -209,7 +215,7 @@ def _catalog(splits: DatasetDict, fields: Sequence[FieldConfig], features: Seque
 def _chosen(
     values: Sequence[str | dict[str, Any]], fields: Sequence[FieldConfig], source: str
 ) -> Sequence[FieldConfig]:
-    """Those of a dataset's fields that are named, with the settings that mappings replace."""
+    """Selects the named fields of a dataset; a mapping replaces settings of its field."""
     own = {f.name: f.to_dict() for f in fields}
     settings = [{"name": value} if isinstance(value, str) else value for value in values]
     if unknown := [value.get("name") for value in settings if value.get("name") not in own]:
@@ -226,18 +232,18 @@ def open_click_log_file(
     needs_label: bool = True,
     group_field: str | None = None,
 ) -> Dataset:
-    """The columns of a click log's files as a Dataset on disk (`flip_hf.data.arrow_files.open_files`).
+    """Opens the columns of a click log's files as a Dataset on disk (`flip_hf.data.arrow_files.open_files`).
 
     Args:
-        place: the files, as `flip_hf.data.files.stream_tables` takes them.
-        fields: whose columns are wanted.
+        place: the files, in a form that `flip_hf.data.files.stream_tables` takes.
+        fields: fields whose columns to read.
         label: the label column.
-        csv: how CSV files are written.
-        needs_label: whether it must be there; otherwise it is read if it is there.
-        group_field: another column that is wanted, which may be a field's.
+        csv: format of the CSV files.
+        needs_label: True requires the label column; False reads it if it exists.
+        group_field: another column to read, which may also be a field.
 
     Raises:
-        InputError: a file can't be read, lacks a column, or there are no rows.
+        InputError: a file can't be read or lacks a column, or the files have no rows.
     """
     names = [f.name for f in fields]
     if group_field is not None and group_field not in names:

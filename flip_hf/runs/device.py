@@ -1,4 +1,4 @@
-"""What a run computes on."""
+"""The devices and processes of a run."""
 
 import atexit
 import os
@@ -16,11 +16,11 @@ from flip_hf.nn.precision import computes_bf16
 
 
 def make_accelerator(precision: str, trackers: Sequence[GeneralTracker] = ()) -> Accelerator:
-    """An Accelerator for the devices there are.
+    """Creates an Accelerator for the available devices.
 
     Args:
-        precision: "bf16", "fp32", or "auto": bf16 where the device computes in it.
-        trackers: what `init_trackers` starts.
+        precision: "bf16", "fp32", or "auto", which chooses bf16 if the device supports it.
+        trackers: the trackers that `init_trackers` will start.
     """
     if precision == "auto":
         precision = "bf16" if computes_bf16() else "fp32"
@@ -31,7 +31,7 @@ def make_accelerator(precision: str, trackers: Sequence[GeneralTracker] = ()) ->
 
 
 def join_process_group() -> PartialState:
-    """Joins the other processes of this program, if there are any, as `make_accelerator` does."""
+    """Connects to the other processes of a distributed run, if there are any, as `make_accelerator` does."""
     atexit.register(leave_process_group)
     return PartialState(cpu=_is_on_cpu())
 
@@ -41,15 +41,15 @@ def _is_on_cpu() -> bool:
 
 
 def leave_process_group() -> None:
-    """Ends what `torch.distributed` began, when the program ends."""
-    # Only when the program ends, not by `end_training`: where a distributed model is the last to let go of the group,
-    # torch can wait for a thread that waits for the interpreter.
+    """Destroys the process group of `torch.distributed`; registered to run at the end of the program."""
+    # `end_training` would destroy the group earlier. If a distributed model then holds the last reference to the group,
+    # torch can deadlock with a thread that waits for the interpreter.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def processor_name() -> str:
-    """The name that the processor's maker gave it, where the system tells."""
+    """Returns the model name of the CPU if the system reports it, else its architecture."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -57,12 +57,12 @@ def processor_name() -> str:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Names and sizes of the processor, the memory and the accelerators."""
+    """Returns the names and sizes of the CPU, the memory and the accelerators."""
     hardware: dict[str, Any] = {
         "processor": processor_name(),
         "cores": usable_cores(),

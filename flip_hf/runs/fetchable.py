@@ -1,4 +1,4 @@
-"""What `flip-hf fetch` fetches."""
+"""The downloads that `flip-hf fetch` offers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ FETCHABLE: dict[str, Callable[[], Path]] = {
     "minilm": minilm,
     **{name: source.fetch for name, source in DATASETS.items()},
 }
-"""By name, what gets the default text encoder or the raw files of a named dataset, and returns where they lie.
+"""The functions that download the default text encoder or a named dataset and return its folder, by name.
 
-Each raises `flip_hf.fetch.FetchError` if it can't; the error says what failed at each step and what to do.
+If a download fails, the function raises `flip_hf.fetch.FetchError`, which says what failed and what to do.
 """

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""Locks that allow only one run at a time in a folder."""
 
 import errno
 import json
@@ -16,24 +16,24 @@ from filelock import FileLock, Timeout
 from flip_hf.standard_json import settings_json
 
 _LOCK, _OWNER = ".lock", ".lock.json"
-# Error numbers of a file system without locks.
+# Error numbers of file systems without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 logger = logging.getLogger(__name__)
 
 
 class FolderInUseError(OSError):
-    """Another run writes to the folder."""
+    """Another run is using the folder."""
 
 
 class FolderLock:
-    """A lock on a run's folder, held from `acquire` until `release` or the end of the process, however it ends.
+    """A lock on a run's folder, held from `acquire` until `release` or until the process ends in any way.
 
-    The lock is that of the operating system on the file `.lock`; `.lock.json` says who holds it. One process may hold
-    it several times.
+    It is an operating-system lock on the file `.lock`; `.lock.json` describes the owner. One process may acquire it
+    several times.
 
     Args:
-        folder: the folder; `acquire` makes it.
+        folder: folder to lock; `acquire` creates it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,8 +45,8 @@ class FolderLock:
         """Locks the folder, or warns that its file system has no locks.
 
         Raises:
-            FolderInUseError: another process holds the lock; says on which host, which process and since when.
-            OSError: the folder can't be written to.
+            FolderInUseError: another process holds the lock; names its host, its process id and its start time.
+            OSError: the folder is not writable.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -60,7 +60,7 @@ class FolderLock:
             if error.errno not in _NO_LOCKS:
                 raise
             logger.warning(
-                "%s is on a file system without locks: make sure that no other run writes to this folder", self.folder
+                "%s is on a file system without locks: make sure that no other run uses this folder", self.folder
             )
             return
         owner = {
@@ -71,8 +71,8 @@ class FolderLock:
         (self.folder / _OWNER).write_text(settings_json(owner) + "\n", encoding="utf-8")
 
     def release(self) -> None:
-        """Unlocks the folder and removes the lock's files, and the folder itself if nothing else is in it."""
-        # A forked process has the same open file, and unlocking it there would unlock it here.
+        """Unlocks the folder, deletes the lock's files, and deletes the folder if it is then empty."""
+        # A forked process shares the open file, so unlocking in the child would also unlock the parent.
         if not self._lock.is_locked or os.getpid() != self._process:
             return
         if self._lock.lock_counter == 1:
@@ -87,20 +87,22 @@ class FolderLock:
             owner = json.loads((self.folder / _OWNER).read_text(encoding="utf-8"))
             return f": process {owner['process']} on {owner['host']}, since {owner['since']}"
         except (OSError, ValueError, KeyError, TypeError):
-            # It has locked the folder and not yet written who it is.
+            # The owner has locked the folder but has not written this file yet.
             return ""
 
 
 def lock_in_main_process(lock: FolderLock, state: PartialState) -> None:
-    """Acquires a lock in the main process; the others wait for that, and end if it fails.
+    """Acquires a lock in the main process; the other processes wait for it, and exit if it fails.
+
+    Every process must call this.
 
     Args:
         lock: the lock.
-        state: tells the processes apart; every process must call this.
+        state: the state of this process, which knows whether it is the main process.
 
     Raises:
-        OSError: in the main process, as `FolderLock.acquire`.
-        SystemExit: in the other processes if the main process could not lock the folder.
+        OSError: in the main process, as in `FolderLock.acquire`.
+        SystemExit: in the other processes, if the main process could not lock the folder.
     """
     failed: list[Exception | None] = [None]
     if state.is_main_process:

@@ -1,4 +1,4 @@
-"""Settings from a command line and a YAML file."""
+"""Parses settings from the command line and a YAML file."""
 
 import sys
 from collections.abc import Container, Mapping, Sequence
@@ -24,7 +24,7 @@ AnySettings = TypeVar(
 )
 
 
-# What each run is called, and the run that it is taken for.
+# For each kind of run: its name, and the name and settings of the kind that it is easily confused with.
 _RUNS: Mapping[type, tuple[str, str, type]] = {
     PretrainSettings: ("pretraining", "finetuning", FinetuneSettings),
     FinetuneSettings: ("finetuning", "pretraining", PretrainSettings),
@@ -39,23 +39,23 @@ def parse_run(
     description: str | None = None,
     program: str | None = None,
 ) -> AnySettings:
-    """The run that the command line asks for: `--config FILE.yaml`, then overrides such as `--training.seed 3`.
+    """Parses a run's settings: `--config FILE.yaml`, then overrides such as `--training.seed 3`.
 
-    Names may be written with dashes (`--push-to-hub`), and a switch without its value (`--private`) is on. An unknown
-    setting, on the command line or in the file, ends the program; the message names the nearest one.
+    Names may contain dashes (`--push-to-hub`). A switch without a value (`--private`) means true. An unknown setting,
+    on the command line or in the file, ends the program with an error that names the nearest setting.
 
     Args:
-        kind: the run's dataclass.
-        arguments: the command line; by default the program's own.
-        description: what `--help` says first, such as the script's docstring.
-        program: the command, as `--help` shows it; by default the script's name.
+        kind: dataclass of the settings.
+        arguments: command-line arguments; the default is those of the program.
+        description: text at the top of `--help`, such as the script's docstring.
+        program: name of the command in `--help`; the default is the name of the script.
 
     Raises:
         ImportError: jsonargparse is not installed; says what to install.
     """
     if find_spec("jsonargparse") is None:
         raise ImportError("the command line needs jsonargparse: pip install 'flip_hf[train]'")
-    # Only the scripts need it.
+    # Imported here because only the command line needs jsonargparse.
     from flip_hf.runs.command_line import run_parser
 
     elsewhere = {}
@@ -75,18 +75,18 @@ def parse_run(
 
 
 def _check_groups(kind: type, parsed: Any, place: str = "") -> None:
-    """Raises a ValueError if a group of settings, such as `training`, is a single value in the file of settings."""
+    """Raises ValueError if the settings file gives a single value for a group of settings, such as `training`."""
     for f in fields(kind):
         if isinstance(f.type, type) and is_dataclass(f.type):
             group, name = parsed[f.name], f"{place}{f.name}"
             if not hasattr(group, "as_dict"):
                 first = fields(f.type)[0].name
-                raise ValueError(f"{name}: {group!r} must be settings by their names, such as {name}: {{{first}: ...}}")
+                raise ValueError(f"{name}: {group!r} must be a mapping of settings, such as {name}: {{{first}: ...}}")
             _check_groups(f.type, group, f"{name}.")
 
 
 def _spelled_out(arguments: Sequence[str], switches: Container[str]) -> list[str]:
-    """The arguments with underscores in their names and a value for every switch."""
+    """Replaces dashes in the arguments' names with underscores, and adds a value to switches without one."""
     spelled = []
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")

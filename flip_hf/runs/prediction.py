@@ -1,4 +1,4 @@
-"""Scores of a file's rows, in a stream."""
+"""Streams rows from files and writes their click probabilities."""
 
 import contextlib
 import itertools
@@ -25,29 +25,28 @@ def predict_file(
     settings: PredictSettings,
     accelerator: Accelerator,
 ) -> str:
-    """Scores CSV or Parquet files chunk by chunk; memory does not grow with the files.
+    """Scores CSV or Parquet files chunk by chunk; memory use does not depend on the size of the files.
 
-    Writes `row` (int64, from 0), the columns that `settings.keep` names, as they are, `probability` (float32), and with
-    both towers `id_probability` and `text_probability`, which is null where the text was not read. The format is that
-    of the file's name, one of `flip_hf.runs.table_writers.WRITERS`. The file appears under its name when it is
-    complete.
+    The output has `row` (int64, from 0), the columns in `settings.keep` unchanged, and `probability` (float32). A joint
+    model adds `id_probability` and `text_probability`, which is null if the row's text was not read. The name of the
+    output selects the format (`flip_hf.runs.table_writers.WRITERS`). The file appears only once it is complete.
 
     Args:
         model: a prepared `FlipForCTR`.
-        processor: the model's.
-        collator: for the model's mode.
-        settings: what to read and write.
-        accelerator: what prepared the model.
+        processor: the model's processor.
+        collator: the collator for the model's mode.
+        settings: settings of the prediction.
+        accelerator: the accelerator that prepared the model.
 
     Returns:
-        What was done, as text: with the number of times that each field fell back, and a warning of each field that is
-        unseen or missing in a far larger share of the rows than in training.
+        A summary as text. It counts the fallbacks of each field, and warns about fields with a far larger share of
+        unseen or missing values than in training.
 
     Raises:
-        InputError: the file can't be read, lacks a column, or holds a value that can't be an id, or that the format of
-            the output can't hold.
-        ValueError: `text_budget` is no share of the rows, or the model has not both towers; or a kept column has the
-            name of one that is written.
+        InputError: a file can't be read or lacks a column, or a value can't be an id or can't be stored in the output's
+            format.
+        ValueError: `text_budget` is not a share from 0 to 1, or the model does not have both towers; or a kept column
+            has the same name as a column that is written.
     """
     mode: str = accelerator.unwrap_model(model).config.mode
     check_text_budget(settings.text_budget, mode)
@@ -56,7 +55,7 @@ def predict_file(
     names = probability_names(mode)
     if taken := [name for name in settings.keep if name in ("row", *names)]:
         raise ValueError(
-            f"keep: {taken[0]!r} is also the name of a column that is written; rename the column in {source}"
+            f"keep: the output has its own column {taken[0]!r}; rename the column in {source}, or do not keep it"
         )
     read = [f.name for f in processor.fields]
     columns = list(dict.fromkeys([*read, *settings.keep]))
@@ -70,13 +69,13 @@ def predict_file(
         tables = stream_tables(
             settings.input, columns, optional=optional, batch_rows=settings.chunk_rows, csv=settings.csv
         )
-        # Whatever keeps the output from being written is known before anything is scored.
+        # Open the output before scoring, so that errors in writing it come first.
         first = next(tables)
         kept = [first.schema.field(name) for name in dict.fromkeys(settings.keep)]
         probability = [pa.field(name, pa.float32()) for name in names]
         schema = pa.schema([pa.field("row", pa.int64()), *kept, *probability])
         writer = None
-        # Every process knows all scores; one writes them.
+        # Every process has all scores; only the main process writes them.
         if accelerator.is_main_process:
             cleanup.callback(aside.unlink, missing_ok=True)
             compression = "gzip" if ending.endswith(".gz") else None

@@ -1,4 +1,4 @@
-"""A run's model on the Hub: at its end, and on the way there."""
+"""Pushes a run's model to the Hub, during the run and at its end."""
 
 import json
 import logging
@@ -18,17 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Pushes what a run has made, where its settings ask for that; without a repository it does nothing.
+    """Pushes a run's model as its settings say; without `push_to_hub` it does nothing.
 
-    Use one in the main process alone.
+    Use it only in the main process.
 
     Args:
-        settings: the run's.
-        files: the run's.
+        settings: settings of the run.
+        files: files of the run.
 
     Raises:
-        ValueError: the repository is not as private as asked for.
-        OSError: it can't be written to. A token that may not write is known before anything is trained.
+        ValueError: `private` is set, but the repository is public.
+        OSError: the repository is not writable. A token without write access is thus detected before training.
     """
 
     def __init__(self, settings: RunSettings, files: RunFiles) -> None:
@@ -40,12 +40,12 @@ class Publisher:
             self._repo.prepare()
 
     def push_best(self, step: int, record: Mapping[str, Any]) -> None:
-        """Pushes the best model so far where the settings ask for each of them; a failure is a warning."""
+        """Pushes the best model so far unless `push_when` is "end"; a failure is only logged as a warning."""
         if self._when != "end":
             self._push_in_passing(f"Best model so far, after step {step}", self._copy_model, record)
 
     def push_checkpoint(self, step: int, save: Callable[[Path], object]) -> None:
-        """Pushes what `save` writes into a folder where the settings ask for checkpoints; a failure is a warning."""
+        """Pushes the files that `save` writes if `push_when` is "checkpoint"; a failure is only logged as a warning."""
         if self._when == "checkpoint":
             self._push_in_passing(f"Checkpoint after step {step}", save, None)
 
@@ -53,17 +53,17 @@ class Publisher:
         """Pushes the model of a run that has written its record.
 
         Raises:
-            OSError: it could not be pushed; it is whole in the run's folder.
+            OSError: the push failed. The model is still in the run's folder.
         """
         if self._repo is None:
             return
         record = json.loads(self._files.record.read_text(encoding="utf-8"))
         try:
-            commit = self._push(f"Model of the run begun {record['started']}", self._copy_model, record)
+            commit = self._push(f"Model of the run started {record['started']}", self._copy_model, record)
         except OSError as error:
             raise OSError(
-                f"{self._repo.repo_id} was not pushed ({error}). Nothing is lost: the model lies in "
-                f"{self._files.model}. Run the same command with --resume true to push it again"
+                f"pushing to {self._repo.repo_id} failed: {error}. The model is saved in {self._files.model}. Run the "
+                "same command with --resume true to push it again"
             ) from error
         logger.info("%s is at %s, commit %s", self._repo.repo_id, self._repo.revision, commit)
 
@@ -73,13 +73,13 @@ class Publisher:
         try:
             self._push(message, save, record)
         except OSError as error:
-            logger.warning("%s was not pushed, and training goes on: %s", self._repo.repo_id, error)
+            logger.warning("pushing to %s failed, and training continues: %s", self._repo.repo_id, error)
 
     def _push(self, message: str, save: Callable[[Path], object], record: Mapping[str, Any] | None) -> str:
         assert self._repo is not None
         folder = self._files.folder
         for left in folder.glob(f"{_STAGE}*"):
-            # By a push that was killed.
+            # A push that was killed left this folder behind.
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=_STAGE) as name:
             stage(Path(name), save, self._repo.repo_id, record, self._files.pictures)

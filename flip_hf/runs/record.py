@@ -1,4 +1,4 @@
-"""What a run writes down of itself, and whether two runs are the same."""
+"""The record of a run, and the comparison of settings that resuming needs."""
 
 import json
 import platform
@@ -26,12 +26,12 @@ from flip_hf.runs.settings import FinetuneSettings, PretrainSettings, RunSetting
 from flip_hf.standard_json import measures_json
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
-# Where a model's configuration comes from and which library wrote it.
+# Keys that say where a model's configuration comes from and which library wrote it.
 _ORIGINS = ("_name_or_path", "transformers_version")
 
 
 def new_record(settings: RunSettings, accelerator: Accelerator) -> dict[str, Any]:
-    """The record of a run that begins: what it is asked to do, by which versions and on what."""
+    """Creates the record of a new run: its settings, the versions of packages, and the device."""
     record: dict[str, Any] = {
         "task": "pretraining" if isinstance(settings, PretrainSettings) else "finetuning",
         "settings": as_plain(settings),
@@ -61,10 +61,13 @@ def new_record(settings: RunSettings, accelerator: Accelerator) -> dict[str, Any
 
 
 def _record_beside(name: str) -> Path | None:
-    """The record of the run that trained a model: in its run's folder, or beside it on the Hub; None without one.
+    """Finds the record of the run that trained a model, in its run's folder or beside it on the Hub.
 
     Args:
-        name: folder or repository of the model.
+        name: folder or Hub repository of the model.
+
+    Returns:
+        The path of the record, or None if there is none.
     """
     if Path(name).exists():
         record = Path(name).parent / RECORD_NAME
@@ -74,10 +77,11 @@ def _record_beside(name: str) -> Path | None:
 
 
 def _describe_teacher(name: str) -> dict[str, Any]:
-    """What a run's record says of its teacher, without absolute paths; reads its configuration and record alone.
+    """Describes the teacher for the record of its student; reads only the teacher's configuration and record.
 
     Args:
-        name: folder or repository of the model. Of a folder the last two names are recorded, such as `flip/model`.
+        name: folder or Hub repository of the teacher. For a folder, the record keeps only the last two parts of the
+            path, such as `flip/model`.
     """
     config = FlipConfig.from_pretrained(name)
     shown = "/".join(Path(name).resolve().parts[-2:]) if Path(name).exists() else name
@@ -88,7 +92,7 @@ def _describe_teacher(name: str) -> dict[str, Any]:
 
 
 def describe_model(model: Any, processor: Any) -> dict[str, Any]:
-    """What a model card says of a model and its processor."""
+    """Describes a model and its processor, for the model card."""
     config = model.config
     text: Any = config.text_config
     towers = {name: part for name, part in model.base_model.named_children() if any(True for _ in part.parameters())}
@@ -112,33 +116,33 @@ def describe_model(model: Any, processor: Any) -> dict[str, Any]:
 
 
 def _described_vectors(fields: Sequence[FieldConfig], processor: Any) -> dict[str, Any]:
-    """The sizes of vectors by field, and the text features; nothing without."""
+    """Returns the vector sizes by field and the text features, each only if there are any."""
     sizes = vector_sizes(fields)
     features = [own.to_dict() for own in processor.vectors.features.values()]
     return ({"vector_sizes": sizes} if sizes else {}) | ({"text_features": features} if features else {})
 
 
 def with_measures(record: Mapping[str, Any], started: float) -> dict[str, Any]:
-    """The record with the time and the memory that the run has taken.
+    """Adds the wall time and the peak memory so far to a record.
 
     Args:
-        record: the run's.
-        started: when it began, by `time.monotonic`.
+        record: the run's record.
+        started: start of the run, from `time.monotonic`.
     """
     return {
         **record,
         "wall_seconds": round(time.monotonic() - started, 1),
-        # Linux counts in KiB.
+        # Linux reports KiB.
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
 
 
 def deciding(values: Mapping[str, Any], kind: type[RunSettings]) -> dict[str, Any]:
-    """What of a run's settings, and of what it works on, decides its weights, as JSON has it, by dotted names.
+    """Selects the values that affect a run's weights, under dotted names, as JSON types.
 
     Args:
-        values: the settings, with anything else that decides them.
-        kind: the class of the settings.
+        values: the run's settings, with any other values that affect the weights.
+        kind: class of the settings.
     """
     found = flat(json.loads(measures_json(values, default=str)))
     without_effect = names_without_effect(kind)
@@ -150,12 +154,12 @@ def deciding(values: Mapping[str, Any], kind: type[RunSettings]) -> dict[str, An
 
 
 def refuse_differences(source: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises ValueError, which names three of them, where two runs differ in what decides their weights.
+    """Raises ValueError if two runs differ in values that affect the weights; it names up to three of these values.
 
     Args:
-        source: what the first run left.
-        before: what decided the first run's, as of `deciding`.
-        now: what decides the second's.
+        source: the checkpoint or the record of the first run, for the error.
+        before: values of the first run, from `deciding`.
+        now: values of the second run, from `deciding`.
     """
     names = [*now, *(name for name in before if name not in now)]
     differing = [name for name in names if before.get(name) != now.get(name)]
@@ -163,6 +167,6 @@ def refuse_differences(source: Path, before: Mapping[str, Any], now: Mapping[str
         shown = [f"{name} was {before.get(name)!r:.80} and is {now.get(name)!r:.80}" for name in differing[:3]]
         more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
         raise ValueError(
-            f"{source} can't be resumed, as not all is as it was: {'; '.join(shown)}{more}. Resume with what it "
-            "had, or start another run in another output_dir"
+            f"{source} can't be resumed with different settings or data: {'; '.join(shown)}{more}. Resume with the "
+            "original ones, or start a new run in another output_dir"
         )

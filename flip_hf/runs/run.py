@@ -1,4 +1,4 @@
-"""A run: its folder, its record, its checkpoints and its model."""
+"""A run of pretraining or finetuning: its folder, record, checkpoints and model."""
 
 import json
 import logging
@@ -26,35 +26,36 @@ from flip_hf.training.protocols import PreparedModel, SavedProcessor
 from flip_hf.training.state import TrainingState, seed_everything
 
 MEASURED = frozenset({"seconds", "rows_per_second", "test_rows_per_second", "memory_gib", "device_peak_memory_gib"})
-"""What a line of the log says of the machine: it differs between runs that are the same to the bit."""
+"""Measurements in the log that differ even between runs with bit-identical results."""
 
 logger = logging.getLogger(__name__)
 
 
 class Run:
-    """Where a run writes: `log.jsonl` as it goes, and the same to trackers; `model/` the best model so far;
-    `checkpoints/` where to go on after an interruption; at its end `test_scores.parquet`, the test rows' labels and
-    logits, `run.json`, the record, `curves.png`, the log as a picture, and `calibration.png`; with a teacher
-    `teacher_logits.parquet`, its logits of the training rows; and with `push_to_hub`
-    the repository on the Hub.
+    """Writes everything that a run produces to its folder, to trackers and to the Hub.
 
-    Until it ends the run locks its folder. A run that is no longer used unlocks it, and so does the end of the process.
+    During the run, it writes `log.jsonl`, `model/` (the best model so far) and `checkpoints/`; with a teacher also
+    `teacher_logits.parquet`. At the end, it writes `run.json` (the record), `curves.png`, and with test rows
+    `test_scores.parquet` and `calibration.png`. Trackers receive the values of the log. With `push_to_hub`, the run
+    also pushes the model.
+
+    The run locks its folder until it ends, until the `Run` is garbage-collected, or until the process ends.
 
     Args:
-        settings: of the run. Without `resume` it replaces the log, the record and TensorBoard's files of an earlier run
-            in its folder, once it has read its data.
+        settings: settings of the run. Without `resume`, the run replaces the log, the record and TensorBoard's files of
+            an earlier run in the folder, once it has read its data.
 
     Raises:
-        FolderInUseError: another process runs in the folder.
-        FileExistsError: the folder holds checkpoints of a run that did not end, and `resume` is not set.
-        ValueError: `resume` is set, and the run that ended there had other settings, or parameters are spread over
-            processes; or a tracker can't be had; or the repository is not as private as asked for.
-        OSError: the repository can't be written to.
+        FolderInUseError: another process is running in the folder.
+        FileExistsError: the folder holds checkpoints of an unfinished run, and `resume` is not set.
+        ValueError: `resume` is set, but the finished run in the folder had other settings, or parameters are sharded;
+            or a tracker is unknown or not installed; or `private` is set, but the repository is public.
+        OSError: the repository is not writable.
     """
 
     def __init__(self, settings: RunSettings) -> None:
         self.folder = settings.output_dir
-        # Before anything is read that another run may be about to change.
+        # Lock before reading files that another run may be changing.
         lock = FolderLock(self.folder)
         lock_in_main_process(lock, join_process_group())
         self._unlock = weakref.finalize(self, lock.release)
@@ -80,35 +81,35 @@ class Run:
         self.record = new_record(settings, self.accelerator)
         self._identity: dict[str, Any] = {}
         self.has_ended = settings.resume and self._files.record.exists()
-        """Whether there is nothing left to do: the run to resume has written its record."""
+        """Whether the run to resume has already written its record, so that nothing is left to train."""
         self._check_resume(settings, last)
         self._publisher = Publisher(settings, self._files) if self.is_main else None
-        # Every process must have looked before one changes anything.
+        # Wait until every process has read the folder, before the main process changes it.
         self.accelerator.wait_for_everyone()
         self._replaced: list[Path] = []
         if self.is_main:
             self._prepare_folder()
         if not self.has_ended:
             self.accelerator.init_trackers(PROJECT)
-        # Last: a tracker may have drawn random numbers.
+        # Seed last, because a tracker may have drawn random numbers.
         seed_everything(training.seed, self.accelerator.device)
 
     def _check_resume(self, settings: RunSettings, last: Path | None) -> None:
         is_fsdp = self.accelerator.distributed_type == DistributedType.FSDP
         if settings.resume and (settings.training.shard_features or is_fsdp):
             raise ValueError(
-                f"{self.folder}: a run whose parameters are spread over processes saves no checkpoints and can't be "
+                f"{self.folder}: a run whose parameters are sharded over processes saves no checkpoints and can't be "
                 "resumed; leave out --resume, or train without training.shard_features and FSDP"
             )
         if self.has_ended:
             ended = json.loads(self._files.record.read_text(encoding="utf-8"))["settings"]
             before, now = (deciding(values, self._settings_kind) for values in (ended, self.record["settings"]))
             refuse_differences(self._files.record, before, now)
-            logger.info("%s: this run has ended; there is nothing to resume", self.folder)
+            logger.info("%s: this run has finished already, so there is nothing to resume", self.folder)
         elif last is not None and not settings.resume and not self._files.record.exists():
             raise FileExistsError(
-                f"{self.folder} holds a run that has not ended; its last checkpoint is {last.name}. Go on with "
-                f"--resume true, choose another output_dir, or delete {self._files.checkpoints} to start afresh"
+                f"{self.folder} holds an unfinished run with the last checkpoint {last.name}. Continue it with "
+                f"--resume true, choose another output_dir, or delete {self._files.checkpoints} to start again"
             )
 
     def _prepare_folder(self) -> None:
@@ -116,11 +117,11 @@ class Run:
         if self.has_ended:
             self._checkpoints.clear()
         elif self._checkpoint is None:
-            # Now, as trackers are about to write there, too.
+            # List the files now, before trackers add new ones to the folder.
             self._replaced = self._files.of_one_run
 
     def _replace_earlier_run(self) -> None:
-        """Removes the files of an earlier run, as this one is about to write its own."""
+        """Removes the files of an earlier run, just before this run writes its own."""
         if self._replaced:
             for path in self._replaced:
                 path.unlink(missing_ok=True)
@@ -130,20 +131,20 @@ class Run:
 
     @property
     def model_folder(self) -> Path:
-        """The best model so far, with its processor: what `from_pretrained` loads."""
+        """The folder of the best model so far, with its processor; `from_pretrained` loads it."""
         return self._files.model
 
     def describe(self, data: Mapping[str, Any], processor: Any, model: Any) -> None:
-        """Records what the run works on, and makes sure that a checkpoint to resume from worked on the same.
+        """Records the data and the model, and checks that they match the checkpoint to resume from.
 
         Args:
             data: `ClickLog.description`.
             processor: the fitted processor.
-            model: what is trained.
+            model: the model to train.
 
         Raises:
-            ValueError: the data, the vocabulary, a setting that changes a weight, or the number of processes is not
-                what the checkpoint had; says which.
+            ValueError: the data, the vocabulary, a setting that affects the weights, or the number of processes differs
+                from that of the checkpoint; names the difference.
         """
         self.record["data"] = data
         self.record["model"] = describe_model(model, processor)
@@ -165,18 +166,23 @@ class Run:
     def _warn_of_changes(self, saved: Mapping[str, Any]) -> None:
         for kind in ("versions", "device"):
             for name, before in saved[kind].items():
-                # How much memory there is changes no figure.
+                # The size of the memory does not affect results.
                 if name != "memory_gib" and (now := self.record[kind].get(name)) != before:
                     logger.warning(
-                        "%s was %s when the checkpoint was saved and is %s now: results may differ in their last "
-                        "digits from those of a run that was never stopped",
+                        "%s was %s when the checkpoint was saved and is %s now: results may differ in the last digits "
+                        "from those of an uninterrupted run",
                         name,
                         before,
                         now,
                     )
 
     def log(self, event: str, values: Mapping[str, Any]) -> None:
-        """Adds a line to the log: the event, seconds since the start, and the values. Trackers get the numbers."""
+        """Adds a line to the log with the event, the seconds since the start, and the values; trackers get the numbers.
+
+        Args:
+            event: kind of the line, such as "train".
+            values: values of the line, by name; `step` is the number of optimiser steps taken.
+        """
         self._replace_earlier_run()
         if self.is_main:
             seconds = round(time.monotonic() - self._started, 2)
@@ -185,15 +191,15 @@ class Run:
         self.accelerator.log(trackable(event, values), step=self._step)
 
     def save_model(self, model: PreparedModel, processor: SavedProcessor, result: Mapping[str, Any]) -> None:
-        """Replaces the best model so far by this one.
+        """Replaces the saved best model with this one; every process must call this.
 
         Args:
-            model: prepared or not.
-            processor: the model's.
-            result: what the training loop would return if it ended now.
+            model: the model, prepared by accelerate or not.
+            processor: the model's processor.
+            result: the results that the training loop would return if it ended now.
         """
         unwrapped = self.accelerator.unwrap_model(model)
-        # Of a model that is spread over processes, each of them holds a part.
+        # Under FSDP, each process holds only a part of the model.
         weights = self.accelerator.get_state_dict(model)
         if self.is_main:
             replace_folder(
@@ -213,16 +219,16 @@ class Run:
     def save_checkpoint(
         self, step: int, state: TrainingState, progress: Mapping[str, Any], processor: SavedProcessor
     ) -> None:
-        """Saves all that a run needs to go on from here; every process must call this.
+        """Saves a checkpoint with everything that resuming needs; every process must call this.
 
         Args:
-            step: the optimiser steps taken.
-            state: the model and what trains it.
-            progress: what `resume` shall return, in JSON's types.
-            processor: the model's.
+            step: number of optimiser steps taken so far.
+            state: the state of the training.
+            progress: the progress for `resume` to return, of JSON types.
+            processor: the model's processor.
 
         Raises:
-            OSError: it could not be written; earlier ones are whole.
+            OSError: the checkpoint could not be written. Earlier checkpoints are intact.
         """
         random_states = state.gather_random_states()
         if self.is_main:
@@ -245,45 +251,55 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def resume(self, state: TrainingState) -> dict[str, Any] | None:
-        """Puts the state and the log back to where the last checkpoint was saved; every process must call this.
+        """Restores the state and the log from the last checkpoint; every process must call this.
+
+        Args:
+            state: the state of the training, restored in place.
 
         Returns:
-            The progress that it was saved with, or None where there is nothing to resume.
+            The progress that was saved with the checkpoint, or None without a checkpoint.
 
         Raises:
-            FileNotFoundError: the log or the best model that belongs to the checkpoint is not there.
+            FileNotFoundError: the log or the best model of the checkpoint is missing.
         """
         if self._checkpoint is None:
             return None
         saved = read_metadata(self._checkpoint)
         log, log_bytes = self._files.log, saved["log_bytes"]
         if not log.exists() or log.stat().st_size < log_bytes:
-            raise FileNotFoundError(f"{log} has lost lines that {self._checkpoint} had written; restore it")
+            raise FileNotFoundError(
+                f"{log} is shorter than when {self._checkpoint} was saved; restore the file, or start a new run in "
+                "another output_dir"
+            )
         if saved["progress"]["best"] and not self._files.model.exists():
-            raise FileNotFoundError(f"{self._files.model}, the best model so far, is gone; restore it")
+            raise FileNotFoundError(
+                f"{self._files.model}, the best model so far, is missing; restore the folder, or start a new run in "
+                "another output_dir"
+            )
         state.load(self._checkpoint)
         self._started = time.monotonic() - saved["seconds"]
         self.record["started"] = saved["started"]
         self.record["resumed_at"] = [*saved["resumed_at"], saved["step"]]
-        # Every process has looked at the log by now.
+        # Wait until every process has checked the log.
         self.accelerator.wait_for_everyone()
         if self.is_main:
-            # What was logged after the checkpoint will be logged again.
+            # The resumed run repeats the steps after the checkpoint and logs them again.
             os.truncate(log, log_bytes)
         logger.info("resumed from %s", self._checkpoint)
         progress: dict[str, Any] = saved["progress"]
         return progress
 
     def teacher_logits(self, score: Callable[[], np.ndarray]) -> np.ndarray:
-        """The teacher's click logits of the rows that the run learns from; every process must call this.
+        """Returns the teacher's click logits of the rows that the run learns from; every process must call this.
 
-        A run that resumes from a checkpoint has the logits that it began with, to the bit. Call this after `describe`.
+        A run that resumes from a checkpoint reads the saved logits, which are bit-identical. Call this after
+        `describe`.
 
         Args:
-            score: computes them, float32 (rows,).
+            score: computes the logits, float32 (rows,).
 
         Raises:
-            FileNotFoundError: those of the run to resume are gone.
+            FileNotFoundError: the saved logits of the run to resume are missing.
         """
         if self._checkpoint is not None:
             return self._files.read_teacher_logits()
@@ -294,19 +310,22 @@ class Run:
         return logits
 
     def save_scores(self, scores: Mapping[str, np.ndarray]) -> None:
-        """Writes `test_scores.parquet`, for what compares models row by row.
+        """Writes `test_scores.parquet`, so that models can be compared row by row.
 
         Args:
-            scores: what `click_logits` returned for the test rows; one row each, in their order.
+            scores: the arrays from `click_logits` for the test rows, in the order of the rows.
         """
         if self.is_main:
             self._files.save_scores(scores)
 
     def finish(self, **results: Any) -> None:
-        """Writes the record, with results, wall time and peak memory, and removes the checkpoints; then pushes.
+        """Writes the record with results, wall time and peak memory, removes the checkpoints, and pushes the model.
+
+        Args:
+            results: sections to add to the record, such as `result`.
 
         Raises:
-            OSError: the model could not be pushed; it is whole in the run's folder.
+            OSError: the push failed. The model is still in the run's folder.
         """
         if self.is_main:
             self.record = with_measures({**self.record, **results}, self._started)
@@ -314,29 +333,29 @@ class Run:
             replace_file(self._files.record, text + "\n")
             self._checkpoints.clear()
             if not self._files.draw(results.get("result", {})):
-                logger.info("no pictures: matplotlib is not installed (pip install 'flip_hf[train]')")
+                logger.info("drew no pictures, because matplotlib is not installed: pip install 'flip_hf[train]'")
         self.accelerator.wait_for_everyone()
         self.close_trackers()
         self.publish()
 
     def publish(self) -> None:
-        """Pushes the model of a run that has ended, where its settings ask for that.
+        """Pushes the model of a finished run if `push_to_hub` is set, and unlocks the folder.
 
         Raises:
-            OSError: it could not be pushed; it is whole in the run's folder.
+            OSError: the push failed. The model is still in the run's folder.
         """
         if self._publisher is not None:
             self._publisher.push_at_end()
         self._unlock()
 
     def close_trackers(self) -> None:
-        """Ends what the trackers have begun; what they were told is with them."""
+        """Finishes all trackers, so that they store the values they received."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
 
 def _say_what_matters(is_main: bool) -> None:
-    """Shows the package's log, and not transformers' report of each load, which would bury it."""
+    """Shows the package's log and hides transformers' reports of loading, among which it would get lost."""
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

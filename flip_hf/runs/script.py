@@ -1,4 +1,4 @@
-"""How programs of this package end: `flip-hf` and the scripts in `examples/`."""
+"""Runs `flip-hf` and the scripts in `examples/`: errors as one line, signals and exit codes."""
 
 import dis
 import os
@@ -21,19 +21,19 @@ from flip_hf.progress import use_lines_without_terminal
 from flip_hf.training.signals import SAME_SIGNAL_SECONDS, set_handlers
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# The environment variable that holds the process id of the program that a script shall end with.
+# This environment variable holds the process id of the launcher. When the launcher dies, the script must end too.
 _LAUNCHER = "FLIP_HF_LAUNCHER"
 
-# The package raises these for what its user can mend: a setting, a missing library, a loss that is not finite. Python
-# and other libraries raise them for faults in code, too.
+# The package raises these for causes that users can fix: a setting, a missing library, a loss that is not finite.
+# Python and other libraries also raise them for bugs.
 _RAISED_FOR_USERS = (ValueError, ImportError, FloatingPointError)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal told the program to end.
+    """A signal interrupted the program.
 
     Attributes:
-        exit_code: 128 and the number of the signal, as shells have it.
+        exit_code: 128 + the number of the signal, as in shells.
     """
 
     def __init__(self, number: int) -> None:
@@ -42,10 +42,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Interrupts:
-    """Handler that turns the first signal into an `Interrupted`, so that the program cleans up before it ends.
+    """Signal handler that raises `Interrupted` at the first signal, so that the program cleans up before it ends.
 
-    A launcher passes on the Ctrl-C that its processes got from the terminal as well, so another signal does nothing at
-    first. Later, or when nothing is left to clean up, a signal ends the program at once.
+    On Ctrl-C, a process gets the signal from the terminal and again from its launcher. A second signal is therefore
+    ignored for a short time. After that, or once cleaning up is over, a signal ends the program at once.
     """
 
     def __init__(self) -> None:
@@ -65,20 +65,20 @@ class _Interrupts:
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Runs a script's `main`; an error that its user can mend ends the program with one line and exit code 1.
+    """Runs a script's `main`; an error that the user can fix ends the program with one line and exit code 1.
 
-    The line goes to standard error and begins with `error: `. Any other error is a fault in the code and keeps its
-    traceback. A `main` that is called from Python, without this function, raises all of them.
+    The line goes to standard error and begins with `error: `. All other errors are bugs and keep their traceback. If
+    Python code calls `main` directly, all errors are raised as usual.
 
-    SIGINT (Ctrl-C), SIGTERM and SIGHUP end the program with one line, too, and the exit code 128 + the signal's number;
-    the training loop handles the first two itself. Signals that the program was started to ignore stay ignored. Without
-    a terminal, progress is printed in lines.
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP also end the program with one line, and with the exit code 128 + the number of
+    the signal. The training loop handles SIGINT and SIGTERM itself. Signals that the program was started to ignore stay
+    ignored. Without a terminal, progress is printed as lines.
 
     Args:
-        main: the script's function; it reads the command line.
+        main: the script's main function, which reads the command line.
 
     Raises:
-        SystemExit: `main` raised an error that its user can mend, or a signal came.
+        SystemExit: `main` raised an error that the user can fix, or a signal came.
     """
     use_lines_without_terminal()
     interrupts = _Interrupts()
@@ -90,16 +90,19 @@ def run_script(main: Callable[[], object]) -> None:
 
 
 def environment_of_child() -> dict[str, str]:
-    """The environment variables for a script that this process starts directly, and that must end when this one dies.
+    """Returns the environment for a script that this process starts and that must end when this process dies.
 
-    `run_script` in the script then sends SIGTERM to the script's process.
+    `run_script` in the script watches this process, and sends SIGTERM to the script once this process has died.
     """
     return {**os.environ, _LAUNCHER: str(os.getpid())}
 
 
 def _end_with_launcher() -> None:
-    """Sends this process SIGTERM when `accelerate launch`, or a process that used `environment_of_child`, has died."""
-    # Programs that this one starts have another parent.
+    """Sends SIGTERM to this process once its launcher has died.
+
+    The launcher is `accelerate launch`, or a process that used `environment_of_child`.
+    """
+    # Remove the variable, because programs that this process starts have another parent.
     launcher = int(os.environ.pop(_LAUNCHER, 0)) or _accelerate_launcher()
     if launcher is None:
         return
@@ -107,7 +110,7 @@ def _end_with_launcher() -> None:
     assert main_thread is not None
 
     def watch() -> None:
-        # A launcher that nobody has asked for its exit code still counts as a process, but no longer as a parent.
+        # A zombie still counts as a process, but no longer as this process's parent.
         while os.getppid() == launcher:
             sleep(1.0)
         signal.pthread_kill(main_thread, signal.SIGTERM)
@@ -116,7 +119,10 @@ def _end_with_launcher() -> None:
 
 
 def _accelerate_launcher() -> int | None:
-    """The process id of the `accelerate launch` that started this process; it passes no signal on to a single one."""
+    """Returns the process id of the `accelerate launch` that started this process, or None.
+
+    `accelerate launch` does not forward signals if it started only one process.
+    """
     try:
         parent = psutil.Process(os.getppid())
         if any(Path(part).name.startswith("accelerate") for part in parent.cmdline()[:3]):
@@ -134,29 +140,32 @@ def _run(main: Callable[[], object], interrupts: _Interrupts) -> None:
         raise
     except BaseException as error:
         if (first := interrupts.first) is not None:
-            # Whatever it raised on its way up.
+            # Other code may have replaced the `Interrupted` with its own error on the way up.
             _say(str(first))
             raise SystemExit(first.exit_code) from None
         if not isinstance(error, Exception) or not is_for_users(error):
             raise
-        # Messages of other libraries have several lines.
+        # Join the lines, because messages of other libraries may have several.
         print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
         sys.exit(1)
 
 
 def run_program(command: Sequence[str]) -> None:
-    """Runs a program of this package's scripts, and ends this one where that one fails.
+    """Runs another program of this package and waits for it; ends this program if the other one fails.
 
-    The program gets no signal from the terminal. If this one is interrupted, it passes that on as SIGTERM and waits, so
-    that a training run can save a checkpoint.
+    The child process gets no signals from the terminal. If this process is interrupted, it sends SIGTERM to the child
+    and waits, so that a training run can save a checkpoint.
+
+    Args:
+        command: the program and its arguments.
 
     Raises:
-        SystemExit: the program failed, with a message of its own.
-        Interrupted: this program was interrupted before that one could say so.
+        SystemExit: the child failed and has printed its own message.
+        Interrupted: this process was interrupted, and the child has printed no message about it.
     """
-    # A signal in the middle of starting the program would leave it behind.
+    # A signal while the child starts would leave it running.
     with _held_back() as signals:
-        # The caller names a program of its own.
+        # Safe, because the caller names one of our own programs.
         process = subprocess.Popen(command, start_new_session=True)  # nosec B603
     try:
         for number in signals:
@@ -164,7 +173,7 @@ def run_program(command: Sequence[str]) -> None:
         code = process.wait()
     except Interrupted as interrupted:
         process.terminate()
-        # It has said nothing if it died at once, or had come to its end.
+        # With these exit codes, the child died at once or had already finished, so it has printed no message.
         if process.wait() in (0, -signal.SIGTERM):
             raise
         raise SystemExit(interrupted.exit_code) from None
@@ -174,7 +183,7 @@ def run_program(command: Sequence[str]) -> None:
 
 @contextmanager
 def _held_back() -> Iterator[list[int]]:
-    """Notes the signals that come in this context, for the caller to raise afterwards."""
+    """Context manager that collects signals, so that the caller can raise them afterwards."""
     noted: list[int] = []
     handlers = set_handlers(_SIGNALS, lambda number, frame: noted.append(number))
     try:
@@ -185,17 +194,16 @@ def _held_back() -> Iterator[list[int]]:
 
 
 def _say(message: str) -> None:
-    # One of the processes that train together speaks for all.
+    # In a distributed run, only the first process prints the message.
     if os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr, flush=True)
 
 
 def is_for_users(error: Exception) -> bool:
-    """Whether a user can mend the cause of an error.
+    """Returns whether a user can fix the cause of an error.
 
-    True for errors of files and of the network, for `InputError`, for errors of `FlipConfig` in its settings, and for
-    what a `raise` statement of this package or of the script itself raised. A `ValueError` out of NumPy is a fault in
-    the code.
+    True for file and network errors, for `InputError`, for invalid settings of `FlipConfig`, and for errors that a
+    `raise` statement in this package or in the script raised. A `ValueError` from NumPy, for example, is a bug.
     """
     if isinstance(error, OSError | InputError | StrictDataclassError):
         return True

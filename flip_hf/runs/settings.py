@@ -1,4 +1,4 @@
-"""Settings of a run: plain dataclasses, read from YAML files and overridden on the command line."""
+"""Settings of the commands: dataclasses that are read from YAML files and overridden on the command line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +25,11 @@ from flip_hf.training.ranges import check_ranges
 from flip_hf.training.settings import CHANGES_NO_WEIGHT, TrainingSettings
 
 LABEL = "label"
-"""The label column where neither the settings nor a saved processor name one."""
-# Metadata of a setting that says where a run writes, and nothing of what it computes.
+"""The label column if neither the settings nor a saved processor name one."""
+# Metadata of a setting that only says where a run writes, so the record leaves it out.
 _NOT_RECORDED = CHANGES_NO_WEIGHT | {"is_recorded": False}
 
-# Settings of `FlipConfig` that a run sets elsewhere.
+# Settings of `FlipConfig` that can't be set in model.options, and the setting to use instead.
 _NOT_OPTIONS = {
     "fields": "data.fields",
     "mode": "mode (finetuning trains one tower or both; pretraining needs both)",
@@ -47,37 +47,37 @@ class DataSettings:
     Args:
         source: name of a dataset: movielens-100k, movielens-1m, bookcrossing, bookcrossing-core or goodreads. Leave it
             out to read files.
-        split: how a named dataset is split into training, validation and test rows. "random" shuffles the rows and cuts
-            them 8:1:1. "time" cuts them 8:1:1 in the order of time. "item" cuts the items 8:1:1 at random, and all rows
-            of an item go where it goes. "months" is for movielens-1m: 10, 5 and 5 calendar months, June 2001 to January
-            2003, with ratings of 3 as negatives.
+        split: how to split a named dataset into training, validation and test rows. "random" splits the rows 8:1:1 at
+            random. "time" splits them 8:1:1 by time, oldest first. "item" splits the items 8:1:1 at random, so that
+            all rows of an item are in the same split. "months" is only for movielens-1m: 10, 5 and 5 calendar months
+            from June 2001 to January 2003, with ratings of 3 as negatives.
         split_seed: seed of the splits "random" and "item".
-        histories: fields to add to a named dataset that list what the user did before, such as `liked_titles`. The
-            `max_values` of such a field, which `fields` may set, limits their number.
-        name: name of the data set that the files hold, such as `ml1m-months`, for run.json and model cards. A named
-            dataset has its own.
+        histories: user histories to add to a named dataset as fields, such as `liked_titles`. A history lists what the
+            user did in earlier rows. Set `max_values` of this field in `fields` to limit its length.
+        name: name of the data set in the files, such as `ml1m-months`, for run.json and the model card. A named dataset
+            has its own name.
         train_file: CSV or Parquet files of training rows: a file, a folder, a pattern such as `logs/*.csv`, a URL such
             as `s3://bucket/logs`, or a list of these.
         validation_file: files of validation rows.
-        test_file: files of test rows. They are read once, after training.
-        unlabeled_file: files of rows without labels, which finetuning learns from by what `teacher` predicts for them.
-        csv: How CSV files are written
+        test_file: files of test rows. They are scored once, after training.
+        unlabeled_file: files of rows without labels, for finetuning with a `teacher`: its predictions replace labels.
+        csv: Format of CSV files
         fields: the columns to learn from, in the order of the text. Each is a column name or a mapping of `FieldConfig`
-            settings, such as `{name: title, max_tokens: 16}`. A named dataset uses all of its own fields by default; a
-            mapping then changes settings of one of them. With a pretrained model, list that model's fields; their
-            saved settings are used.
-        label: name of the label column in the files. The default is the label of the model to start from, or else
-            "label". Files for pretraining may lack this column.
+            settings, such as `{name: title, max_tokens: 16}`. By default, a named dataset uses all of its fields; a
+            mapping changes settings of one of them. With a pretrained model, name exactly that model's fields; their
+            saved settings apply.
+        label: name of the label column in the files. The default is the label column of the model to start from, or
+            "label" without one. Files for pretraining may lack this column.
         group_field: column whose values group the rows, such as `user_id`. It adds GAUC and UAUC, which are AUCs within
-            groups, to the metrics of clicks. The column need not be one of the fields; rows without a value do not
-            count in these two. Pretraining does not read it.
+            groups, to the click metrics. The column need not be a field. Rows without a value are left out of these two
+            metrics. Pretraining ignores this setting.
         text_features: vectors to attach to the values of fields, each a mapping of `TextFeatures` settings, such as
-            `{field: movie_id, encoder: sentence-transformers/all-MiniLM-L6-v2, fields: [title, genre]}`. With a
-            pretrained model its own are used.
-        catalog_file: files with the columns of the text features that describe values beside those of the training
-            rows, such as all items of a shop. A named dataset is its own catalog.
-        max_train_rows: use only the first rows of the training split.
-        max_validation_rows: use only the first rows of the validation split.
+            `{field: movie_id, encoder: sentence-transformers/all-MiniLM-L6-v2, fields: [title, genre]}`. A pretrained
+            model always uses its own.
+        catalog_file: files that describe further values for the text features, such as all items of a shop. They need
+            the columns that the text features read. A named dataset is its own catalog.
+        max_train_rows: maximum number of training rows; only the first ones are used. No limit by default.
+        max_validation_rows: maximum number of validation rows; only the first ones are used. No limit by default.
     """
 
     source: str | None = None
@@ -85,7 +85,7 @@ class DataSettings:
     split_seed: int = 0
     histories: list[str] = field(default_factory=list)
     name: str | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
-    # Of files it counts what they hold.
+    # The names of files don't affect the weights; a fingerprint of their rows is compared instead.
     train_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     validation_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
     test_file: Place | None = field(default=None, metadata=CHANGES_NO_WEIGHT)
@@ -107,34 +107,34 @@ class DataSettings:
             TextFeatures.from_dict(features)
         if self.catalog_file is not None and (self.source is not None or not self.text_features):
             raise ValueError(
-                "data.catalog_file is for files with data.text_features; a named dataset is its own catalog"
+                "data.catalog_file needs data.text_features and rows from files; a named dataset is its own catalog"
             )
         check_ranges(self, "data")
         if self.name is not None and not self.name.strip():
-            raise ValueError("data.name is empty: name the data set that the files hold, or leave it out")
+            raise ValueError("data.name is empty: set it to a name for the data set in the files, or leave it out")
         if self.name is not None and self.source is not None:
-            raise ValueError(f"data.name={self.name} is for files; data.source={self.source} has a name: leave one out")
+            raise ValueError(f"data.name={self.name} is only for files: leave it out, or data.source={self.source}")
         if self.source is None:
             names = [f if isinstance(f, str) else f.get("name") for f in self.fields]
             check_label(self.label or LABEL, names, self.group_field, "data.")
 
     def refuse_unlabeled(self, advice: str) -> None:
-        """Raises ValueError, with an advice, if `unlabeled_file` is set."""
+        """Raises ValueError, with advice, if `unlabeled_file` is set."""
         if self.unlabeled_file is not None:
-            raise ValueError(f"data.unlabeled_file is for finetuning with a teacher; {advice}")
+            raise ValueError(f"data.unlabeled_file is only for finetuning with a teacher; {advice}")
 
 
 @dataclass
 class ModelSettings:
-    """Which model to build.
+    """Settings of the model to build.
 
     Args:
-        text_encoder: name or folder of the pretrained text encoder.
+        text_encoder: Hub name or folder of the pretrained text encoder.
         text_layers: number of layers of the text encoder to build, counted from the first; all by default.
         text_pretrained: true loads the text encoder's weights; false initialises them randomly (an ablation).
         max_length: maximum number of tokens of a row's text. The default is the tokenizer's limit, at most 512.
         options: other settings of `FlipConfig`, such as `backbone` or `contrastive_temperature`. When finetuning a
-            pretrained FLIP, these replace the saved settings.
+            pretrained FLIP, they override the saved settings.
     """
 
     text_encoder: str = MINILM
@@ -149,32 +149,32 @@ class ModelSettings:
             if name in self.options:
                 raise ValueError(f"model.options.{name} can't be set: set {place} instead")
         check_settings(self.options, "model.options")
-        # The groups of text_towers are checked with the fields, which are not known yet.
+        # The groups of text_towers are checked later, because the fields are not known yet.
         options = {name: value for name, value in self.options.items() if name != "text_towers"}
         with _errors_of_options("model.options"):
             FlipConfig(**options)
 
     def check_backbone(self) -> None:
-        """Raises ValueError for a backbone that does not exist, or that can't be built with its options."""
+        """Raises ValueError if the backbone does not exist or can't be built with its options."""
         name = self.options.get("backbone", FlipConfig.backbone)
         options = self.options.get("backbone_options", {})
         check_backbone_options(name, options)
-        # Without storage for its weights. The number of fields, which is not known yet, has no bad values.
+        # The meta device allocates no memory. The number of fields is not known yet, but any number is valid.
         with _errors_of_options(f"model.options.backbone_options={options}"), torch.device("meta"):
             build_backbone(name, 2, self.options.get("embedding_dim", FlipConfig.embedding_dim), options)
 
 
 @dataclass
 class MaskingSettings:
-    """What pretraining masks.
+    """Settings of the masks of pretraining.
 
     Args:
         text_mask_ratio: share of a row's fields to mask in the text, from 0 to 1.
-        tabular_mask_ratio: share of a row's fields to mask in the table, from 0 to 1.
+        tabular_mask_ratio: share of a row's fields to mask in the feature ids, from 0 to 1.
         text_mask_unit: "field" masks all value tokens of a field together, as in the paper; "token" masks single value
             tokens.
-        mlm_vocabulary: tokens that MLM chooses from when it predicts a masked token: "all" tokens of the text encoder,
-            as in the paper, or only tokens "seen" in training values, which is faster.
+        mlm_vocabulary: tokens that MLM chooses from when it predicts a masked token. "all" means all tokens of the text
+            encoder, as in the paper. "seen" means only tokens in the training values, which is faster.
     """
 
     text_mask_ratio: float = 0.15
@@ -194,11 +194,12 @@ class RunSettings:
         output_dir: folder for the model, the log, the checkpoints and the record of the run.
         resume: continue from the last checkpoint in `output_dir`. Without a checkpoint the run starts from the
             beginning; a finished run only pushes its model.
-        push_to_hub: Hub repository that receives the model, such as `org/name`; it is created if needed. The token
-            comes from `hf auth login` or from `HF_TOKEN`.
-        private: create the repository as private.
+        push_to_hub: Hub repository to push the model to, such as `org/name`; it is created if needed. The token comes
+            from `hf auth login` or from `HF_TOKEN`.
+        private: create the repository as private; an existing public repository is an error.
         revision: branch to push to, created if needed; the default is `main`.
-        push_when: push at the "end"; or also after each new "best" validation result; or also at every "checkpoint".
+        push_when: "end" pushes only at the end of the run. "best" also pushes after each new best validation result.
+            "checkpoint" does the same as "best" and also pushes at each checkpoint.
         data: The click log
         model: The model to build
         training: Training
@@ -217,7 +218,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_output_folder(self.output_dir, "output_dir")
         if self.push_to_hub is None and (self.private or self.revision or self.push_when != "end"):
-            raise ValueError("private, revision and push_when say how to push: set push_to_hub, as in org/name, too")
+            raise ValueError("private, revision and push_when need push_to_hub: set it to a name such as org/name")
 
 
 @dataclass
@@ -233,7 +234,7 @@ class PretrainSettings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.model.check_backbone()
-        self.data.refuse_unlabeled("pretraining reads no labels: name these files in data.train_file")
+        self.data.refuse_unlabeled("pretraining needs no labels: add these files to data.train_file")
 
 
 @dataclass
@@ -243,17 +244,17 @@ class FinetuneSettings(RunSettings):
     Args:
         pretrained: folder or Hub repository of a pretrained FLIP. Without it, finetuning starts from a new model.
         mode: "joint" trains both towers, "id" the ID-based model alone, "text" the text encoder alone.
-        fusion_rows: rows that the weights of the two towers' logits are learned from: "training" learns them together
-            with the towers, as in the paper; "validation" learns them afterwards, from rows that the towers did not
-            memorise.
-        teacher: folder or Hub repository of a finetuned model. The model learns from this one's click logits, too, such
-            as `mode: id` from both towers. A teacher is too sure of the rows that it was trained on: give it others in
-            `data.unlabeled_file`.
+        fusion_rows: rows for learning the weights of the two towers' logits. "training" learns them together with the
+            towers, as in the paper. "validation" learns them afterwards, on validation rows, which the towers have not
+            memorised.
+        teacher: folder or Hub repository of a finetuned model for knowledge distillation: the new model also learns
+            from the teacher's click logits. For example, `mode: id` can learn from a joint teacher. A teacher is
+            overconfident on its own training rows, so add rows that it has not seen in `data.unlabeled_file`.
         distillation_weight: share of the loss that comes from the teacher, from 0 to 1; labels have the rest.
 
     Raises:
         ValueError: `fusion_rows` is set for a model with one tower; `pretrained` or `teacher` is a folder without a
-            model, or it lies in the folder that this run writes to; what is for a teacher is set without one.
+            model, or is inside `output_dir`; or a setting that needs a teacher is set without one.
     """
 
     pretrained: str | None = None
@@ -273,17 +274,17 @@ class FinetuneSettings(RunSettings):
             check_model_folder(name, setting)
             if _lies_in(name, self.output_dir):
                 raise ValueError(
-                    f"{setting}={name} lies in output_dir={self.output_dir}, and this run would overwrite it: choose "
+                    f"{setting}={name} is inside output_dir={self.output_dir}, so this run would overwrite it: choose "
                     "another output_dir"
                 )
         if self.teacher is None:
             self.data.refuse_unlabeled("set teacher to a finetuned model, such as runs/flip/model")
             if self.distillation_weight != FlipConfig.distillation_weight:
                 raise ValueError(
-                    f"distillation_weight={self.distillation_weight} is the share of a teacher: set teacher, too"
+                    f"distillation_weight={self.distillation_weight} needs a teacher: set teacher, or leave it out"
                 )
         if self.fusion_rows != "training" and self.mode != "joint":
-            raise ValueError(f"fusion_rows={self.fusion_rows!r} is for mode='joint', not for mode={self.mode!r}")
+            raise ValueError(f"fusion_rows={self.fusion_rows!r} needs mode='joint', not mode={self.mode!r}")
 
 
 @dataclass
@@ -294,13 +295,14 @@ class EvaluateSettings:
         model: folder or Hub repository of a finetuned model.
         output: JSON file for the metrics; by default they are only printed.
         mode: score with both towers ("joint") or with one ("id", "text"); the default is the saved mode.
-        data: The labelled rows: one file, such as `data.test_file`, or the named dataset and split of training
-        rows: the split to evaluate. With files it selects `data.train_file`, `data.validation_file` or
+        data: The labelled rows: files, such as `data.test_file`, or the same named dataset and split as in training
+        rows: the split to evaluate. With files, it selects `data.train_file`, `data.validation_file` or
             `data.test_file`.
-        slices: fields to slice the metrics by: rows whose value of the field is unseen, for each field, and rows whose
-            values of all these fields are seen.
+        slices: fields for extra metrics on slices of the rows. For each field, one slice has the rows with an unseen
+            value of this field. One more slice has the rows whose values of all these fields were seen in training.
         batch_size: rows in a batch.
-        precision: "bf16" for autocast, "fp32", or "auto" for bf16 if the device computes in it.
+        precision: "bf16" computes with bf16 autocast, "fp32" in single precision; "auto" chooses bf16 if the device
+            supports it.
     """
 
     model: str
@@ -328,16 +330,18 @@ class PredictSettings:
         model: folder or Hub repository of a finetuned model.
         input: CSV or Parquet files with the columns of the model's fields: a file, a folder, a pattern, a URL, or a
             list of these.
-        output: file for the row numbers, kept columns and click probabilities. Its name selects the format: .parquet,
-            .csv or .csv.gz; for JSON Lines .jsonl, .json, .jsonl.gz or .json.gz.
+        output: file for the row numbers, kept columns and click probabilities. The end of its name selects the format:
+            .parquet; .csv or .csv.gz; or for JSON Lines .jsonl, .json, .jsonl.gz or .json.gz.
         keep: columns of the input to copy to the output, such as `[request_id]`. They need not be fields.
         mode: score with both towers ("joint") or with one ("id", "text"); the default is the saved mode.
-        text_budget: share of the rows whose text is read, from 0 to 1: those that the ID-based model is least sure
-            of. All other rows get the ID-based model's probability. It applies to each chunk of rows separately.
+        text_budget: share of the rows whose text is read, from 0 to 1, to save time. Only the rows that the ID-based
+            model is least sure about are read; the others get the ID-based model's probability. The share applies to
+            each chunk of rows. By default, all texts are read.
         batch_size: rows in a batch.
-        chunk_rows: rows to hold in memory at a time.
-        precision: "bf16" for autocast, "fp32", or "auto" for bf16 if the device computes in it.
-        csv: How CSV files are written
+        chunk_rows: number of rows to hold in memory at a time.
+        precision: "bf16" computes with bf16 autocast, "fp32" in single precision; "auto" chooses bf16 if the device
+            supports it.
+        csv: Format of CSV files
     """
 
     model: str
@@ -363,8 +367,8 @@ class CardSettings:
     """Settings of the card.
 
     Args:
-        run: folder of a run that has ended.
-        repo: where the model is, or will be, on the Hub, as in org/name.
+        run: folder of a finished run.
+        repo: Hub repository of the model, such as `org/name`; it need not exist yet.
         output: folder for README.md, run.json and the pictures.
     """
 
@@ -375,38 +379,38 @@ class CardSettings:
     def __post_init__(self) -> None:
         check_output_folder(self.output, "output")
         if not (self.run / RECORD_NAME).is_file():
-            raise ValueError(f"run={self.run}: this folder holds no run that has ended, as it lacks {RECORD_NAME}")
+            raise ValueError(f"run={self.run}: this folder holds no finished run, because {RECORD_NAME} is missing")
 
 
 @contextmanager
 def _errors_of_options(setting: str) -> Iterator[None]:
-    """Turns all errors into a ValueError: transformers and torch raise many kinds for a value that can't be."""
+    """Turns all errors into ValueError, because transformers and torch raise many types for invalid values."""
     try:
         yield
     except Exception as error:
-        # What transformers' checks of types and ranges wrap says it all.
+        # transformers' checks of types and ranges wrap the original error, which has the clearer message.
         cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
         raise ValueError(f"{setting}: {cause}") from error
 
 
 def check_model_folder(name: str, setting: str) -> None:
-    """Raises a ValueError where a name is neither a folder with a model nor one that a repository may have.
+    """Raises ValueError if a name is neither a folder with a model nor a valid name of a Hub repository.
 
     Args:
-        name: folder or repository of a model.
-        setting: what sets it, for the error.
+        name: folder or Hub repository of a model.
+        setting: name of the setting, for the error.
     """
     folder = Path(name)
     if not folder.exists():
         try:
             validate_repo_id(name)
         except HFValidationError as error:
-            message = "there is no such folder, and a repository's name looks like org/name"
+            message = "this folder does not exist, and the name is not that of a Hub repository, such as org/name"
             raise ValueError(f"{setting}={name}: {message}") from error
     elif not (folder / CONFIG_NAME).is_file():
         better = folder / MODEL_FOLDER
         hint = f"; did you mean {better}?" if (better / CONFIG_NAME).is_file() else ""
-        raise ValueError(f"{setting}={name}: this folder holds no model, as it lacks {CONFIG_NAME}{hint}")
+        raise ValueError(f"{setting}={name}: this folder holds no model, because {CONFIG_NAME} is missing{hint}")
 
 
 def _lies_in(name: str, folder: Path) -> bool:
@@ -415,14 +419,14 @@ def _lies_in(name: str, folder: Path) -> bool:
 
 
 def as_plain(settings: Any) -> dict[str, Any]:
-    """What a record says of a run's settings, as plain JSON types, without credentials that URLs may hold."""
+    """Returns a run's settings for its record, as JSON types and without credentials in URLs."""
     recorded = [f.name for f in fields(settings) if f.metadata.get("is_recorded", True)]
     values = asdict(settings)
     return {name: _plain(values[name]) for name in recorded}
 
 
 def names_without_effect(kind: type) -> set[str]:
-    """The dotted names of the settings that change no weight, or of groups of them.
+    """Returns the dotted names of the settings, or groups of settings, that do not affect the weights.
 
     Args:
         kind: a dataclass of settings.

@@ -1,4 +1,4 @@
-"""Files of rows, in the format that their name says."""
+"""Writers of tables as Parquet, CSV or JSON Lines; the file's name selects the format."""
 
 import glob
 import math
@@ -18,7 +18,7 @@ from flip_hf.standard_json import measures_json
 
 
 class TableWriter(Protocol):
-    """Writes tables of one schema, one after the other, and is a context manager that completes the file."""
+    """Writes tables of the same schema one after another. It is a context manager that completes the file."""
 
     def __init__(self, sink: Any, schema: pa.Schema) -> None: ...
 
@@ -30,14 +30,14 @@ class TableWriter(Protocol):
 
 
 class JsonLinesWriter:
-    """Writes a JSON object a row.
+    """Writes one JSON object per row.
 
-    Numbers have their shortest decimal spelling; NaN is null. JSON has neither decimals nor times, so they become
-    strings, such as `"5.00"` and `"2024-01-31 10:00:00"`. JSON has no infinity: `check_values` refuses it.
+    Numbers have their shortest decimal spelling, and NaN becomes null. JSON has no type for decimals and times, so they
+    become strings such as `"5.00"` and `"2024-01-31 10:00:00"`. JSON has no infinity either; `check_values` refuses it.
 
     Args:
         sink: a binary file.
-        schema: the tables'.
+        schema: schema of the tables.
     """
 
     def __init__(self, sink: Any, schema: pa.Schema) -> None:
@@ -49,7 +49,7 @@ class JsonLinesWriter:
         for i in self._as_text:
             table = table.set_column(i, table.column_names[i], table.column(i).cast(pa.string()))
         for i in self._as_double:
-            # Through its text: 0.1 in single precision would become 0.10000000149011612.
+            # Convert through text. A direct cast would turn 0.1 in single precision into 0.10000000149011612.
             text = table.column(i).cast(pa.float32()).cast(pa.string())
             table = table.set_column(i, table.column_names[i], text.cast(pa.float64()))
         for row in table.to_pylist():
@@ -73,47 +73,47 @@ WRITERS: Mapping[str, type[TableWriter]] = {
     ".json": JsonLinesWriter,
     ".json.gz": JsonLinesWriter,
 }
-"""Writers of files, by the ending of the file's name."""
+"""Writers by the ending of the file's name."""
 
 
 def ending_of(path: Path) -> str:
-    """The ending of a file's name, a key of `WRITERS`.
+    """Returns the ending of a file's name that is a key of `WRITERS`.
 
     Raises:
-        ValueError: the name has no such ending.
+        ValueError: the name has none of these endings.
     """
     for ending in WRITERS:
         if path.name.lower().endswith(ending):
             return ending
-    raise ValueError(f"output={path}: can't tell what to write; end the name in one of {', '.join(WRITERS)}")
+    raise ValueError(f"output={path}: the name must select a format; end it in one of {', '.join(WRITERS)}")
 
 
 def open_writer(sink: Any, ending: str, schema: pa.Schema) -> TableWriter:
-    """A writer of tables into an open file.
+    """Creates a writer of tables to an open file.
 
     Args:
         sink: a binary file.
-        ending: of the file's name, a key of `WRITERS`.
-        schema: the tables'.
+        ending: ending of the file's name, a key of `WRITERS`.
+        schema: schema of the tables.
 
     Raises:
-        InputError: the format can't hold a column of that type.
+        InputError: the format can't store the type of a column.
     """
     for column in schema:
         if not _can_hold(ending, column):
-            message = f"a {ending} file can't hold values of the type {column.type}; write .parquet instead"
+            message = f"a {ending} file can't store values of the type {column.type}; write .parquet instead"
             raise InputError(message, field=column.name)
     return WRITERS[ending](sink, schema)
 
 
 def check_values(ending: str, table: pa.Table, first_row: int, source: str) -> None:
-    """Checks that a format can hold the values to write.
+    """Checks that a format can store the values of a table.
 
     Args:
-        ending: of the file's name, a key of `WRITERS`.
+        ending: ending of the file's name, a key of `WRITERS`.
         table: the rows.
         first_row: number of the first row, for the error.
-        source: where the rows come from, for the error.
+        source: origin of the rows, for the error.
 
     Raises:
         InputError: a number is infinite, and JSON has no infinity.
@@ -124,51 +124,51 @@ def check_values(ending: str, table: pa.Table, first_row: int, source: str) -> N
         if "float" in str(column.type) or "double" in str(column.type):
             for row, value in enumerate(table[column.name].to_pylist(), first_row):
                 if _has_infinity(value):
-                    message = "JSON has no infinity; write .parquet or .csv instead, or do not keep this column"
+                    message = "JSON can't store infinity; write .parquet or .csv instead, or do not keep this column"
                     raise InputError(message, source=source, field=column.name, row=row, value=value)
 
 
 def check_output_folder(folder: Path, setting: str) -> None:
-    """Raises a ValueError if a folder can't be made, because it or a folder above it is a file.
+    """Raises ValueError if a folder can't be created because it, or a folder above it, is a file.
 
     Args:
-        folder: the folder to write to.
-        setting: the name of its setting, for the error.
+        folder: folder to write to.
+        setting: name of its setting, for the error.
     """
     for place in (folder, *folder.parents):
         if place.exists():
             if not place.is_dir():
-                raise ValueError(f"{setting}={folder}: {place} is a file; name another folder")
+                raise ValueError(f"{setting}={folder}: {place} is a file; choose another folder")
             return
 
 
 def check_output(output: Path, inputs: Iterable[Place | None]) -> None:
-    """Checks that a file to write overwrites no file that is read.
+    """Checks that writing a file does not overwrite an input.
 
     Args:
-        output: the file to write.
-        inputs: files, folders or patterns that are read, or lists of these; URLs and None are passed over.
+        output: file to write.
+        inputs: files, folders or patterns that are read, or lists of these; URLs and None are skipped.
 
     Raises:
-        ValueError: the output is one of the inputs, under whatever name, or lies in a folder among them; or it is a
+        ValueError: the output is an input, possibly under another name, or is inside an input folder; or it is a
             folder, or a folder above it is a file.
     """
     if output.is_dir():
-        raise ValueError(f"output={output} is a folder; name a file")
+        raise ValueError(f"output={output} is a folder; set it to a file")
     check_output_folder(output.parent, "the folder of output")
     parts = [part for place in inputs if place for part in ([place] if isinstance(place, str | Path) else place)]
     for source in [Path(found) for part in parts for found in (part, *glob.glob(str(part), recursive=True))]:
         if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
-            raise ValueError(f"output={output} lies in the input folder {source}; write it to another one")
+            raise ValueError(f"output={output} is inside the input folder {source}; choose another folder")
         if output.exists() and source.exists() and os.path.samefile(output, source):
-            raise ValueError(f"output={output} is the input {source}, which would be overwritten; name another file")
+            raise ValueError(f"output={output} would overwrite the input {source}; choose another file")
 
 
 def _can_hold(ending: str, column: pa.Field) -> bool:
     writer = WRITERS[ending]
     try:
         with writer(pa.BufferOutputStream(), pa.schema([column])):
-            # Bytes need not be text.
+            # Binary values need not be valid text, so only Parquet can store them.
             return writer is pq.ParquetWriter or "binary" not in str(column.type)
     except pa.ArrowException:
         return False

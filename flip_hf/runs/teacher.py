@@ -1,8 +1,8 @@
-"""A teacher: a finetuned model whose click logits a student learns from.
+"""The teacher of knowledge distillation: a finetuned model whose click logits a student learns from.
 
-Three callers: `flip-hf finetune --mode id --teacher runs/flip/model` for a model that is as cheap to serve as any
-ID-based one; the same with `--data.unlabeled_file pairs.parquet`, rows that nobody clicked on or passed over yet; and
-`FlipTrainer`, whose rows have a column `teacher_logit` already and need nothing of this module.
+For example, `flip-hf finetune --mode id --teacher runs/flip/model` trains an ID-based model that learns from both
+towers. It costs no more to serve than any other ID-based model. Adding `--data.unlabeled_file pairs.parquet` also uses
+rows without labels. `FlipTrainer` does not use this module; its rows need a column `teacher_logit`.
 """
 
 from dataclasses import replace
@@ -23,15 +23,15 @@ from flip_hf.scoring import click_logits
 
 
 class Teacher:
-    """A finetuned model and the rows of a run as this model reads them.
+    """A finetuned model, and the rows of a run with the fields of this model.
 
     Args:
-        name: folder or repository of the model.
-        settings: the run's.
+        name: folder or Hub repository of the model.
+        settings: settings of the run.
 
     Raises:
-        ValueError: the model was never finetuned, or the rows lack what it reads.
-        OSError: there is no such model.
+        ValueError: the model was never finetuned, or the rows lack one of its fields.
+        OSError: the model does not exist.
     """
 
     def __init__(self, name: str, settings: FinetuneSettings) -> None:
@@ -43,15 +43,15 @@ class Teacher:
             data = _data_of_teacher(settings.data, self._processor)
             self._log = load_click_log(data, self._processor, split="train", needs_label=False)
         except (ValueError, InputError) as error:
-            raise ValueError(f"the rows are not what teacher={name} reads: {error}") from error
+            raise ValueError(f"teacher={name} can't read the rows of this run: {error}") from error
 
     def click_logits(self, accelerator: Accelerator) -> np.ndarray:
-        """The teacher's click logits of the training rows, then of the unlabelled rows, float32 (rows,).
+        """Computes the teacher's click logits of the training rows, then of the unlabelled rows, float32 (rows,).
 
-        All processes share the work, and each gets the logits of all rows.
+        The processes share the work, and each gets the logits of all rows.
 
         Args:
-            accelerator: of the run, with no other model prepared.
+            accelerator: the run's accelerator, which must not have prepared another model yet.
         """
         collator = FlipCTRCollator.from_model(self._processor, self._model)
         model = accelerator.prepare_model(self._model, device_placement=True, evaluation_mode=True)
@@ -61,13 +61,13 @@ class Teacher:
                 rows = self._log.encode(self._processor, split, with_label=False)
                 scores = click_logits(model, rows, collator, self._batch_size, accelerator, f"teacher, {split} rows")
                 parts.append(scores["logits"])
-        # It would hold the teacher as long as the run lasts.
+        # Otherwise, the accelerator keeps the teacher in memory until the end of the run.
         accelerator.free_memory()
         return np.concatenate(parts)
 
 
 def _data_of_teacher(data: DataSettings, processor: FlipProcessor) -> DataSettings:
-    """The settings that name the same rows, with the teacher's fields."""
+    """Returns settings for the same rows with the teacher's fields."""
     own: dict[str, Any] = {"fields": []}
     if data.source is not None:
         offered = {history.field.name for history in dataset_source(data.source).histories}

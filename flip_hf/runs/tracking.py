@@ -1,4 +1,4 @@
-"""A run watched from elsewhere: its log in an experiment tracker."""
+"""Sends the log of a run to experiment trackers."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -15,19 +15,20 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 def make_trackers(
     names: Sequence[str] | None, folder: Path, settings: Mapping[str, Any], first_step: int | None = None
 ) -> list[GeneralTracker]:
-    """The trackers that a run's settings name; accelerate starts, feeds and ends them.
+    """Creates the trackers that a run's settings name; accelerate starts and finishes them.
 
-    TensorBoard's files go into the run's folder, `tensorboard/`. trackio and wandb have a project `flip_hf`, with the
-    run under its folder's name; where they send it and by which account is theirs to know (`TRACKIO_*`, `WANDB_*`).
+    TensorBoard writes to `tensorboard/` in the run's folder. trackio and wandb show the run in the project `flip_hf`,
+    under the name of its folder. Configure their server and account with their own variables (`TRACKIO_*`, `WANDB_*`).
 
     Args:
-        names: out of `TRACKERS`; None is TensorBoard where it is installed.
-        folder: the run's.
-        settings: the run's, which trackio and wandb show.
-        first_step: of a resumed run, the step that comes next: TensorBoard forgets what it had of it and of later ones.
+        names: names from `TRACKERS`; None means TensorBoard if it is installed.
+        folder: folder of the run.
+        settings: settings of the run, which trackio and wandb show.
+        first_step: the next step of a resumed run. TensorBoard purges this and later steps, because the run repeats
+            them.
 
     Raises:
-        ValueError: a name is unknown, or the package of that name is not installed.
+        ValueError: a name is unknown, or its package is not installed.
     """
     if names is None:
         names = ["tensorboard"] if find_spec("tensorboard") else []
@@ -35,7 +36,7 @@ def make_trackers(
         if name not in TRACKERS:
             raise ValueError(f"training.report_to: {name!r} is not one of {', '.join(TRACKERS)}")
         if find_spec(name) is None:
-            raise ValueError(f"training.report_to: {name!r} is not installed; pip install {name}, or leave it out")
+            raise ValueError(f"training.report_to: {name!r} is not installed; run pip install {name}, or leave it out")
     run = {"name": folder.name, "config": dict(settings)}
     made = {
         "tensorboard": lambda: TensorBoardTracker(TENSORBOARD_FOLDER, folder, purge_step=first_step),
@@ -46,7 +47,7 @@ def make_trackers(
 
 
 def trackable(event: str, values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line of the log under the names that trackers show, such as `train/loss`."""
+    """Returns the numbers of a log line under the names that trackers show, such as `train/loss`."""
     return {
         f"{event}/{name}": value
         for name, value in values.items()

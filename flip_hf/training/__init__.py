@@ -1,1 +1,1 @@
-"""The engine: the training loop, what it optimises, saves and reports, and what Trainer is told."""
+"""The training engine: the loop, the optimiser, checkpoints, evaluation and the adapter for `transformers.Trainer`."""

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there, and the checkpoints among them."""
+"""Atomic writes of folders and files, and the checkpoints of a run."""
 
 import json
 import logging
@@ -19,14 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
-    """Writes a folder beside `target` and puts it in its place, so that an interrupted write leaves the old one whole.
+    """Replaces a folder atomically: an interrupted write leaves the old folder intact.
+
+    The new folder is written beside `target` and then renamed.
 
     Args:
-        target: the folder to replace or make.
-        write: fills the folder it is given.
+        target: the folder to replace or create.
+        write: called with the path of the new folder, which it fills with files.
 
     Raises:
-        OSError: the folder could not be written, as on a full disk.
+        OSError: the folder could not be written, for example because the disk is full.
     """
     recover_folder(target)
     aside, old = _beside(target)
@@ -37,7 +39,7 @@ def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
             _sync(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise OSError(f"{target} could not be written ({error}); what was there before is as it was") from error
+        raise OSError(f"{target} could not be written ({error}); its previous content is unchanged") from error
     if target.exists():
         target.rename(old)
     aside.rename(target)
@@ -46,9 +48,9 @@ def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
 
 
 def recover_folder(target: Path) -> None:
-    """Puts right what a `replace_folder` left that died: `target` is there again if it ever was, and nothing beside it.
+    """Repairs `target` after a crash in `replace_folder`, and removes leftover folders beside it.
 
-    Where it died between its two renames, the new folder was whole already and takes its place.
+    After a crash between the two renames, the new folder is already complete, so it becomes `target`.
     """
     aside, old = _beside(target)
     if old.exists() and not target.exists():
@@ -58,7 +60,7 @@ def recover_folder(target: Path) -> None:
 
 
 def replace_file(target: Path, text: str) -> None:
-    """Writes a file in one go: an interrupted write leaves the old one, or none."""
+    """Replaces a file atomically: an interrupted write leaves the old file, or no file if there was none."""
     aside = target.with_name(f"{target.name}.new")
     aside.write_text(text, encoding="utf-8")
     _sync(aside)
@@ -67,13 +69,14 @@ def replace_file(target: Path, text: str) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of a run: folders `step-120`, each with its metadata in `state.json`.
+    """The checkpoints of a run: folders such as `step-120`, each with its metadata in `state.json`.
 
-    One is complete where `state.json`, which is written last, names files that are all there in the lengths they had.
+    `state.json` is written last and lists the other files with their sizes. A checkpoint is complete if all these files
+    exist with these sizes.
 
     Args:
-        folder: where they lie.
-        kept: how many complete ones are kept; an older one goes when a newer one is complete.
+        folder: folder of the checkpoints.
+        kept: number of complete checkpoints to keep. Older ones are deleted once a newer one is complete.
     """
 
     def __init__(self, folder: Path, kept: int) -> None:
@@ -81,23 +84,23 @@ class Checkpoints:
         self.kept = kept
 
     def last(self) -> Path | None:
-        """The last complete one; later ones that are not complete are left out with a warning."""
+        """Returns the last complete checkpoint, or None; logs a warning for each later, incomplete one."""
         for folder in reversed(self._folders()):
             if _is_complete(folder):
                 return folder
-            logger.warning("%s is not complete and is left out", folder)
+            logger.warning("%s is incomplete and is ignored", folder)
         return None
 
     def save(self, step: int, write: Callable[[Path], object], metadata: Mapping[str, Any]) -> None:
-        """Writes one, then removes those that are too old to keep.
+        """Writes a checkpoint, then removes the ones that are too old to keep.
 
         Args:
-            step: the optimiser steps taken.
-            write: fills the folder it is given with files.
-            metadata: what `read_metadata` shall return, in JSON's types.
+            step: number of optimiser steps taken so far.
+            write: called with the path of the new checkpoint, which it fills with files.
+            metadata: values for `read_metadata` to return, of JSON types.
 
         Raises:
-            OSError: it could not be written; those that were there before are.
+            OSError: the checkpoint could not be written. Earlier checkpoints are intact.
         """
 
         def fill(folder: Path) -> None:
@@ -113,7 +116,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def clear(self) -> None:
-        """Removes them all."""
+        """Removes all checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
@@ -122,7 +125,7 @@ class Checkpoints:
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
-    """What a complete checkpoint was saved with beside its files."""
+    """Returns the metadata that a complete checkpoint was saved with."""
     metadata: dict[str, Any] = json.loads((checkpoint / _STATE_NAME).read_text(encoding="utf-8"))
     return metadata
 
@@ -140,7 +143,7 @@ def _beside(target: Path) -> tuple[Path, Path]:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file's contents, or the names in a folder, are on the disk."""
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

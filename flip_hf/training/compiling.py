@@ -1,4 +1,4 @@
-"""The text encoder by torch.compile."""
+"""Compilation of the text encoder with torch.compile."""
 
 import logging
 
@@ -11,28 +11,29 @@ logger = logging.getLogger(__name__)
 
 
 def compile_text_encoder(model: TrainableModel, device: torch.device) -> bool:
-    """Has the model's text encoder compiled where it is called first, for texts of any length.
+    """Marks the text encoder for compilation at its first call, with dynamic text lengths.
 
-    In place: parameters keep their names, and what is saved is the same.
+    It changes the model in place. Parameters keep their names, so saved files are the same.
 
     Args:
         model: `FlipForPreTraining` or `FlipForCTR`.
-        device: where it will be.
+        device: device that the model will run on.
 
     Returns:
-        Whether it is: not where the model reads no text, nor where torch can't compile, which is logged.
+        True if the text encoder will be compiled; False if the model has no text encoder, or if torch can't compile on
+        this machine (logged as a warning).
     """
     text_model = model.base_model.text_model
     if text_model is None:
         return False
     try:
         torch.compile(F.gelu)(torch.zeros(2, device=device))
-    # Of any type: it runs another compiler.
+    # torch.compile runs another compiler, so the error may be of any type.
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         logger.warning(
-            "training.torch_compile: torch can't compile here, and the text encoder stays as it is (%s); on a CPU it "
-            "needs a C++ compiler, on a GPU Triton",
+            "training.torch_compile: torch can't compile on this machine (%s), so the text encoder runs uncompiled. "
+            "Compiling needs a C++ compiler on a CPU, and Triton on a GPU",
             reason,
         )
         return False

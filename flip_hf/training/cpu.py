@@ -1,4 +1,4 @@
-"""What a training loop on a CPU computes otherwise than torch does, and faster."""
+"""Faster replacements of torch's dropout and attention for training on a CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,20 +14,20 @@ from flip_hf.training.protocols import TrainableModel
 
 @contextmanager
 def fast_cpu_training(model: TrainableModel, device: torch.device) -> Iterator[None]:
-    """In this context, a model's text encoder trains on a CPU by `ByteDropout` and `nn.attention.cpu_attention`.
+    """Context manager: on a CPU, the text encoder uses `ByteDropout` and `nn.attention.cpu_attention`.
 
-    An attention implementation other than `"sdpa"` stays. Afterwards the text encoder is what it was. On other devices
-    and for a model without a text encoder nothing changes.
+    Only the attention implementation `"sdpa"` is replaced. The text encoder is restored when the context ends. Other
+    devices, and models without a text encoder, are left unchanged.
 
     Args:
-        model: a FLIP model, not wrapped.
-        device: where it trains.
+        model: a FLIP model that accelerate has not wrapped.
+        device: device that the model trains on.
     """
     text_model: Any = model.base_model.text_model
     if text_model is None or device.type != "cpu":
         yield
         return
-    # In place, so that whatever refers to the modules finds them changed, and finds them again afterwards.
+    # Change the modules in place, so that existing references to them see the change and its end.
     dropouts = [module for module in text_model.modules() if type(module) is nn.Dropout]
     attends = text_model._supports_attention_backend and text_model.config._attn_implementation == "sdpa"
     for dropout in dropouts:

@@ -1,4 +1,4 @@
-"""What a model is worth on rows it was not trained on."""
+"""Metrics of a model on validation and test rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -28,21 +28,22 @@ from flip_hf.training.protocols import PreparedModel, PretrainingModel
 def evaluate_ctr(
     model: PreparedModel, rows: Dataset, collator: Collator, batch_size: int, accelerator: Accelerator, description: str
 ) -> dict[str, float]:
-    """The metrics of the model's logits, and with both towers of each tower's, as `id_auc` and `text_auc`; those within
-    groups (GAUC, UAUC) where the rows were encoded with `group_field`.
+    """Computes click metrics of a model; a joint model also gets metrics of each tower, such as `id_auc`.
+
+    Metrics within groups (GAUC, UAUC) are included if the rows were encoded with `group_field`.
     """
     return ctr_metrics(click_logits(model, rows, collator, batch_size, accelerator, description))
 
 
 def ctr_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The metrics of `evaluate_ctr` from what `click_logits` returned.
+    """Computes the metrics of `evaluate_ctr` from the arrays that `click_logits` returned.
 
     Args:
-        scores: what `click_logits` returned. With `groups` the metrics within groups are among the results, `gauc` and
-            `uauc`, and with both towers `id_gauc` and the like; rows without a group count in the others alone.
+        scores: the arrays from `click_logits`. With `groups`, the results include the metrics within groups, `gauc` and
+            `uauc`, and for both towers also `id_gauc` and so on. Rows without a group count only in the other metrics.
 
     Raises:
-        ValueError: the rows, or some of them, had no label, or the groups are not as many as the rows.
+        ValueError: some or all rows have no label, or the number of groups differs from the number of rows.
     """
     labels = _labels(scores)
     groups = np.ma.masked_equal(scores["groups"], NO_GROUP) if "groups" in scores else None
@@ -57,27 +58,27 @@ def ctr_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
 def _labels(scores: Mapping[str, np.ndarray]) -> np.ndarray:
     if "labels" not in scores:
         raise ValueError(
-            "the rows have no labels to evaluate by: encode them with processor.encode_dataset(dataset, "
-            "with_label=True)"
+            "the rows have no labels, and an evaluation needs them: encode the rows with "
+            "processor.encode_dataset(dataset, with_label=True)"
         )
     if (scores["labels"] == IGNORED_LABEL).any():
-        raise ValueError("some rows have no label to evaluate by: leave out those rows")
+        raise ValueError("some rows have no label, and an evaluation needs one for each row: remove those rows")
     return scores["labels"].astype(np.int8)
 
 
 def evidence(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What a run's record holds of the test rows.
+    """Computes the test results that a run stores in its record.
 
     Args:
-        scores: what `click_logits` returned for them.
+        scores: the arrays from `click_logits` for the test rows.
 
     Returns:
-        `test`, the metrics of `ctr_metrics`; `test_rows`, their number; of the model's own logits `test_intervals`,
-        95% confidence intervals of the metrics that need no groups, and `test_calibration`, the bins of a reliability
-        diagram.
+        A dict with `test`, the metrics of `ctr_metrics`; `test_rows`, the number of rows; `test_intervals`, 95%
+        confidence intervals of the metrics that need no groups; and `test_calibration`, the bins of a reliability
+        diagram. The last two are computed from the model's own logits, not from those of its towers.
 
     Raises:
-        ValueError: the groups are not as many as the rows.
+        ValueError: the number of groups differs from the number of rows.
     """
     labels, clicks = _labels(scores), probabilities(scores["logits"])
     return {
@@ -89,7 +90,10 @@ def evidence(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def slice_masks(rows: Dataset, fields: Sequence[FieldConfig], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The rows where a field's value is unseen (OOV), for each of some fields, and those where all of them are seen.
+    """Selects slices of rows by whether their values are unseen (OOV).
+
+    Each named field has a slice of the rows whose value of this field is unseen. The slice "seen" has the rows whose
+    values of all named fields are seen.
 
     Args:
         rows: the encoded rows.
@@ -97,10 +101,10 @@ def slice_masks(rows: Dataset, fields: Sequence[FieldConfig], names: Sequence[st
         names: names of the fields to slice by.
 
     Returns:
-        By slice (`"user_id unseen"`, `"seen"`), bool (rows,); nothing where no field is named.
+        Masks by the slice's name (`"user_id unseen"`, `"seen"`), bool (rows,); empty if `names` is empty.
 
     Raises:
-        ValueError: a name is not a field's.
+        ValueError: a name is not the name of a field.
     """
     places = {f.name: i for i, f in enumerate(fields)}
     if unknown := [name for name in names if name not in places]:
@@ -115,11 +119,13 @@ def slice_masks(rows: Dataset, fields: Sequence[FieldConfig], names: Sequence[st
 
 
 def slice_metrics(scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """The metrics of `evaluate_ctr` on slices of the rows, and `rows`, their number; none but that for an empty slice.
+    """Computes the metrics of `evaluate_ctr` on slices of the rows.
+
+    Each slice also has `rows`, its number of rows. An empty slice has nothing else.
 
     Args:
-        scores: what `click_logits` returned for the rows.
-        masks: what `slice_masks` returned for them.
+        scores: the arrays from `click_logits` for the rows.
+        masks: the masks from `slice_masks` for the rows.
     """
     results: dict[str, dict[str, float]] = {}
     for name, mask in masks.items():
@@ -133,10 +139,11 @@ def slice_metrics(scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarr
 def evaluate_pretraining(
     model: PreparedModel, rows: Dataset, collator: Collator, batch_size: int, accelerator: Accelerator, description: str
 ) -> dict[str, float]:
-    """The pretraining losses and metrics, each a mean over all items of all rows; arguments as in `click_logits`.
+    """Computes the pretraining losses and metrics, each a mean over all items of all rows.
 
-    ICL's depend on the batch size, which should be the one trained with. Batches are shared out as in training: every
-    process has a row in each, and no row is there twice.
+    The results of ICL depend on the batch size, so use the batch size of training. Batches are distributed as in
+    training: each process has at least one row of each batch, and no row is counted twice. Arguments as in
+    `click_logits`.
     """
     check_collator(collator, model)
     model.eval()

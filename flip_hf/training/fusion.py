@@ -1,4 +1,4 @@
-"""Fusion fitted to rows that the towers have not learned."""
+"""Fitting the fusion weights on rows that the towers were not trained on."""
 
 from collections.abc import Mapping
 
@@ -14,27 +14,28 @@ _ROWS_AT_ONCE = 1 << 16
 
 
 def fit_fusion(model: JointModel, scores: Mapping[str, np.ndarray], rows: Dataset) -> dict[str, np.ndarray]:
-    """Fits the parameters that weigh the towers' logits, and no others, to labelled rows.
+    """Fits only the fusion parameters, which weigh the towers' logits, on labelled rows.
 
-    On the rows that it was trained on the ID-based model looks better than it is on others, as it learns ids by heart:
-    a fusion that is trained along with the towers trusts it too much. This is stacking on held-out rows (Wolpert,
-    Neural Networks 5, 1992), by maximum a posteriori with a standard normal prior around equal shares: the same rows
-    give the same parameters, whatever they were before.
+    The ID-based model memorises training ids, so a fusion weight that is trained along with the towers favours it too
+    much. Fitting the fusion on held-out rows is stacking (Wolpert, Neural Networks 5, 1992).
+
+    The estimate is maximum a posteriori, with a standard normal prior centred on equal weights. It does not depend on
+    the parameters' previous values.
 
     Args:
-        model: a `FlipForCTR` of both towers, not wrapped; changed in place.
-        scores: what `click_logits` returned of it: `id_logits`, `text_logits` and `labels`, (rows,).
-        rows: these rows, encoded.
+        model: a `FlipForCTR` with both towers that accelerate has not wrapped; changed in place.
+        scores: the model's arrays from `click_logits`: `id_logits`, `text_logits` and `labels`, (rows,) each.
+        rows: the same rows, encoded.
 
     Returns:
-        The scores with the fused `logits` of the fitted model.
+        `scores`, with the fused `logits` of the fitted model.
 
     Raises:
-        ValueError: the rows have no labels, or the model has one tower.
+        ValueError: the rows have no labels, or the model has only one tower.
     """
     if lacking := [name for name in ("id_logits", "text_logits", "labels") if name not in scores]:
-        raise ValueError(f"there are no {lacking[0]}: a fusion is fitted to both towers' logits of labelled rows")
-    # On the CPU in double precision: no device gives the digits of another.
+        raise ValueError(f"the scores have no {lacking[0]}: fitting a fusion needs both towers' logits and the labels")
+    # On the CPU in double precision, because devices differ in the last digits.
     found = {name: torch.from_numpy(values).double() for name, values in scores.items()}
     oov_fractions = _oov_fractions(model, rows).double()
     fusion = type(model.fusion)(oov_fractions.shape[1]).double()
@@ -59,7 +60,7 @@ def fit_fusion(model: JointModel, scores: Mapping[str, np.ndarray], rows: Datase
 
 
 def _oov_fractions(model: JointModel, rows: Dataset) -> torch.Tensor:
-    """The fraction of each field's features that are OOV, float (rows, fields)."""
+    """Returns the fraction of OOV features in each field, float (rows, fields)."""
     table, parts = rows.select_columns("feature_ids").with_format("arrow"), []
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         ids = table[start : start + _ROWS_AT_ONCE]["feature_ids"].combine_chunks()

@@ -1,4 +1,4 @@
-"""Contrastive batches larger than what fits into memory with its graph."""
+"""Contrastive batches whose autograd graph would not fit into memory (gradient caching)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,26 +18,28 @@ _VIEWS = ("feature_ids", "input_ids", "attention_mask", "vectors", "vector_place
 def contrast_over_window(
     model: PreparedModel, batches: Sequence[Mapping[str, torch.Tensor]], accelerator: Accelerator
 ) -> list[Callable[..., Any]]:
-    """The model's forward for each batch of an optimiser step, with all of them as the one contrastive batch.
+    """Returns one forward function per batch; together they contrast all rows of an optimiser step.
 
-    Gradient caching (Gao et al., RepL4NLP 2021, arXiv 2101.06983, Section 3.2): all batches are encoded without a
-    graph, the contrastive loss over all their rows on all processes gives the gradient of each row's projected views,
-    and each batch's forward encodes it again and continues from these. So memory holds the graph of one batch at a
-    time, and the gradients are those of one batch with all the rows, at the price of one more clean forward pass.
+    This is gradient caching (Gao et al., RepL4NLP 2021, arXiv 2101.06983, Section 3.2). First, all batches are encoded
+    without a graph. Then the contrastive loss over all rows of all processes gives the gradient of each row's projected
+    views. Finally, each batch's forward function encodes the batch again and backpropagates from these gradients.
 
-    Each batch draws its dropout from a random stream of its own, the same in both passes.
+    Memory therefore holds the graph of one batch at a time. The gradients equal those of a single batch with all rows;
+    the cost is one more forward pass over the unmasked rows.
+
+    Each batch draws its dropout from its own random stream, which is the same in both passes.
 
     Args:
-        model: a prepared `FlipForPreTraining` with ICL, in training mode.
-        batches: as the collator made them, on the device.
-        accelerator: what prepared the model.
+        model: a `FlipForPreTraining` with ICL, prepared by `accelerator`, in training mode.
+        batches: the collator's batches, on the device.
+        accelerator: the accelerator that prepared the model.
 
     Returns:
-        For each batch what to call in place of the model, with the same arguments.
+        For each batch, the function to call instead of the model, with the same arguments.
     """
     unwrapped = accelerator.unwrap_model(model)
     if "contrastive_views" not in vars(unwrapped):
-        # Where FSDP shards the parameters, they must be gathered for this method too.
+        # FSDP must gather sharded parameters for this method as it does for forward.
         register_fsdp_forward_method(unwrapped, "contrastive_views")
     plain: PretrainingModel = unwrapped
     icl: Any = plain.objectives["icl"]
@@ -55,14 +57,14 @@ def contrast_over_window(
 
 
 def _forward_again(model: PreparedModel, icl: Any, share: Any, seed: int, device: torch.device, **inputs: Any) -> Any:
-    # The share is no argument of the public forward, through which a wrapper such as DistributedDataParallel is called.
+    # Wrappers such as DistributedDataParallel are called through the public forward, which has no argument for `share`.
     with _own_stream(seed, device), icl.contrasted_as(share):
         return model(**inputs)
 
 
 @contextmanager
 def _own_stream(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers from this seed; afterwards they go on where they were."""
+    """Draws random numbers from this seed; restores the previous random state afterwards."""
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type):
         torch.manual_seed(seed)
@@ -71,7 +73,7 @@ def _own_stream(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _running_statistics_kept(model: PreparedModel) -> Iterator[None]:
-    """The second pass, and not the first, counts in the running statistics of batch normalisation."""
+    """Keeps the running statistics of batch normalisation unchanged; only the second pass should update them."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

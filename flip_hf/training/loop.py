@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The training loop of pretraining and finetuning."""
 
 import itertools
 import logging
@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Goal:
-    """The validation metric by which the best model is chosen."""
+    """The validation metric that chooses the best model."""
 
     metric: str
     larger_is_better: bool
 
     def better(self, value: float, best: float | None) -> bool:
-        """Whether `value` beats the best so far: any value beats None, any number beats NaN, NaN beats no number."""
+        """Returns whether `value` beats the best so far; any value beats None, and only numbers beat NaN."""
         if best is None:
             return True
         if math.isnan(value) or math.isnan(best):
@@ -52,15 +52,15 @@ class Goal:
 
 
 def click_goal(labels: np.ndarray) -> Goal:
-    """The goal of learning clicks: AUC, or LogLoss if all validation rows have the same label.
+    """Returns the goal of finetuning: AUC, or LogLoss if all validation rows have the same label.
 
     Args:
-        labels: of the validation rows, 0 or 1 (rows,).
+        labels: labels of the validation rows, 0 or 1 (rows,).
     """
     if labels.min() != labels.max():
         return Goal("auc", larger_is_better=True)
     logger.warning(
-        "all %d validation rows have the label %d: AUC is undefined there, so LogLoss chooses the best model",
+        "all %d validation rows have the label %d, so AUC is undefined; LogLoss chooses the best model",
         len(labels),
         labels[0],
     )
@@ -68,7 +68,7 @@ def click_goal(labels: np.ndarray) -> Goal:
 
 
 class WithRowNumbers:
-    """A collator whose batches come with the numbers of their rows, so that an error can name them."""
+    """Wraps a collator to return each batch with its row numbers, so that errors can name the rows."""
 
     def __init__(self, collator: Callable[[pa.Table], dict[str, torch.Tensor]]) -> None:
         self.collator = collator
@@ -87,32 +87,34 @@ def train(
     evaluate: Callable[[PreparedModel, str], dict[str, float]],
     processor: SavedProcessor,
 ) -> dict[str, Any]:
-    """Trains until the epochs or steps are done or validation stops getting better; keeps the best model.
+    """Trains a model and keeps the best one on the validation rows.
 
-    Goes on from the run's last checkpoint where it resumes one. A SIGTERM or SIGINT ends the step that is being taken,
-    saves a checkpoint and ends the program.
+    Training ends after the given epochs or steps, or when validation stops improving. If the run resumes, training
+    continues from the run's last checkpoint. On SIGTERM or SIGINT, training completes the current step, saves a
+    checkpoint and ends the program.
 
     Args:
         model: `FlipForPreTraining` or `FlipForCTR`.
         rows: the encoded training rows.
-        collator: makes a batch of them; its `set_epoch` is told each epoch.
-        settings: how to train.
-        run: where the log, the checkpoints and the best model go.
-        goal: what is best.
-        evaluate: validation metrics of the prepared model; the second argument describes the moment.
+        collator: makes batches of the rows; `set_epoch` is called at the start of each epoch.
+        settings: the training settings.
+        run: receives the log, the checkpoints and the best model.
+        goal: the validation metric that chooses the best model.
+        evaluate: computes the validation metrics of the prepared model; the second argument describes the moment.
         processor: saved beside the model.
 
     Returns:
-        The best validation metrics, the step they were measured at, steps taken and training rows per second.
+        The best validation metrics, the step of the best model, the steps taken and the training rows per second.
 
     Raises:
-        FloatingPointError: a loss is NaN or infinite; names the step, the parts of the loss and the rows.
-        ValueError: the collator is not for this model, the rows lack a column or their labels, or share row numbers
-            that masks are a function of, a sharded feature table under FSDP, updates of its rows alone on several
-            processes that do not shard it, or larger contrastive batches of a model that contrasts nothing.
-        Stopped: a signal came, and a checkpoint was saved; where it is not caught the program's exit code is
+        FloatingPointError: a loss or a gradient is NaN or infinite; names the step, the parts of the loss and the rows.
+        ValueError: the collator is not for this model; the rows lack a column or labels; masks depend on row numbers,
+            and two rows share one; the feature table is sharded and FSDP is on; `feature_updates` is "rows" on several
+            processes without `shard_features`; or `contrastive_batches` is "window" and the model has no contrastive
+            objective.
+        Stopped: a signal came, and a checkpoint was saved. If it is not caught, the program's exit code is
             `flip_hf.training.signals.EXIT_STOPPED`.
-        OSError: a checkpoint or model could not be written; those that were there before are whole.
+        OSError: a checkpoint or a model could not be written. The previous ones are intact.
     """
     check_training(model, rows, collator, settings, run.accelerator)
     loader = _loader(rows, collator, settings, run.accelerator)
@@ -120,15 +122,15 @@ def train(
     with _Training(model, loader, collator, settings, run, processor) as training:
         plan, progress = training.plan, training.progress
         while True:
-            # First, as a checkpoint may have been saved between a step and its evaluation.
+            # Evaluate first, because the checkpoint may have been saved between a step and its evaluation.
             if plan.is_due(progress.step) and progress.evaluated_step < progress.step:
                 training.take_metrics(evaluate(training.model, f"validation at step {progress.step}"), goal)
-                # A signal may have come while the rows were read.
+                # A signal may have come during the evaluation.
                 training.stop_if_told()
             if progress.step == plan.total_steps or progress.without_better >= settings.patience:
                 return progress.result(plan.total_steps)
             training.take_step()
-            # Before the evaluation, which may take longer than whoever sent the signal waits.
+            # Stop before the evaluation, which may take longer than the sender of the signal waits.
             training.stop_if_told()
             training.save_if_due()
 
@@ -140,28 +142,28 @@ def check_training(
     settings: TrainingSettings,
     accelerator: Accelerator,
 ) -> None:
-    """Raises the ValueErrors of `train` that are known before the first step; arguments as there."""
+    """Raises the ValueErrors of `train` that can be detected before the first step; arguments as in `train`."""
     check_collator(collator, model)
     check_training_rows(rows, collator)
     if "row" not in rows.column_names:
         raise ValueError(
-            "the encoded rows lack the column 'row', by which errors name them: encode with processor.encode_dataset, "
-            "or number them with rows.add_column('row', list(range(len(rows))))"
+            "the encoded rows lack the column 'row', which errors need to name rows: encode with "
+            "processor.encode_dataset, or number the rows with rows.add_column('row', list(range(len(rows))))"
         )
     if settings.contrastive_batches == "window" and not model.contrasts_rows:
         raise ValueError(
-            "training.contrastive_batches is 'window', but this model has no contrastive objective; it is for "
-            "pretraining with a positive weight of icl in model.options.objectives"
+            "training.contrastive_batches is 'window', but this model has no contrastive objective; use it only for "
+            "pretraining, with a positive weight of icl in model.options.objectives"
         )
     if model.sharded_parameters and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
-            "training.shard_features and FSDP would both spread the feature table over processes: set shard_features "
-            "to false, or launch without FSDP"
+            "training.shard_features and FSDP would both shard the feature table: set shard_features to false, or "
+            "launch without FSDP"
         )
     if settings.feature_updates == "rows" and accelerator.num_processes > 1 and not model.sharded_parameters:
         raise ValueError(
-            "training.feature_updates is 'rows', and processes that hold the whole table each would have to tell each "
-            "other their rows: set training.shard_features to true, or feature_updates to 'dense'"
+            "training.feature_updates='rows' on several processes needs a sharded feature table: set "
+            "training.shard_features to true, or training.feature_updates to 'dense'"
         )
 
 
@@ -181,19 +183,19 @@ def _loader(
         collate_fn=WithRowNumbers(collator),
         num_workers=settings.dataloader_num_workers,
         worker_init_fn=leave_signals_to_parent,
-        # Else it draws a seed for its workers where the model draws its dropout.
+        # Otherwise the loader draws a seed for its workers from the random stream of the model's dropout.
         generator=torch.Generator(),
     )
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """When training ends, and when it looks at validation rows.
+    """The steps after which training ends or evaluates.
 
     Attributes:
-        steps_per_epoch: optimiser steps of a pass over the training rows.
-        total_steps: of the whole training.
-        evaluate_at: the steps of an epoch, counted from 1, that an evaluation follows.
+        steps_per_epoch: number of optimiser steps in one pass over the training rows.
+        total_steps: number of optimiser steps of the whole training.
+        evaluate_at: steps within an epoch, counted from 1, after which an evaluation follows.
     """
 
     steps_per_epoch: int
@@ -209,23 +211,23 @@ class _Plan:
         return cls(steps_per_epoch, total_steps, frozenset(evaluate_at))
 
     def epoch(self, step: int) -> int:
-        """The epoch, counted from 0, that a step belongs to."""
+        """Returns the epoch, counted from 0, that a step belongs to."""
         return (step - 1) // self.steps_per_epoch
 
     def is_due(self, step: int) -> bool:
-        """Whether an evaluation follows this step."""
+        """Returns whether an evaluation follows this step."""
         return step == self.total_steps or step - self.epoch(step) * self.steps_per_epoch in self.evaluate_at
 
 
 class _Training:
-    """A training that has begun or goes on: what `train` turns to in each step. It is a context that cleans up.
+    """The state of one call of `train`, new or resumed. It is a context manager that cleans up at the end.
 
     Args:
-        model: not prepared.
-        loader: the training rows' batches.
-        collator: the loader's.
-        settings: how to train.
-        run: where everything goes.
+        model: the model, not yet prepared by accelerate.
+        loader: loads the batches of training rows.
+        collator: the loader's collator.
+        settings: the training settings.
+        run: receives the log, the checkpoints and the best model.
         processor: saved beside the model.
     """
 
@@ -239,10 +241,10 @@ class _Training:
         processor: SavedProcessor,
     ) -> None:
         accelerator = run.accelerator
-        # A checkpoint is what one process has.
+        # One process writes a checkpoint, so it must hold all parameters.
         self.is_resumable = not model.sharded_parameters and accelerator.distributed_type != DistributedType.FSDP
         if not self.is_resumable:
-            logger.warning("parameters are spread over processes: this run saves no checkpoints and can't be resumed")
+            logger.warning("parameters are sharded over processes: this run saves no checkpoints and can't be resumed")
         if settings.torch_compile:
             compile_text_encoder(model, accelerator.device)
         self.settings, self.run, self.processor = settings, run, processor
@@ -251,7 +253,7 @@ class _Training:
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, settings))
         self.schedule = build_schedule(self.optimizer, settings, self.plan.total_steps)
         if accelerator.process_index > 0:
-            # All processes have built the same model. From here on each draws its own dropout and negatives.
+            # All processes have built the same model. From now on, each draws its own dropout and negatives.
             torch.manual_seed(settings.seed + accelerator.process_index)
         self.state = TrainingState(accelerator, self.model, self.optimizer, self.schedule)
         saved = run.resume(self.state) if self.is_resumable else None
@@ -273,7 +275,7 @@ class _Training:
                 )
             )
             self.signals = opened.enter_context(StopSignals(self.is_resumable))
-            # Closing them ends the loader's workers now, and not when an error that refers to them is forgotten.
+            # Closing the windows ends the loader's workers now. Otherwise, an error's traceback may keep them alive.
             opened.enter_context(closing(self.windows))
             self._opened = opened.pop_all()
         return self
@@ -282,7 +284,7 @@ class _Training:
         self._opened.__exit__(*error)
 
     def take_metrics(self, metrics: dict[str, float], goal: Goal) -> None:
-        """Logs what validation rows gave after the last step, and saves the model where it is the best so far."""
+        """Logs the validation metrics after the last step, and saves the model if it is the best so far."""
         run, progress = self.run, self.progress
         run.log("validation", {"step": progress.step, "epoch": self.plan.epoch(progress.step), **metrics})
         if run.is_main:
@@ -295,7 +297,7 @@ class _Training:
             progress.without_better += 1
 
     def take_step(self) -> None:
-        """One optimiser step, and every `logging_steps` of them a line of the log."""
+        """Takes one optimiser step; every `logging_steps` steps it also writes a line to the log."""
         run, progress, accelerator = self.run, self.progress, self.run.accelerator
         started = monotonic()
         epoch, window = next(self.windows)
@@ -314,12 +316,12 @@ class _Training:
             run.log("train", {"step": progress.step, "epoch": epoch, **averages, **now})
 
     def stop_if_told(self) -> None:
-        """Saves a checkpoint and raises `Stopped` where a signal has come to any process."""
+        """Saves a checkpoint and raises `Stopped` if any process has received a signal."""
         if self.signals.any(self.run.accelerator):
             self._save()
             self.run.close_trackers()
             step = self.progress.step
-            logger.info("stopped at step %d, where a checkpoint is; --resume true goes on from it", step)
+            logger.info("stopped after step %d and saved a checkpoint; continue with --resume true", step)
             raise Stopped
 
     def save_if_due(self) -> None:
@@ -334,7 +336,7 @@ class _Training:
 def _windows_from(
     step: int, steps_per_epoch: int, loader: Any, collator: TrainingCollator, size: int
 ) -> Generator[tuple[int, list[Any]], None, None]:
-    """The epoch and the batches of each optimiser step after `step`, without end; rows before them are not loaded."""
+    """Yields the epoch and the batches of each optimiser step after `step`, endlessly; earlier rows are not loaded."""
     first_epoch, steps_done = divmod(step, steps_per_epoch)
     for epoch in itertools.count(first_epoch):
         loader.batch_sampler.set_epoch(epoch, steps_done * size)
@@ -354,10 +356,10 @@ def _step(
     run: TrainingRun,
     step: int,
 ) -> dict[str, float]:
-    """One optimiser step over accumulated batches; returns what a log should show."""
+    """Takes one optimiser step over accumulated batches; returns the values to log."""
     accelerator = run.accelerator
-    # Every masked item of all batches and processes weighs the same, so the numbers must be known before any
-    # gradient is. Gradients are averaged over processes: hence the division.
+    # Every masked item of all batches and processes has the same weight, so the items are counted before the first
+    # backward pass. Gradients are averaged over processes, hence the division.
     batches = [batch for _, batch in window]
     totals = count_items(accelerator.unwrap_model(model), batches, accelerator)
     num_items = {name: total / accelerator.num_processes for name, total in totals.items()}
@@ -393,12 +395,15 @@ def _step(
 
 
 def count_items(model: TrainableModel, batches: Iterable[Any], accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """What the losses of one optimiser step are means over, by the part's name, float ().
+    """Counts the items that each part of the loss averages over in one optimiser step, summed over all processes.
 
     Args:
-        model: `FlipForPreTraining` or `FlipForCTR`, not wrapped.
+        model: `FlipForPreTraining` or `FlipForCTR` that accelerate has not wrapped.
         batches: the step's batches on this process.
-        accelerator: adds up those of all processes.
+        accelerator: sums the counts of all processes.
+
+    Returns:
+        The counts by the name of the part, such as `mlm`, float ().
     """
     counts: dict[str, torch.Tensor] = {}
     for batch in batches:
@@ -413,9 +418,8 @@ def _not_finite(
 ) -> FloatingPointError:
     losses = ", ".join(f"{name}={value.item():.4g}" for name, value in parts.items())
     return FloatingPointError(
-        f"{message} at step {step}: {losses}; rows {torch.cat(list(rows)).tolist()}. The best model and "
-        f"the last checkpoint so far, if there are any, are whole in {run.folder}; lower the learning rate or look at "
-        "these rows"
+        f"{message} at step {step}: {losses}; rows {torch.cat(list(rows)).tolist()}. Lower the learning rate or check "
+        f"these rows. Any best model and checkpoint saved so far are intact in {run.folder}"
     )
 
 

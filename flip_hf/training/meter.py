@@ -1,4 +1,4 @@
-"""How far training has come, and what it took."""
+"""Progress, averages and memory use of a training."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import torch
 
 @dataclass
 class Meter:
-    """Averages over the steps since they were last taken."""
+    """Averages of logged values over the steps since the last line of the log."""
 
     sums: dict[str, float] = field(default_factory=dict)
     steps: int = 0
@@ -29,17 +29,17 @@ class Meter:
 
 @dataclass
 class Progress:
-    """How far training has come: with the `TrainingState`, all that it needs to go on.
+    """The progress of a training. Together with the `TrainingState`, it is all that resuming needs.
 
     Attributes:
-        step: optimiser steps taken; the order of rows is a function of it.
-        evaluated_step: the step after which validation rows were last read.
+        step: number of optimiser steps taken; it determines which rows come next.
+        evaluated_step: step after which the last evaluation took place.
         best: the best validation metrics.
-        best_step: the step that they were measured after.
-        without_better: evaluations since then.
-        rows: training rows read.
-        seconds: time spent on them.
-        meter: what the log's next line is about.
+        best_step: step after which the best metrics were measured.
+        without_better: number of evaluations since `best_step`.
+        rows: number of training rows read.
+        seconds: time spent on these rows.
+        meter: averages for the next line of the log.
     """
 
     step: int = 0
@@ -55,27 +55,27 @@ class Progress:
         """Counts an optimiser step.
 
         Args:
-            values: what a log should show of it.
-            num_rows: the rows that it read on all processes.
-            seconds: the time that it took.
+            values: the step's values to log, by name.
+            num_rows: number of rows that the step read on all processes.
+            seconds: duration of the step.
         """
         self.step += 1
         self.rows, self.seconds = self.rows + num_rows, self.seconds + seconds
         self.meter.add(values, num_rows, seconds)
 
     def take_averages(self) -> dict[str, float]:
-        """Averages over the steps since this was last called."""
+        """Returns averages over the steps since the last call, and starts new ones."""
         averages, self.meter = self.meter.averages(), Meter()
         return averages
 
     @classmethod
     def of(cls, saved: dict[str, Any]) -> "Progress":
-        """What `asdict` made of one, out of a checkpoint, where a metric without a value is null."""
+        """Restores progress from a checkpoint: the output of `asdict`, in which null stands for NaN metrics."""
         best = {name: math.nan if value is None else value for name, value in saved["best"].items()}
         return cls(**{**saved, "best": best, "meter": Meter(**saved["meter"])})
 
     def result(self, total_steps: int) -> dict[str, Any]:
-        """What training has come to, where it was to take `total_steps`."""
+        """Returns the results of a training that was planned for `total_steps` steps."""
         return {
             "validation": self.best,
             "best_step": self.best_step,
@@ -86,7 +86,7 @@ class Progress:
 
 
 def memory_in_use(device: torch.device) -> dict[str, float]:
-    """What this process's resident set takes now, in GiB, and the most that tensors took of a CUDA device so far."""
+    """Returns this process's resident memory and, on a CUDA device, the peak memory of tensors so far, both in GiB."""
     found = {"memory_gib": round(psutil.Process().memory_info().rss / 2**30, 3)}
     if device.type == "cuda":
         found["device_peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)

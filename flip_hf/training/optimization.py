@@ -1,4 +1,4 @@
-"""The optimiser and its schedule."""
+"""The optimiser, gradient clipping and the learning-rate schedule."""
 
 from collections.abc import Callable
 from typing import Any, TypeGuard
@@ -14,10 +14,10 @@ from flip_hf.training.settings import TrainingSettings
 
 
 def parameter_groups(model: TrainableModel, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Groups by learning rate (text encoder or the rest) and weight decay (matrices other than embeddings, or not).
+    """Groups the parameters by learning rate and weight decay.
 
-    Embeddings are not decayed: decay would also shrink the rows that a batch does not read. A group's `rate` is the
-    name of the setting that its learning rate is.
+    The text encoder has its own learning rate. Weight decay applies to matrices, but not to embeddings, because it
+    would also shrink the rows that a batch does not read. A group's `rate` names the setting of its learning rate.
     """
     text_model = model.base_model.text_model
     in_text_encoder = set() if text_model is None else {id(p) for p in text_model.parameters()}
@@ -36,21 +36,21 @@ def parameter_groups(model: TrainableModel, settings: TrainingSettings) -> list[
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The present learning rates of an optimizer over `parameter_groups`, by the names of their settings."""
+    """Returns the current learning rates of an optimiser over `parameter_groups`, by the names of their settings."""
     return {group["rate"]: group["lr"] for group in optimizer.param_groups}
 
 
 class LazyAdamW(torch.optim.AdamW):
-    """AdamW that changes, of a parameter with a sparse gradient, the rows that the gradient has.
+    """AdamW that, for a sparse gradient, updates only the rows in the gradient.
 
-    Other rows and their moments stay as they are, as in `torch.optim.SparseAdam`: a row that is not read is not moved
-    on by old moments. The step counts that correct the moments' bias are those of the whole parameter. Such a parameter
-    can't have weight decay. Arguments as in `torch.optim.AdamW`.
+    Other rows and their moments do not change, as in `torch.optim.SparseAdam`. The bias correction of the moments
+    counts the steps of the whole parameter, not of each row. A parameter with sparse gradients can't have weight decay.
+    Arguments as in `torch.optim.AdamW`.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; parameters with dense gradients first."""
+        """Takes one step; parameters with dense gradients come first."""
         if closure is not None:
             raise ValueError("LazyAdamW takes no closure")
         lazy = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if _is_sparse(p.grad)]
@@ -83,7 +83,7 @@ def _is_sparse(gradient: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
 
 
 def build_optimizer(model: TrainableModel, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW with the implementation that does all parameters in one pass; the feature table by `feature_updates`."""
+    """Builds fused AdamW, or `LazyAdamW` if `feature_updates` is "rows"."""
     if settings.feature_updates == "dense":
         return torch.optim.AdamW(parameter_groups(model, settings), fused=True)
     if model.base_model.feature_embeddings is not None:
@@ -92,30 +92,30 @@ def build_optimizer(model: TrainableModel, settings: TrainingSettings) -> torch.
 
 
 def clip_gradients(model: PreparedModel, accelerator: Accelerator, max_norm: float) -> torch.Tensor:
-    """Scales all gradients down to a norm, the same on every process.
+    """Scales all gradients down to a maximum norm, by the same factor on every process.
 
     Args:
-        model: prepared by `accelerator`.
-        accelerator: what prepared the model.
-        max_norm: of all gradients together.
+        model: the model, prepared by `accelerator`.
+        accelerator: the accelerator that prepared the model.
+        max_norm: maximum norm of all gradients together.
 
     Returns:
-        float (), the norm before.
+        The norm before clipping, float ().
     """
     own = list(accelerator.unwrap_model(model).sharded_parameters.values())
     for parameter in model.parameters():
         if _is_sparse(parameter.grad):
-            # Once, for its norm and for the optimiser.
+            # Coalesce once, both for the norm and for the optimiser.
             parameter.grad = parameter.grad.coalesce()
     has_sparse = any(_is_sparse(p.grad) for p in model.parameters())
     if not own and not has_sparse:
         norm: Any = accelerator.clip_grad_norm_(model.parameters(), max_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
-    # Each process sees its own rows of a sharded table and the same gradients of all else.
+    # Each process has the gradients of its own rows of a sharded table; all other gradients are the same everywhere.
     others = [p for p in model.parameters() if all(p is not q for q in own)]
     of_rows, of_others = (_norm(parameters).square() for parameters in (own, others))
     norm = (accelerator.reduce(of_rows, "sum") + of_others).sqrt()
-    # Sparse gradients are scaled one by one or not at all.
+    # torch's foreach implementation does not support sparse gradients.
     torch.nn.utils.clip_grads_with_norm_([*own, *others], max_norm, norm, foreach=False if has_sparse else None)
     return norm
 
@@ -128,7 +128,7 @@ def _norm(parameters: list[nn.Parameter]) -> torch.Tensor:
 def build_schedule(
     optimizer: torch.optim.Optimizer, settings: TrainingSettings, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """A linear rise, then a cosine down to zero at `total_steps`."""
+    """Builds a schedule with linear warmup, then cosine decay to zero at `total_steps`."""
     schedule: torch.optim.lr_scheduler.LRScheduler = get_cosine_schedule_with_warmup(
         optimizer, round(settings.warmup_ratio * total_steps), total_steps
     )

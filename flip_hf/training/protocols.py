@@ -1,4 +1,4 @@
-"""What the engine asks of those that use it."""
+"""The interfaces that the training engine expects of models, collators, processors and runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,25 +18,25 @@ class TrainingCollator(Collator, Protocol):
     """A collator whose batches may differ from epoch to epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Tells it the epoch, from 0, that the next batches belong to."""
+        """Sets the epoch, counted from 0, of the next batches."""
 
 
 class SavedProcessor(Protocol):
-    """What is saved beside a model; `FlipProcessor` is one."""
+    """A processor that is saved beside a model, such as `FlipProcessor`."""
 
     def save_pretrained(self, save_directory: Path, /) -> Any:
-        """Writes its files into a folder."""
+        """Writes the processor's files into a folder."""
 
 
 class PreparedModel(ScoredModel, Protocol):
-    """A model as accelerate prepared it; in training its output has a `loss`."""
+    """A model that accelerate has prepared; in training, its output has a `loss`."""
 
     def train(self, mode: bool = True) -> Any:
-        """Switches to training."""
+        """Switches to training mode, or to evaluation mode if `mode` is False."""
 
 
 class TrainableModel(PreparedModel, Protocol):
-    """A FLIP model that is not wrapped; `FlipForPreTraining` and `FlipForCTR` are ones."""
+    """A FLIP model that accelerate has not wrapped: `FlipForPreTraining` or `FlipForCTR`."""
 
     @property
     def config(self) -> Any:
@@ -44,22 +44,22 @@ class TrainableModel(PreparedModel, Protocol):
 
     @property
     def base_model(self) -> Any:
-        """The `FlipModel`, with its `text_model` and `feature_embeddings`, each of which may be None."""
+        """The `FlipModel`; its `text_model` and its `feature_embeddings` may be None."""
 
     @property
     def sharded_parameters(self) -> dict[str, nn.Parameter]:
-        """By name, the parameters of which every process holds rows of its own."""
+        """The sharded parameters by name: each process holds different rows of them."""
 
     @property
     def contrasts_rows(self) -> bool:
-        """Whether a part of its loss contrasts the rows of a batch with each other."""
+        """Whether a part of the loss contrasts the rows of a batch with each other."""
 
     def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What each part of the loss over a batch is summed over, by the part's name, int64 ()."""
+        """Returns the number of items that each part of the loss sums over in a batch, by the part's name, int64 ()."""
 
 
 class PretrainingModel(TrainableModel, Protocol):
-    """`FlipForPreTraining`."""
+    """The interface of `FlipForPreTraining`."""
 
     @property
     def objectives(self) -> nn.ModuleDict:
@@ -68,25 +68,25 @@ class PretrainingModel(TrainableModel, Protocol):
     def contrastive_views(
         self, feature_ids: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The projected vectors that ICL compares, float32 (B, projection_dim) twice."""
+        """Returns the projected tabular and text vectors that ICL compares, float32 (B, projection_dim) each."""
 
 
 class JointModel(TrainableModel, Protocol):
-    """`FlipForCTR` of both towers."""
+    """The interface of `FlipForCTR` with both towers."""
 
     @property
     def fusion(self) -> LearnedWeightFusion | GatedFusion:
-        """What makes one logit of the towers' two."""
+        """The module that combines the two towers' logits into one."""
 
 
 class TrainingRun(Protocol):
     """Where the training loop logs and saves; `flip_hf.runs.run.Run` is one.
 
     Attributes:
-        folder: holds all that is saved.
-        accelerator: what the run computes with.
-        is_main: whether this process writes.
-        record: what the run writes down at its end.
+        folder: folder that receives all files of the run.
+        accelerator: the run's accelerator.
+        is_main: whether this process writes files.
+        record: the run's record, written to `run.json` at the end.
     """
 
     folder: Path
@@ -98,15 +98,15 @@ class TrainingRun(Protocol):
         """Adds a line to the log."""
 
     def save_model(self, model: PreparedModel, processor: SavedProcessor, result: Mapping[str, Any]) -> None:
-        """Replaces the best model so far by this one."""
+        """Replaces the saved best model with this one."""
 
     def save_checkpoint(
         self, step: int, state: TrainingState, progress: Mapping[str, Any], processor: SavedProcessor
     ) -> None:
-        """Saves all that a run needs to go on from here."""
+        """Saves everything that a run needs to continue from here."""
 
     def resume(self, state: TrainingState) -> dict[str, Any] | None:
-        """Puts the state back to where the last checkpoint was saved, and returns the progress that came with it."""
+        """Restores the state from the last checkpoint and returns its progress, or None without a checkpoint."""
 
     def close_trackers(self) -> None:
-        """Ends what experiment trackers have begun."""
+        """Finishes the experiment trackers."""

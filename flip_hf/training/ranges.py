@@ -1,4 +1,4 @@
-"""The ranges of the numbers among a run's settings."""
+"""The valid ranges of numeric settings."""
 
 import math
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers between two bounds.
+    """A range of numbers.
 
     Attributes:
         low: the lower bound.
         high: the upper bound.
-        has_low: whether the lower bound itself is in the range.
-        has_high: whether the upper bound itself is in the range.
-        is_finite: whether infinity is outside of the range.
+        has_low: whether the range includes the lower bound itself.
+        has_high: whether the range includes the upper bound itself.
+        is_finite: whether the range excludes infinity.
     """
 
     low: float
@@ -39,7 +39,7 @@ class Range:
 
 
 _COUNT, _AMOUNT, _SHARE = Range(1), Range(0), Range(0, 1)
-# What NumPy takes.
+# The seeds that NumPy accepts.
 _SEED = Range(0, 2**32 - 1)
 
 RANGES: Mapping[str, Range] = {
@@ -61,7 +61,7 @@ RANGES: Mapping[str, Range] = {
     "oov_dropout": Range(0, 1, has_high=False),
     "feature_l2": _AMOUNT,
     "warmup_ratio": _SHARE,
-    # Infinity clips nothing.
+    # Infinity turns clipping off.
     "max_grad_norm": Range(0, has_low=False, is_finite=False),
     "per_device_eval_batch_size": _COUNT,
     "evaluations_per_epoch": _COUNT,
@@ -75,15 +75,15 @@ RANGES: Mapping[str, Range] = {
     "text_budget": _SHARE,
     "chunk_rows": _COUNT,
 }
-"""The range of each setting that is a number, of all dataclasses of settings, by the setting's name."""
+"""The range of each numeric setting in all settings dataclasses, by the setting's name."""
 
 
 def check_ranges(settings: Any, section: str = "") -> None:
-    """Checks all numbers among the settings against `RANGES`.
+    """Checks all numeric settings of a dataclass against `RANGES`.
 
     Args:
-        settings: one of them.
-        section: its place in a run's settings, such as `training`; empty for the run itself.
+        settings: a dataclass of settings.
+        section: name of this group of settings in a run's settings, such as `training`; empty for the top level.
 
     Raises:
         ValueError: a number is out of range; names the setting, its value and the range.

@@ -1,4 +1,4 @@
-"""Stopping a run from outside without losing a step."""
+"""Stopping a run by a signal without losing a step."""
 
 import signal
 import threading
@@ -12,15 +12,16 @@ import torch
 from accelerate import Accelerator
 
 EXIT_STOPPED = 75
-"""Exit code of a run that was told to stop and can be resumed (EX_TEMPFAIL of sysexits.h: try again later)."""
+"""Exit code of a run that a signal stopped and that can be resumed (EX_TEMPFAIL of sysexits.h: try again later)."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A launcher passes on the Ctrl-C that its processes got from the terminal as well.
+# On Ctrl-C, a process gets SIGINT from the terminal and a second one from its launcher. Within this time, both count as
+# one.
 SAME_SIGNAL_SECONDS = 1.0
 
 
 class Stopped(SystemExit):
-    """The run was told to stop and has saved a checkpoint; ends the program with `EXIT_STOPPED` unless it is caught."""
+    """A signal stopped the run after it saved a checkpoint. Uncaught, it ends the program with `EXIT_STOPPED`."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_STOPPED)
@@ -29,10 +30,12 @@ class Stopped(SystemExit):
 def set_handlers(
     numbers: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], object]
 ) -> dict[Any, Any]:
-    """Sets a handler, in the main thread alone, for the signals that the program was not started to ignore.
+    """Sets a handler for signals, except for those that the program was started to ignore.
+
+    Outside the main thread it does nothing, because Python allows only the main thread to set handlers.
 
     Returns:
-        The handlers before, by signal; of those that were set.
+        The previous handlers by signal, only for signals whose handler was replaced.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -41,13 +44,13 @@ def set_handlers(
 
 
 class StopSignals:
-    """Notes SIGTERM and SIGINT while it is entered; a second SIGINT interrupts at once, as usual.
+    """Context manager that records SIGTERM and SIGINT; a second SIGINT raises KeyboardInterrupt at once.
 
-    Only the main thread can; in another one the signals do what they did. Signals that the program was started to
-    ignore (`nohup`, a shell's background jobs) stay ignored.
+    It works only in the main thread; in other threads the signals keep their handlers. Signals that the program was
+    started to ignore (`nohup`, a shell's background jobs) stay ignored.
 
     Args:
-        are_noted: whether to note them at all, the same in all processes; else the signals do what they did.
+        are_noted: False leaves the handlers unchanged and records nothing. All processes must pass the same value.
     """
 
     def __init__(self, are_noted: bool = True) -> None:
@@ -73,7 +76,7 @@ class StopSignals:
             raise KeyboardInterrupt
 
     def any(self, accelerator: Accelerator) -> bool:
-        """Whether any process noted one: the same answer in all of them, which must all ask."""
+        """Returns whether any process recorded a signal. All processes must call this; all get the same answer."""
         noted = self._noted is not None
         if accelerator.num_processes == 1 or not self._are_noted:
             return noted
@@ -82,9 +85,10 @@ class StopSignals:
 
 @contextmanager
 def delayed_signals() -> Iterator[None]:
-    """Delays SIGTERM and SIGINT until the block ends, and until `leave_signals_to_parent` in the workers it starts.
+    """Context manager that delays SIGTERM and SIGINT until it ends.
 
-    Without the delay, a signal to all processes would end a worker that has started but does not ignore signals yet.
+    Workers that start inside the context keep the delay until they call `leave_signals_to_parent`. Without the delay, a
+    signal to all processes would end a worker that does not ignore signals yet.
     """
     blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -94,7 +98,7 @@ def delayed_signals() -> Iterator[None]:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """For a DataLoader's worker: a signal to all processes must not end it before its parent has saved a checkpoint."""
+    """Makes a DataLoader worker ignore SIGTERM and SIGINT, so that its parent can save a checkpoint first."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -1,4 +1,4 @@
-"""What training has become at a step, written to files and read back bit for bit."""
+"""The state of a training at a step: saves it to files and restores it bit for bit."""
 
 import json
 import math
@@ -20,20 +20,20 @@ _RATES = "rates.json"
 
 
 def seed_everything(seed: int, device: torch.device) -> None:
-    """Seeds Python, numpy and torch; on a CPU what is computed from then on is the same in every run.
+    """Seeds Python, NumPy and torch; on a CPU, it also makes all later computations deterministic.
 
-    There, with several threads, the sum of the gradients of a row that is read more than once (the backward pass of
-    `table[ids]`) would else depend on which thread came first.
+    Without deterministic algorithms, the backward pass of `table[ids]` adds up the gradients of a repeated row in an
+    order that depends on the threads.
     """
     set_seed(seed)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # Nothing here reads memory that it has not written.
+        # No code here reads uninitialised memory, so filling it would only cost time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:
-    """Where this process's sources of random numbers stand, uint8 (bytes,) each."""
+    """Returns the states of this process's random number generators, uint8 (bytes,) each."""
     _, words, next_gauss = random.getstate()
     numpy_state: Any = np.random.get_state()
     states = {
@@ -47,7 +47,7 @@ def random_states(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def restore_random_states(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Sets what `random_states` returned."""
+    """Restores the states that `random_states` returned."""
     torch.set_rng_state(states["torch"])
     *words, next_gauss = _from_bytes(states["python"])
     random.setstate((3, tuple(map(int, words)), None if math.isnan(next_gauss) else next_gauss))
@@ -58,7 +58,7 @@ def restore_random_states(states: dict[str, torch.Tensor], device: torch.device)
 
 
 def _to_bytes(numbers: list[Any]) -> torch.Tensor:
-    # A double holds every whole number of 32 bits.
+    # A double represents every 32-bit integer exactly.
     return torch.tensor([float(n) for n in numbers], dtype=torch.float64).view(torch.uint8)
 
 
@@ -68,13 +68,13 @@ def _from_bytes(state: torch.Tensor) -> list[float]:
 
 
 class TrainingState:
-    """The model, its optimiser and schedule, and the random numbers of every process.
+    """The model, the optimiser, the schedule and the random states of all processes.
 
     Args:
-        accelerator: what prepared the model and the optimiser.
+        accelerator: the accelerator that prepared the model and the optimiser.
         model: the prepared model.
         optimizer: the prepared optimiser.
-        schedule: of the learning rates.
+        schedule: the learning-rate schedule.
     """
 
     def __init__(
@@ -90,18 +90,18 @@ class TrainingState:
         self.schedule = schedule
 
     def gather_random_states(self) -> dict[str, torch.Tensor]:
-        """Those of all processes, uint8 (processes, bytes) each; every process must call this."""
+        """Returns the random states of all processes, uint8 (processes, bytes) each; every process must call this."""
         device = self.accelerator.device
         own = {name: state.unsqueeze(0).to(device) for name, state in random_states(device).items()}
         gathered: dict[str, torch.Tensor] = self.accelerator.gather(own)
         return {name: states.cpu() for name, states in gathered.items()}
 
     def save(self, folder: Path, random_states: dict[str, torch.Tensor]) -> None:
-        """Writes everything; one process does.
+        """Writes the state to files; only one process must call this.
 
         Args:
             folder: an empty folder.
-            random_states: what `gather_random_states` returned.
+            random_states: the random states that `gather_random_states` returned.
         """
         save_model(self.model, str(folder / _MODEL))
         optimizer = self.optimizer.state_dict()
@@ -112,7 +112,7 @@ class TrainingState:
         (folder / _RATES).write_text(settings_json(groups), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Takes over what `save` wrote; every process does."""
+        """Restores the state that `save` wrote; every process must call this."""
         load_model(self.model, folder / _MODEL)
         groups = json.loads((folder / _RATES).read_text(encoding="utf-8"))
         slots: dict[int, dict[str, torch.Tensor]] = {}
@@ -122,6 +122,6 @@ class TrainingState:
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups["optimizer"]})
         self.schedule.load_state_dict(groups["schedule"])
         process = self.accelerator.process_index
-        # A copy, as torch misreads a state that is a view into a larger tensor.
+        # Copy the state, because torch misreads a state that is a view into a larger tensor.
         own = {name: states[process].clone() for name, states in load_file(folder / _RANDOM).items()}
         restore_random_states(own, self.accelerator.device)

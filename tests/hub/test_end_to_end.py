@@ -173,7 +173,7 @@ def test_finetuning_starts_from_a_model_by_name(hub, pushed, encoder, tmp_path):
     repo = "org/pretrained"
     command = finetune(hub, pushed["home"], encoder, tmp_path / "pre", "--push-to-hub", repo, script="pretrain")
     subprocess.run(**command, check=True, capture_output=True, timeout=PATIENCE)
-    assert "It predicts no clicks yet" in hub.files(repo)["README.md"].decode()
+    assert "It can't predict clicks yet" in hub.files(repo)["README.md"].decode()
     command = finetune(hub, tmp_path / "home", encoder, tmp_path / "run", "--pretrained", repo)
     subprocess.run(**command, check=True, capture_output=True, timeout=PATIENCE)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -213,7 +213,7 @@ def test_every_better_model_is_pushed_and_a_failing_hub_stops_no_training(hub, p
     hub.fail("commit", Fault(status=403))
     done = subprocess.run(**command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
-    assert "was not pushed, and training goes on" in done.stderr
+    assert "failed, and training continues" in done.stderr
     messages = [c.message for c in hub.commits(repo)]
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     aucs = [e["auc"] for e in events if e["event"] == "validation"]
@@ -231,7 +231,7 @@ def test_a_push_that_fails_at_the_end_loses_nothing_and_says_how_to_go_on(hub, p
     hub.fail("commit", Fault(status=403))
     done = subprocess.run(**command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode != 0
-    assert "Nothing is lost" in done.stderr
+    assert "The model is saved in" in done.stderr
     assert "--resume true" in done.stderr
     assert {p: p.read_bytes() for p in pushed["folder"].rglob("*") if p.is_file()} == before
     subprocess.run(**command, check=True, capture_output=True, timeout=PATIENCE)

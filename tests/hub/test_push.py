@@ -133,8 +133,8 @@ def test_the_models_own_method_makes_one_commit_of_all(hub, client, ctr_folder):
 def test_a_model_and_its_processor_may_follow_each_other(hub, client, ctr_folder):
     of_model, of_processor, told = client(clients.push_apart, ctr_folder, "org/apart")
     assert told == [
-        "org/apart got the model without its processor; push that too, processor.push_to_hub('org/apart'), or both at "
-        "once next time: model.push_to_hub('org/apart', processor=processor)"
+        "org/apart has the model without its processor. Push the processor too: processor.push_to_hub('org/apart'). "
+        "Next time, push both: model.push_to_hub('org/apart', processor=processor)"
     ]
     last, first, *_ = hub.commits("org/apart")
     assert (first.sha, last.sha) == (of_model, of_processor)
@@ -152,8 +152,8 @@ def test_a_pipeline_pushes_what_it_was_made_of(hub, client, ctr_folder):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"create_pr": True}, "ValueError: create_pr is not supported.*push to a branch, revision="),
-        ({"tags": ["ctr"]}, "ValueError: tags is not supported: the card has its own"),
+        ({"create_pr": True}, "ValueError: create_pr is not supported.*push to a branch with revision="),
+        ({"tags": ["ctr"]}, "ValueError: tags is not supported, because the card has its own"),
         ({"token": False}, "ValueError: token=False: a push needs a token"),
         ({"safe_serialization": True}, "TypeError: .*unexpected keyword argument 'safe_serialization'"),
     ],
@@ -241,7 +241,7 @@ def test_private_means_private(hub, client, folder):
     assert not hub.is_private("org/open")
     (folder / "config.json").write_text('{"a": 1}')
     found = client(clients.push, folder, "org/open", private=True)
-    assert found.startswith("ValueError: org/open is public, and private was asked for")
+    assert found.startswith("ValueError: private is set, but org/open is public")
     assert files(hub, "org/open")["config.json"] == b"{}"
 
 
@@ -257,10 +257,10 @@ def test_a_token_that_may_not_write_is_told_at_once(hub, client, folder, token):
 def test_what_does_not_belong_is_refused_before_anything_is_sent(hub, client, folder):
     client(clients.push, folder, "org/clean")
     for name, content, said in (
-        ("optimizer.bin", b"x", "'optimizer.bin' does not belong into a model's repository"),
-        ("training_args.pkl", b"x", "'training_args.pkl' does not belong"),
-        ("config.json", json.dumps({"x": TOKEN}).encode(), "config.json holds a token of the Hub's"),
-        ("vocab.txt", b"a hf_" + b"A1b2C3d4E5" * 3 + b" z", "vocab.txt holds a token of the Hub's"),
+        ("optimizer.bin", b"x", "'optimizer.bin' must not be pushed to a model repository"),
+        ("training_args.pkl", b"x", "'training_args.pkl' must not be pushed"),
+        ("config.json", json.dumps({"x": TOKEN}).encode(), "config.json contains a Hub token"),
+        ("vocab.txt", b"a hf_" + b"A1b2C3d4E5" * 3 + b" z", "vocab.txt contains a Hub token"),
     ):
         kept = (folder / name).read_bytes() if (folder / name).exists() else None
         (folder / name).write_bytes(content)
@@ -269,5 +269,5 @@ def test_what_does_not_belong_is_refused_before_anything_is_sent(hub, client, fo
         assert TOKEN not in found
         (folder / name).write_bytes(kept) if kept else (folder / name).unlink()
     (folder / "run.json").symlink_to("/etc/hostname")
-    assert "'run.json' does not belong" in client(clients.push, folder, "org/clean")
+    assert "'run.json' must not be pushed" in client(clients.push, folder, "org/clean")
     assert len([c for c in hub.commits("org/clean") if c.message == "A push"]) == 1

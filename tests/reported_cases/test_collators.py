@@ -235,7 +235,7 @@ def test_inputs_embeds_may_only_be_none(processor, encoded):
 def test_label_smoothing_says_why_not(processor, encoded, tmp_path):
     collator, model = FlipCTRCollator(processor), build(FlipForCTR, processor)
     settings = arguments(tmp_path, label_smoothing_factor=0.1)
-    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1: Trainer smooths a softmax over classes"):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1: Trainer's label smoothing needs one"):
         FlipTrainer(model, settings, collator, encoded)
     with pytest.warns(UserWarning, match="Label smoothing is not compatible"):
         trainer = Trainer(model, settings, collator, encoded)

@@ -45,7 +45,7 @@ def test_predict_refuses_to_overwrite_its_input(ctr_folder, impressions, tmp_pat
     before = impressions.read_bytes()
     (tmp_path / "link.parquet").symlink_to(impressions)
     for output in (impressions, tmp_path / "link.parquet"):
-        with pytest.raises(ValueError, match="would be overwritten"):
+        with pytest.raises(ValueError, match="would overwrite the input"):
             script("predict")(
                 ["--model", str(ctr_folder), "--input", str(impressions), "--output", str(output)],
             )
@@ -160,10 +160,7 @@ def test_logloss_chooses_the_best_model_where_validation_has_one_class(one_class
     assert record["result"]["validation"]["logloss"] == 0.3
     assert record["goal"] == {"metric": "logloss", "larger_is_better": False}
     warnings = [message.message for message in caplog.get_records("setup") if message.levelno == logging.WARNING]
-    assert (
-        "all 120 validation rows have the label 0: AUC is undefined there, so LogLoss chooses the best model"
-        in warnings
-    )
+    assert "all 120 validation rows have the label 0, so AUC is undefined; LogLoss chooses the best model" in warnings
 
 
 def test_pretraining_needs_no_label_column(workplace, tmp_path):
@@ -214,7 +211,7 @@ def test_evaluate_takes_one_labelled_file(ctr_folder, impressions, tmp_path):
         (["--training.learning_rate", "-1"], r"training\.learning_rate=-1\.0 must be 0 or more"),
         (["--training.dataloader_num_workers", "-1"], r"training\.dataloader_num_workers=-1 must be 0 or more"),
         (["--pretrained", "RUN"], r"pretrained=.*run: this folder holds no model.*did you mean .*run/model\?"),
-        (["--pretrained", "RUN/model", "--mode", "text"], r"mode=text: .*model was saved in mode=id and has no other"),
+        (["--pretrained", "RUN/model", "--mode", "text"], r"mode=text: .*model was saved in mode=id and has only"),
     ],
 )
 def test_a_setting_that_can_not_be_is_an_error_before_anything_is_read(workplace, ctr_folder, tmp_path, flags, message):
@@ -233,7 +230,7 @@ def test_a_tower_that_is_not_there_is_an_error_before_scoring(ctr_folder, impres
     FlipProcessor.from_pretrained(ctr_folder).save_pretrained(tmp_path / "model")
     source = {"predict": "--input", "evaluate_model": "--data.test_file"}[name]
     flags = [source, str(impressions), "--output", str(tmp_path / "scores.parquet")]
-    with pytest.raises(ValueError, match=r"^mode=text: .*model was saved in mode=id and has no other tower"):
+    with pytest.raises(ValueError, match=r"^mode=text: .*model was saved in mode=id and has only that tower"):
         script(name)(["--model", str(tmp_path / "model"), "--mode", "text", *flags])
 
 
@@ -245,7 +242,9 @@ def test_a_run_that_is_no_model_is_a_one_line_error(ctr_folder, impressions, tmp
     done = subprocess.run([*command, *flags], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 1
     place = tmp_path / "run"
-    message = f"model={place}: this folder holds no model, as it lacks config.json; did you mean {place / 'model'}?"
+    message = (
+        f"model={place}: this folder holds no model, because config.json is missing; did you mean {place / 'model'}?"
+    )
     assert done.stderr == f"error: {message}\n"
 
 
