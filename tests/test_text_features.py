@@ -529,3 +529,17 @@ def test_an_encoder_may_be_a_path(wordpiece, workplace, cache, tmp_path):
     processor = FlipProcessor.fit(rows(), FIELDS, wordpiece, text_features=features)
     processor.save_pretrained(tmp_path)
     assert FlipProcessor.from_pretrained(tmp_path).content_hash()
+
+
+def test_a_servers_memory_of_new_texts_is_bounded(fitted, encoder, monkeypatch):
+    monkeypatch.setattr("flip_hf.data.feature_vectors.MAX_NEW_TEXTS", 3)
+    new = [new_row(film=f"new {i}", title=f"film {i}") for i in range(8)]
+    texts = [f"film {i}, drama" for i in range(8)]
+    for row, text in zip(new, texts, strict=True):
+        np.testing.assert_array_equal(vectors_of(fitted, [row])[0, 1], expected(encoder, fitted, text)[0])
+    assert len(fitted.vectors._new["film"]) == 3
+    # All of a batch is there, and what was forgotten comes back from the encoder's cache.
+    encoded = fitted.encode(new)
+    found = FlipCTRCollator(fitted, mode="id")(encoded)
+    of_films = found["vectors"]["film"][0].numpy()[found["vector_places"].numpy()[:, 1]]
+    np.testing.assert_array_equal(of_films, expected(encoder, fitted, *texts))

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -19,6 +20,8 @@ from flip_hf.fetch import FetchError
 from flip_hf.fields import oov_id, vector_sizes, with_nearest
 
 VECTORS_NAME = "vectors.safetensors"
+# A server keeps the vectors of so many new texts of a field in memory; the encoder's cache on disk holds all of them.
+MAX_NEW_TEXTS = 2**17
 
 
 class VectorScale(NamedTuple):
@@ -255,8 +258,15 @@ class FeatureVectors:
             new, firsts = np.unique(keys[is_new], return_index=True)
             if len(new):
                 wanted = texts.filter(pa.array(is_new)).take(pa.array(firsts)).to_pylist()
-                known.update(zip(new.tolist(), self.source(field)(wanted), strict=True))
+                self._remember(field, new, self.source(field)(wanted))
         return keys
+
+    def _remember(self, field: str, keys: np.ndarray, vectors: np.ndarray) -> None:
+        """Keeps the vectors of new texts and forgets the oldest ones beyond `MAX_NEW_TEXTS`."""
+        known = self._new[field]
+        for key in list(islice(known, max(0, len(known) + len(keys) - MAX_NEW_TEXTS))):
+            del known[key]
+        known.update(zip(keys.tolist(), vectors, strict=True))
 
     def _add_vectors(self, field: str, vectors: np.ndarray) -> np.ndarray:
         """As `_add_texts`, of vectors that users bring: float32 (rows, size), NaN for none."""
@@ -280,16 +290,18 @@ class FeatureVectors:
         return self.scales[field].apply(vectors)
 
     def _new_vectors(self, field: str, keys: np.ndarray) -> np.ndarray:
-        known, wanted = self._new[field], keys.tolist()
-        if not all(key in known for key in wanted):
-            # Another process has encoded these rows.
-            if self.features[field].encoder is None:
-                raise ValueError(
-                    f"field {field!r}: the rows were encoded by another process, which alone knows the vectors that "
-                    "came with values that fitting did not see; encode the rows again in this one"
-                )
-            known.update(zip(wanted, self.source(field).find(keys), strict=True))
-        return np.stack([known[key] for key in wanted])
+        with self._lock:
+            known, wanted = self._new[field], keys.tolist()
+            if not all(key in known for key in wanted):
+                # Another process has encoded these rows, or they were encoded many texts ago.
+                if self.features[field].encoder is None:
+                    raise ValueError(
+                        f"field {field!r}: the rows were encoded by another process, which alone knows the vectors "
+                        "that came with values that fitting did not see; encode the rows again in this one"
+                    )
+                distinct, firsts = np.unique(keys, return_index=True)
+                self._remember(field, distinct, self.source(field).find(keys)[firsts])
+            return np.stack([known[key] for key in wanted])
 
     @classmethod
     def load(
