@@ -1,4 +1,4 @@
-"""The texts of features, from which a model that grows learns what new features are like."""
+"""Texts of known and new features, for the initialisation of new features from their texts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,18 +12,18 @@ from flip_hf.data.template import TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.growth import FeatureTexts
 
-# Features whose texts teach a model what a new feature's text says.
+# Most known features of a field whose texts are used to predict embeddings of new ones.
 _MOST_KNOWN_TEXTS = 4096
 
 
 def texts_of_grown(
     vocabulary: FeatureVocabulary, tokenizer: Any, max_length: int
 ) -> Iterator[tuple[FeatureTexts, FeatureTexts]]:
-    """For each field that grew last, the texts of features that were there and of those that are new.
+    """Yields, for each field that the last extension added features to, the texts of its known and its new features.
 
     Args:
-        vocabulary: after it was extended.
-        tokenizer: the processor's.
+        vocabulary: the extended vocabulary.
+        tokenizer: the processor's tokenizer.
         max_length: most tokens of a text.
     """
     for i, field in enumerate(vocabulary.fields):
@@ -31,7 +31,7 @@ def texts_of_grown(
             template = TextTemplate(tokenizer, [field], max_length)
             ids, values = vocabulary.valued(i)
             num_known = len(ids) - field.added_features[-1]
-            # The frequent ones come first: their embeddings are the ones that training has shaped.
+            # Frequent features come first; training has changed their embeddings most.
             parts = (slice(0, min(num_known, _MOST_KNOWN_TEXTS)), slice(num_known, len(ids)))
             known, new = (FeatureTexts(torch.from_numpy(ids[part]), _tokens(template, values[part])) for part in parts)
             yield known, new

@@ -255,7 +255,7 @@ def check_text_budget(text_budget: float | None, mode: str) -> None:
     if text_budget is None:
         return
     if mode != "joint":
-        raise ValueError(f"text_budget={text_budget} needs a model of both towers; this one is in mode={mode!r}")
+        raise ValueError(f"text_budget={text_budget} needs a model with both towers; this one is in mode={mode!r}")
     if not 0 <= text_budget <= 1:
         raise ValueError(f"text_budget={text_budget} is a share of the rows, from 0 to 1")
 

@@ -224,7 +224,7 @@ def test_a_model_that_has_not_learned_clicks_says_so(saved, tmp_path, caplog):
     assert FlipForCTR.from_pretrained(folder).needs_finetuning is None
     own = "flip_hf.modeling_flip"
     assert not [record for record in caplog.records if record.name == own]
-    fresh = "lacks fusion.id_weight, text_head.1.bias, text_head.1.weight, which start afresh"
+    fresh = "lacks fusion.id_weight, text_head.1.bias, text_head.1.weight, which were newly initialised"
     for cls, mode, reason in (
         (FlipForPreTraining, "joint", f"was saved by FlipForPreTraining, which does not learn clicks and {fresh}"),
         # Nothing is missing here, but what the ID-based model says of clicks is as it started.
