@@ -315,7 +315,7 @@ def test_a_model_is_served_once_it_was_trained_and_not_because_it_was_saved(proc
     log = pa.table(click_rows)
     encoded = processor.encode(log, with_label=True)
     for model in models:
-        with pytest.raises(ValueError, match="its probabilities would mean nothing"):
+        with pytest.raises(ValueError, match="its probabilities mean nothing"):
             CTRPredictionPipeline(model, processor)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         model(**FlipCTRCollator(processor, mode)(encoded)).loss.backward()
@@ -379,7 +379,7 @@ def test_a_text_budget_needs_both_towers_and_a_share(pipe, click_rows):
     alone = pipeline(TASK, model=pipe.model, processor=pipe.processor, mode="id")
     with pytest.raises(ValueError, match=r"text_budget=0.5 needs a model with both towers"):
         alone([], text_budget=0.5)
-    with pytest.raises(ValueError, match=r"text_budget=1.5 is a share of the rows"):
+    with pytest.raises(ValueError, match=r"text_budget=1.5 must be a share of the rows"):
         pipe([], text_budget=1.5)
 
 

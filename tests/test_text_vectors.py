@@ -604,5 +604,5 @@ def test_what_cannot_be_computed_here_is_an_error(plain, change, kind, message):
 
 def test_an_encoder_that_only_the_hub_has_is_not_downloaded(monkeypatch):
     monkeypatch.setattr(text_vectors, "resolve_pretrained", lambda name: name)
-    with pytest.raises(FetchError, match="'org/encoder' is on the Hub; run `hf download org/encoder`"):
+    with pytest.raises(FetchError, match="'org/encoder' is on the Hub; fetch it with `hf download org/encoder`"):
         TextVectorizer("org/encoder")
