@@ -790,7 +790,7 @@ def test_ids_of_another_model_are_refused(good, repo):
     FlipProcessor.fit(log, fields, FlipProcessor.from_pretrained(good).tokenizer).save_pretrained(repo)
     rows = {"user_id": ["49"], "title": ["a"], "tags": [["x"]]}
     inputs = FlipProcessor.from_pretrained(repo)(rows, return_tensors="pt")
-    with pytest.raises(ValueError, match=r"outside its field's range .*; make the ids with the processor"):
+    with pytest.raises(ValueError, match=r"outside its field's range .*; encode the rows with the processor"):
         FlipForCTR.from_pretrained(repo)(**inputs)
 
 
