@@ -247,7 +247,7 @@ def terminate(scratch: Path, encoder: Path, number: int, expected: str, draw: ra
 
 
 def fill_disk(scratch: Path, encoder: Path, expected: str) -> list[Any]:
-    """Trains on a disk with room for only half a checkpoint more; if none can be mounted, limits the size of files instead."""
+    """Trains on a disk with room for only half a checkpoint more; without one, limits the size of files."""
     disk = scratch / "disk"
     disk.mkdir()
     # mount is looked up in this machine's PATH, and mounts a folder of this program only.
