@@ -50,7 +50,7 @@ def wait_for_device() -> None:
 
 
 def measure_ceilings(on: torch.device, before: Ceilings | None = None) -> Ceilings:
-    """Measures for a few seconds. Returns the maximum with `before`, because other work may have disturbed one run."""
+    """Measures for a few seconds. Returns the better of this and `before`, in case other work disturbed one."""
     size = _CPU_SIZE if on == CPU else _ACCELERATOR_SIZE
     bf16, fp32, memory = _gemm(on, size, torch.bfloat16), _gemm(on, size, torch.float32), _copy(on)
     if before is not None:

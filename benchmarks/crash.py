@@ -60,7 +60,7 @@ class Attempt:
     """A run in forked processes, which continues where the previous run in its folder stopped.
 
     Args:
-        folder: the run's.
+        folder: folder of the run.
         encoder: folder of the text encoder.
         flags: further flags.
         processes: number of processes that train together.

@@ -7,8 +7,7 @@ Both sides get six settings at seed 0, chosen by validation AUC, then five seeds
 batches of 256; the epoch with the best validation AUC counts, and two epochs without a better one end the run.
 Embeddings have 32 dimensions, hidden layers 256 and 128 units, dropout is 0.1. Ours searches the learning rate and
 `feature_l2`, deepctr-torch's the learning rate and `l2_reg_embedding`. Each keeps its own initialisation and optimiser
-(ours AdamW with a cosine schedule,
-theirs Adam).
+(ours AdamW with a cosine schedule, theirs Adam).
 """
 
 import argparse

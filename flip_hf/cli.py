@@ -1,6 +1,6 @@
 """The command `flip-hf`, which needs the installed package but no clone of the repository.
 
-accelerate launch -m flip_hf.cli pretrain --config run.yaml
+Several devices: `accelerate launch -m flip_hf.cli pretrain --config run.yaml`
 """
 
 import sys

@@ -8,14 +8,14 @@ from torch.nn import functional as F
 from flip_hf.fields import IGNORED_LABEL
 
 ItemCounts = Mapping[str, torch.Tensor | float]
-"""By the name of each part of a loss, the number of items to divide its sum by."""
+"""Number of items to divide the sum of each part of a loss by, by the part's name."""
 
 # Divisor of a step in which no row has a label; the sum is 0 then.
 _NO_ROWS = 1e-6
 
 
 def count_rows(labels: torch.Tensor, teacher_logits: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """Counts the rows that each part of the loss sums over.
+    """Counts the rows of each part of the loss.
 
     Args:
         labels: (B,), -100 for a row without a label.
@@ -45,10 +45,10 @@ def click_losses(
         num_items_in_batch: as in `FlipForCTR.forward`.
 
     Returns:
-        float () each. For each of the logits, its binary cross-entropy with the labels, under its own name. With a
-        teacher, `distillation_loss`: the sum of the binary cross-entropies with the teacher's probabilities. `loss`:
-        the sum of the cross-entropies with the labels, or with a teacher the weighted mean of this sum and
-        `distillation_loss`.
+        float () each, by name. The losses of the towers' logits: their binary cross-entropies with the labels. With a
+        teacher, `distillation_loss`: the sum of all logits' binary cross-entropies with the teacher's probabilities.
+        `loss`: the sum of all logits' binary cross-entropies with the labels, or with a teacher the weighted mean of
+        this sum and `distillation_loss`.
 
     Raises:
         ValueError: rows lack a label and there is a teacher, but `num_items_in_batch` is a single number, which can't
@@ -75,7 +75,7 @@ def click_losses(
 
 
 def _mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_rows: torch.Tensor | float) -> torch.Tensor:
-    """Sum of the cross-entropies over the rows with a label, which may be a probability, divided by `num_rows`."""
+    """Sum of cross-entropies over the rows with a label, divided by `num_rows`. Labels may be probabilities."""
     is_known = (labels != IGNORED_LABEL).float()
     targets = labels.float().clamp(min=0)
     total = F.binary_cross_entropy_with_logits(logits.float(), targets, is_known, reduction="sum")

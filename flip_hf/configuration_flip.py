@@ -277,7 +277,7 @@ def check_settings(settings: Mapping[str, Any], owner: str = "FlipConfig", other
     Args:
         settings: the settings by name; the names inside `objectives` are checked too.
         owner: what the error message names as the owner of the settings.
-        others: names of further settings that the owner takes, as candidates for the nearest name.
+        others: names of further settings of the owner, which the error may suggest.
     """
     if unknown := _unknown_settings(settings):
         inherited = {f.name for f in fields(PreTrainedConfig)}

@@ -37,7 +37,7 @@ class EncoderFiles:
         flip_config: if the folder holds a saved FLIP model, its configuration in the mode `"text"`.
         pooling: a key of `VECTOR_POOLING`.
         normalize: whether vectors are scaled to an L2 norm of 1.
-        max_length: most tokens of a text; None uses the tokenizer's limit.
+        max_length: maximum number of tokens of a text; None uses the tokenizer's limit.
         lower_case: whether texts are lower-cased before tokenisation.
     """
 

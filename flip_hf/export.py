@@ -21,7 +21,7 @@ _TABULAR, _TEXT = ("feature_ids",), ("input_ids", "attention_mask")
 _PLACES, _VECTORS = "vector_places", "vectors"
 _LOGITS = "logits"
 
-# Example sizes of the variable axes. They differ from all constants in a graph: export would fix sizes 0 and 1.
+# Example sizes of the variable axes; torch.export would turn sizes of 0 and 1 into constants.
 _EXAMPLE_SIZES = {"batch": 3, "length": 8}
 
 # An ONNX file is one protobuf message, which must stay below 2 GiB; it holds the graph as well as the weights.
@@ -82,7 +82,7 @@ def export_program(model: FlipForCTR) -> ExportedProgram:
     if owned := _sizes_of_vectors(model):
         axes[_VECTORS] = {name: {1: Dim.DYNAMIC} for name in owned}
         example[_VECTORS] = {
-            # Different numbers of vectors for each field, or export would assume that they are always equal.
+            # Each field gets another number of vectors; otherwise export would assume that they are always equal.
             name: torch.ones(1, _EXAMPLE_SIZES["length"] + i + 1, size, dtype=model.dtype, device=model.device)
             for i, (name, size) in enumerate(owned.items())
         }

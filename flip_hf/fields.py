@@ -22,13 +22,13 @@ NUM_RESERVED_FEATURES = 2
 """Features at the start of each field's range that stand for no value: OOV and MISSING."""
 
 MOST_FIELDS = 2048
-"""Most fields of a row. The text of a row with more would have no room for their names."""
+"""Maximum number of fields. A text with more would have no room for their names."""
 MOST_POSITIONS = 16_384
-"""Most columns of `feature_ids`. The whole width is read for every row, whatever the row holds."""
+"""Maximum number of columns of `feature_ids`. The whole width is read for every row, whatever the row holds."""
 MOST_EXTENSIONS = 4096
-"""Most extensions of a field."""
+"""Maximum number of extensions of a field."""
 LARGEST_VECTOR = 65_536
-"""Most numbers of a vector."""
+"""Maximum size of a vector."""
 
 MODES = ("joint", "id", "text")
 """Views that a model reads: both, the tabular one, or the textual one."""
@@ -40,7 +40,7 @@ class FieldKindTraits:
     """Properties of a kind of field that the models need; `flip_hf.data.kinds` reads the values.
 
     Args:
-        settings: those settings of `FieldConfig` that only some kinds have and that this kind has.
+        settings: the kind-specific settings of `FieldConfig` that this kind has.
         has_features: whether the tabular view contains it.
         is_bag: whether a row holds any number of values.
         has_text: whether the text contains it.
@@ -79,7 +79,7 @@ class FieldConfig:
             the text. `"multi_categorical"`: any number of values without an order. `"sequence"`: values in the order of
             time, the most recent last. `"text"`: in the text only. `"vector"`: a list of `size` numbers, such as the
             embedding of a picture; it is projected to the embedding width and not shown in the text.
-        max_tokens: most tokens of the field in a row's text; the rest is cut and counted.
+        max_tokens: maximum number of tokens of the field in a row's text; the rest is cut and counted.
         min_count: values that occur fewer times than this in fitting share the field's OOV feature.
         hash_buckets: number of features that values are hashed into, for fields with too many values to keep. No value
             is stored, and none is OOV.
@@ -89,13 +89,14 @@ class FieldConfig:
             id only misleads the text encoder. With False, such a value is shown as missing; a field with several values
             leaves it out.
         separator: separator of the values in a multi-valued column of strings; not needed for a column of lists.
-        max_values: most values of a row in the tabular view; of a sequence the last ones.
+        max_values: maximum number of values of a row in the tabular view; of a sequence, the last ones are kept.
         target: name of the single-valued field whose embedding attends to the sequence, as in DIN (Zhou et al., KDD
             2018, arXiv 1706.06978, Section 4.3). Without it the sequence is averaged.
-        text_values: most values of a sequence in the text, the most recent first; by default `max_values`.
+        text_values: maximum number of values of a sequence in the text, the most recent first; by default
+            `max_values`.
         bucketing: how numbers are put into buckets: `"quantile"`, with equally many training rows in each, or `"log"`,
             with equal ratios between the bounds.
-        num_buckets: most buckets.
+        num_buckets: maximum number of buckets.
         size: numbers of a vector. A vector of size 1 is a number that is not put into buckets.
         vector_size: numbers of the vectors that fitting attached to the field's values (`TextFeatures`); None if there
             are none. Fields that share the field's features have the same vectors.

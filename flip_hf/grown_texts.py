@@ -12,19 +12,19 @@ from flip_hf.data.template import TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.growth import FeatureTexts
 
-# Most known features of a field whose texts are used to predict embeddings of new ones.
+# Maximum number of known features of a field whose texts are used to predict embeddings of new ones.
 _MOST_KNOWN_TEXTS = 4096
 
 
 def texts_of_grown(
     vocabulary: FeatureVocabulary, tokenizer: Any, max_length: int
 ) -> Iterator[tuple[FeatureTexts, FeatureTexts]]:
-    """Yields, for each field that the last extension added features to, the texts of its known and its new features.
+    """Yields the texts of known and of new features, for each field that grew in the last extension.
 
     Args:
         vocabulary: the extended vocabulary.
         tokenizer: the processor's tokenizer.
-        max_length: most tokens of a text.
+        max_length: maximum number of tokens of a text.
     """
     for i, field in enumerate(vocabulary.fields):
         if field.owns_features and field.added_features[-1]:

@@ -36,8 +36,7 @@ class FeatureGrowth:
     Attributes:
         fields: the fields with the added features; existing ids are unchanged.
         feature_counts: int64 (features,), how often each feature was seen, in fitting and in all extensions.
-        texts: returns, for each field that the last extension added features to, the texts of its known and of its new
-            features.
+        texts: returns the texts of known and of new features, for each field that grew in the last extension.
     """
 
     fields: list[FieldConfig]
@@ -121,6 +120,6 @@ def _check_growth(fields: Sequence[FieldConfig], grown: Sequence[FieldConfig]) -
     )
     if not same:
         raise ValueError(
-            "this growth belongs to another processor than the one saved with this model; extend that one: "
+            "this growth belongs to another processor; extend the one that was saved with this model: "
             "FlipProcessor.from_pretrained(<the model's folder>).extend(rows)"
         )

@@ -118,7 +118,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         return "icl" in self.objectives
 
     def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Counts what each objective's loss over this batch sums over, int64 (): masked tokens, features or rows."""
+        """Counts the items of each objective's loss over this batch, int64 (): masked tokens, features or rows."""
         counts = {}
         for name in self.objectives:
             cls = OBJECTIVES[name]
@@ -189,7 +189,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
             )
         token_embeddings: Any = self.get_input_embeddings()
         if isinstance(token_embeddings, FSDPModule):
-            # MLM reads them again after their own forward, which would free them.
+            # MLM reads the weights after their own forward, at the end of which FSDP2 would free them.
             token_embeddings.set_reshard_after_forward(False)
         # Before the text, as in contrastive_views, so that both draw the same dropout.
         tabular = self.flip.encode_tabular(feature_ids, vectors, vector_places)
@@ -246,7 +246,7 @@ class FlipForCTR(FlipPreTrainedModel):
 
     In mode `"joint"` the logit is `a * id_logits + (1 - a) * text_logits`, where `a` is a learned weight or the output
     of a gate (`config.fusion`). The loss is the sum of the binary cross-entropies of the three logits;
-    `config.fusion_gradients` decides whether that of the fused logit trains the towers. In the modes `"id"` and
+    `config.fusion_gradients` decides whether the fused logit's loss trains the towers. In the modes `"id"` and
     `"text"` the model has one tower, and the logit and the loss are that tower's.
     """
 
@@ -255,7 +255,7 @@ class FlipForCTR(FlipPreTrainedModel):
 
     def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        # If the checkpoint was saved by a model without click training, its biases of the click logits, by name.
+        # Biases of the click logits, by name, as loaded from a checkpoint without click training; else empty.
         self.biases_without_clicks: dict[str, torch.Tensor] = {}
         self.flip = FlipModel(config, text_model)
         if config.mode != "id":
@@ -324,7 +324,7 @@ class FlipForCTR(FlipPreTrainedModel):
         if mode == self.config.mode:
             return self
         if self.config.mode != "joint" or mode not in MODES:
-            raise ValueError(f"a model in mode={self.config.mode!r} has no part in mode={mode!r}")
+            raise ValueError(f"a model in mode={self.config.mode!r} has no tower for mode={mode!r}")
         config: Any = copy.deepcopy(self.config)
         config.mode = mode
         with torch.device("meta"):
@@ -343,7 +343,7 @@ class FlipForCTR(FlipPreTrainedModel):
         return False
 
     def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Counts the rows that each part of the loss over this batch sums over.
+        """Counts the rows of each part of the loss over this batch.
 
         Args:
             batch: arguments of `forward`, with `labels`.

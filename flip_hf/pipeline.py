@@ -42,10 +42,10 @@ class CTRPredictionPipeline(Pipeline):
         towers: whether to return the probability of each tower as well.
         text_budget: share of the rows whose text is read, from 0 to 1: the rows that a joint model's ID-based model is
             least sure of. All other rows get the ID-based model's probability.
-        batch_size: most rows of a batch, 256 by default; rows of similar length share one.
-        tower_cache: with `text_towers`, the most texts whose vectors are kept in memory, so that the encoder does not
-            read a known user's or item's text again; 0 keeps none. 100,000 vectors of 384 numbers take 154 MB. All are
-            dropped when a weight of the text encoder changes.
+        batch_size: maximum number of rows in a batch, 256 by default. Rows of similar length share a batch.
+        tower_cache: with `text_towers`, maximum number of texts whose vectors are kept in memory, so that the encoder
+            does not read a known user's or item's text again; 0 keeps none. 100,000 vectors of 384 numbers take 154 MB.
+            All are dropped when a weight of the text encoder changes.
         kwargs: as in transformers, such as `device`.
 
     Attributes:
@@ -102,7 +102,7 @@ class CTRPredictionPipeline(Pipeline):
             rows: one row as a dict; or a list of dicts, a pandas, polars or Arrow table, or a `datasets.Dataset`; or
                 any other iterable, such as a generator of dicts, a `datasets.IterableDataset` or Arrow's
                 `RecordBatchReader`.
-            batch_size: most rows of a batch; by default the pipeline's.
+            batch_size: maximum number of rows in a batch; by default the pipeline's.
             num_workers: None or 0. The calling process encodes rows in chunks, which takes a small part of the time
                 that scoring takes. To score in several processes, use `flip_hf.integrations.ray`.
             kwargs: `towers`, `text_budget`; by default the pipeline's.
@@ -137,14 +137,15 @@ class CTRPredictionPipeline(Pipeline):
     def tower_vectors(self, rows: Any, tower: str, batch_size: int | None = None) -> np.ndarray:
         """Returns a text tower's vectors of rows, such as those of all items for a nearest-neighbour index.
 
-        The tower reads the text of a row whose other fields are missing. The other fields don't affect the vector,
-        unless a row's whole text is longer than `max_length`: then long values of one tower cut those of another.
+        The vector is that of a row in which all other fields are missing. Other fields of a row change it only if the
+        row's whole text is longer than `max_length`: then long values of one tower cut those of another.
 
         Args:
             rows: rows as in `FlipProcessor.encode`, with the tower's fields; other columns are ignored.
             tower: the tower's name in `text_towers`, such as `"item"`. The towers of a list are named "0", "1" and so
                 on.
-            batch_size: most texts of a batch; by default the pipeline's. Each distinct text is encoded once.
+            batch_size: maximum number of texts in a batch; by default the pipeline's. Each distinct text is encoded
+                once.
 
         Returns:
             float32 (rows, C), not normalised; C is the text encoder's width.

@@ -56,7 +56,7 @@ class FlipProcessor(ProcessorMixin):
         tokenizer: the text encoder's fast tokenizer.
         vocabulary: the fitted features.
         label: name of the label column (0 or 1), if the log has one.
-        max_length: most tokens of a row's text, including special tokens.
+        max_length: maximum number of tokens of a row's text, including special tokens.
         vectors: the vectors of vector fields and text features, if there are any.
     """
 
@@ -135,13 +135,13 @@ class FlipProcessor(ProcessorMixin):
             fields: the fields, in the order of the text.
             tokenizer: a fast tokenizer, or the name or folder of one.
             label: name of the label column.
-            max_length: most tokens of a row's text; by default the tokenizer's limit, but at most 512.
+            max_length: maximum number of tokens of a row's text; by default the tokenizer's limit, but at most 512.
             source: where the rows come from, for error messages; by default the path, if `dataset` is one.
             csv: the format of CSV files.
             text_features: vectors to attach to the values of fields, such as `[TextFeatures("movie_id",
                 encoder="sentence-transformers/all-MiniLM-L6-v2", fields=["title", "genre"])]`.
-            catalog: further rows in any form, with only the columns of the text features. The vectors of their values
-                are kept too, so that a value of a history that no training row has gets its vector.
+            catalog: further rows in any form, with only the columns of the text features. Their values get
+                vectors too, so that a later history finds the vectors of values that no training row has.
 
         Raises:
             InputError: a column is missing, a value can't be an id, or there are no rows.
@@ -410,9 +410,8 @@ class FlipProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: a local folder or a repository's name.
-            kwargs: `max_length`, which replaces the saved most tokens of a row's text; `revision`, `token`,
-                `cache_dir`, `local_files_only` and others, as in transformers; and the tokenizer's settings, such as
-                `sep_token`.
+            kwargs: `max_length`, which replaces the saved one; `revision`, `token`, `cache_dir`, `local_files_only` and
+                others, as in transformers; and the tokenizer's settings, such as `sep_token`.
 
         Raises:
             InputError: the files contradict each other, or can't be read.

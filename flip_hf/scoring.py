@@ -125,7 +125,7 @@ def click_logits(
 
     scores = _scored(forward, rows, collator, batch_size, accelerator, description)
     if GROUP_COLUMN in rows.column_names:
-        # Not through the batches, because every process holds all rows, and the logits are in their order.
+        # Read from the table, not from the batches: every process holds all rows, in the order of the logits.
         table = rows if isinstance(rows, pa.Table) else rows.select_columns([GROUP_COLUMN]).with_format("arrow")[:]
         scores["groups"] = table[GROUP_COLUMN].to_numpy()
     return scores

@@ -56,7 +56,7 @@ def load_text_config(name_or_path: str, **kwargs: Any) -> PreTrainedConfig:
         flip_hf.fetch.FetchError: the name was not found anywhere.
     """
     read = {name: value for name, value in kwargs.items() if name in (*_WHERE, "attn_implementation")}
-    # The caller chooses the revision. Without trust_remote_code, transformers would ask the user at the terminal.
+    # The caller chooses the revision. Without trust_remote_code=False, transformers would ask at the terminal.
     config: PreTrainedConfig = AutoConfig.from_pretrained(  # nosec B615
         resolve_pretrained(name_or_path, "config", revision=kwargs.get("revision"), token=kwargs.get("token")),
         **{"trust_remote_code": False, **read},

@@ -63,8 +63,9 @@ class TextVectorizer:
         normalize: whether to scale vectors to an L2 norm of 1; by default as a sentence-transformers model's files say,
             and true for other encoders.
         batch_size: texts in a batch.
-        max_length: most tokens of a text, including special tokens; the rest is cut off. By default the length in a
-            sentence-transformers model's files, and 256 for other encoders. It never exceeds the tokenizer's limit.
+        max_length: maximum number of tokens of a text, including special tokens; the rest is cut off. By default the
+            length in a sentence-transformers model's files, and 256 for other encoders. It never exceeds the
+            tokenizer's limit.
 
     Attributes:
         size: numbers in a vector.
@@ -108,7 +109,7 @@ class TextVectorizer:
 
     @cached_property
     def max_length(self) -> int:
-        """Most tokens of a text, including special tokens."""
+        """Maximum number of tokens of a text, including special tokens."""
         allowed = [self._tokenizer.model_max_length, getattr(self._text_config, "max_position_embeddings", None)]
         # Encoders without position embeddings have no limit, or a value that is not a length.
         most = min(n for n in allowed if n is not None and n > 0)

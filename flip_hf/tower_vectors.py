@@ -39,7 +39,7 @@ class TowerVectors:
     Args:
         model: a `FlipForCTR` for which `can_encode_apart` is true. Encoding switches it to evaluation mode.
         processor: the model's processor.
-        max_texts: most texts whose vectors are kept, at 4 bytes a number; 0 keeps none.
+        max_texts: maximum number of texts whose vectors are kept, at 4 bytes per number; 0 keeps none.
     """
 
     def __init__(self, model: FlipForCTR, processor: FlipProcessor, max_texts: int) -> None:

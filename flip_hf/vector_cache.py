@@ -13,7 +13,7 @@ from filelock import FileLock
 
 # SQLite before 3.32 allows 999 parameters in a statement.
 _KEYS_IN_A_QUERY = 900
-# Most seconds to wait for another process, which locks the file for one transaction at a time.
+# Maximum number of seconds to wait for another process, which locks the file for one transaction at a time.
 _LOCKED_S = 120.0
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 

@@ -178,7 +178,7 @@ def test_a_tower_of_a_joint_model_is_a_model_of_the_same_modules(saved, tmp_path
         alone.save_pretrained(tmp_path / mode)
         again = FlipForCTR.from_pretrained(tmp_path / mode)
         torch.testing.assert_close(again(**own_view).logits, expected, rtol=0, atol=1e-6)
-        with pytest.raises(ValueError, match=f"mode='{mode}' has no part in mode='joint'"):
+        with pytest.raises(ValueError, match=f"mode='{mode}' has no tower for mode='joint'"):
             alone.in_mode("joint")
     assert model.in_mode("joint") is model
     with pytest.raises(ValueError, match="no part in mode='both'"):

@@ -201,7 +201,7 @@ def test_one_tower_serves_alone(pipes, folder, rows, monkeypatch):
     CTRPredictionPipeline(model, processor, mode="id")
     assert model.config.mode == "joint"
     assert model.flip.text_model is not None
-    with pytest.raises(ValueError, match="a model in mode='id' has no part in mode='text'"):
+    with pytest.raises(ValueError, match="a model in mode='id' has no tower for mode='text'"):
         pipeline(TASK, model=folder, model_kwargs={"mode": "id"}, mode="text")
 
 

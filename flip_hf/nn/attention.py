@@ -58,7 +58,7 @@ def cpu_attention(
         )
     if attention_mask is not None:
         scores = scores + attention_mask.to(scores.dtype)
-    # Autocast would switch softmax to single precision, but torch accumulates in it anyway.
+    # Autocast would convert to single precision, in which torch's softmax accumulates anyway.
     with torch.autocast("cpu", enabled=False):
         weights = ByteDropout(dropout)(scores.softmax(dim=-1))
     return (weights @ value).transpose(1, 2).contiguous(), None

@@ -68,7 +68,7 @@ class FeatureEmbedding(nn.Module):
         nn.init.zeros_(self.weight[PADDING_ID])
 
     def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        # On an accelerator the check would need a synchronisation in every step, and the lookup fails on its own.
+        # On an accelerator the check would synchronise in every step, and the lookup itself fails on ids out of range.
         if feature_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check(feature_ids)
         return self._lookup(feature_ids)

@@ -20,8 +20,8 @@ class InstanceContrastiveLearning(Objective):
     be distinguished.
 
     The loss is the mean of the cross-entropies in both directions. Metrics: `icl_tabular_to_text_accuracy` and
-    `icl_text_to_tabular_accuracy`, the share of rows whose other view is the nearest in the global batch. A loss of
-    ln(R), for R rows on all processes, and the accuracy of chance mean that nothing has been aligned.
+    `icl_text_to_tabular_accuracy`, the share of rows whose other view is the nearest in the global batch. If the
+    loss is ln(R), with R rows over all processes, and the accuracy is at chance, nothing has been aligned.
 
     The contrastive batch may be larger than the batches that are encoded at a time (gradient caching: Gao et al.,
     RepL4NLP 2021, arXiv 2101.06983, Section 3.2): `project` each part without a graph, compute the `shares` of all

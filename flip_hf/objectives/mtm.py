@@ -79,8 +79,8 @@ class MaskedTabularModeling(Objective):
         self.field_projection = nn.Linear(config.projection_dim, self.num_fields * config.embedding_dim)
         self.bias = nn.Parameter(torch.empty(config.num_features))
         self._are_counts_checked = False
-        # All features of a field are adjacent in the slots, whenever they were added. One search in the cumulative
-        # counts of this order can then draw from any field, and differences of them are counts.
+        # Slots order the features so that those of a field are adjacent, even if they were added at different times.
+        # One search in the cumulative counts of the slots then draws from any field, and differences are counts.
         self._set_slots(config)
         for name, value in self._initial_buffers().items():
             self.register_buffer(name, value, persistent=name == "cumulative_counts")
