@@ -45,8 +45,8 @@ def click_losses(
         num_items_in_batch: as in `FlipForCTR.forward`.
 
     Returns:
-        float () each, by name. The losses of the towers' logits: their binary cross-entropies with the labels. With a
-        teacher, `distillation_loss`: the sum of all logits' binary cross-entropies with the teacher's probabilities.
+        float () each, by name. The losses of the towers' logits are their binary cross-entropies with the labels. With
+        a teacher, `distillation_loss`: the sum of all logits' binary cross-entropies with the teacher's probabilities.
         `loss`: the sum of all logits' binary cross-entropies with the labels, or with a teacher the weighted mean of
         this sum and `distillation_loss`.
 

@@ -248,13 +248,13 @@ class FlipProcessor(ProcessorMixin):
                 It need not be a field. It is read as an id, whatever the kind of the field.
 
         Returns:
-            A table with one row for each row. Columns: `row` int64, its number; `feature_ids` int64 [P], one position
-            for each field with features, or `max_values` positions, padded, for a field with several values; with text
-            features `vector_keys` int64, the key of the vector at each of their positions, 0 for none; with vector
-            fields `vectors` float32, concatenated, standardised, NaN if missing; with `with_text`, `input_ids` int32
-            [tokens] and `token_field_ids` int16 [tokens], the index of the field on tokens of its value and -1
-            elsewhere; `fallbacks` uint8 [fields], flags of `Fallback`; with `with_label`, `label` float32; with
-            `group_field`, `group` int64, a number that rows with the same value share, and -1 if it is missing.
+            A table of the same rows. `row` int64 is the row's number. `feature_ids` int64 [P] has one position for each
+            field with features, or `max_values` positions, padded, for a field with several values. `fallbacks` uint8
+            [fields]: flags of `Fallback`. With text features, `vector_keys` int64: the key of the vector at each of
+            their positions, 0 for none. With vector fields, `vectors` float32: concatenated, standardised, NaN if
+            missing. With `with_text`, `input_ids` int32 [tokens], and `token_field_ids` int16 [tokens]: the index of
+            the field on tokens of its value, -1 elsewhere. With `with_label`, `label` float32. With `group_field`,
+            `group` int64: a number that rows with the same value share, -1 if it is missing.
 
         Raises:
             InputError: a column is missing, or a value can't be an id or a label.
