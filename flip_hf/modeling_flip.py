@@ -391,9 +391,9 @@ class FlipForCTR(FlipPreTrainedModel):
             vectors: as in `FlipModel`.
             vector_places: as in `FlipModel`.
             tower_vectors: as in `FlipModel`.
-            teacher_logits: another model's click logits of these rows, float (B,). If labels are given too, each logit
-                that learns from labels (the ID-based model's, the text encoder's, the fused one) also learns from the
-                teacher's probabilities (Hinton et al., 2015, arXiv 1503.02531).
+            teacher_logits: another model's click logits of these rows, float (B,). If labels are given too, all logits
+                that learn from them also learn from the teacher's probabilities (Hinton et al., 2015, arXiv
+                1503.02531): the ID-based model's, the text encoder's and the fused one.
 
         Raises:
             ValueError: with teacher logits, rows lack a label and `num_items_in_batch` is a single number, which can't

@@ -288,8 +288,8 @@ class FlipProcessor(ProcessorMixin):
     ) -> Any:
         """Encodes a whole dataset in batches; datasets caches the result if the dataset is on disk.
 
-        Uses as many threads as torch, at most 8. Logs how often each field fell back, and warns, with an example, of
-        each field that is unseen or missing in a far larger share of the rows than in fitting.
+        Uses as many threads as torch, at most 8. Logs how often each field fell back. Warns, with an example, of
+        fields that are unseen or missing in a far larger share of the rows than in fitting.
 
         Args:
             dataset: rows in any form that `fit` takes. A `datasets.IterableDataset` stays lazy; each split of a

@@ -217,7 +217,7 @@ def test_new_features_come_behind_and_training_continues(fitted, tmp_path):
     assert torch.equal(grown.flip.feature_embeddings.weight, table)
     grown(**again(new_rows, return_tensors="pt"), labels=torch.ones(4)).loss.backward()
     assert (grown.flip.feature_embeddings.weight.grad[ids[:, 1]] != 0).any(dim=1).all()
-    with pytest.raises(ValueError, match="not of the processor that was saved with this model"):
+    with pytest.raises(ValueError, match="growth belongs to another processor"):
         model.resize_feature_embeddings(FeatureGrowth(FIELDS, again.feature_counts, list))
 
 

@@ -181,7 +181,7 @@ def test_a_tower_of_a_joint_model_is_a_model_of_the_same_modules(saved, tmp_path
         with pytest.raises(ValueError, match=f"mode='{mode}' has no tower for mode='joint'"):
             alone.in_mode("joint")
     assert model.in_mode("joint") is model
-    with pytest.raises(ValueError, match="no part in mode='both'"):
+    with pytest.raises(ValueError, match="no tower for mode='both'"):
         model.in_mode("both")
 
 
