@@ -388,7 +388,11 @@ REFUSALS = {
     "10^6 hidden layers": (MODEL, config(backbone_options={"hidden_sizes": [8] * 10**6}), LARGER),
     "10^9 cross layers": (CONFIG, config(backbone_options={"cross_layers": 10**9}), "cross_layers is more than any"),
     "10^9 experts": (MODEL, config(backbone_options={"hidden_sizes": [8], "num_experts": 10**9}), LARGER),
-    "10^9 values of a field": (CONFIG, field(-1, max_values=10**9), "'tags': max_values=1000000000, .* 16384"),
+    "10^9 values of a field": (
+        CONFIG,
+        field(-1, max_values=10**9),
+        "'tags': max_values=1000000000 is too large.* 16384",
+    ),
     "300,000 fields": (CONFIG, config(fields=MANY_FIELDS), "300000 fields are too many: the limit is 2048"),
     "a text encoder of 10^9": (MODELS, text_config(hidden_size=10**9), LARGER),
     "a text encoder of 10^12": (CONFIG, text_config(hidden_size=10**12), "hidden_size is larger than anything can be"),
