@@ -101,7 +101,7 @@ def draw_bars(panels: Mapping[str, Sequence[Bar]], title: str, target: Path, *, 
     rows = max(map(len, panels.values()))
     # The same records give the same bytes, and letters are shapes, which look alike everywhere.
     with rc_context({"svg.hashsalt": target.name, "svg.fonttype": "path"}):
-        figure = Figure(figsize=(10, 1.1 + 0.36 * rows), layout="constrained")
+        figure = Figure(figsize=(9.4, 1.1 + 0.36 * rows), layout="constrained")
         for place, (name, bars) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(1, len(panels), place)
             for i, bar in enumerate(bars):
@@ -114,7 +114,7 @@ def draw_bars(panels: Mapping[str, Sequence[Bar]], title: str, target: Path, *, 
             axes.set_yticks(range(len(bars)), [f"{bar.name}   {bar.auc:.4f}" for bar in bars], fontsize=9)
             axes.set_ylim(rows - 0.5, -0.5)
             axes.set_title(name, fontsize=11, color=ink)
-            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter("{x:+.3f}")
             axes.tick_params(labelsize=9, colors=ink, length=0)
             axes.grid(axis="x", color=ink, alpha=0.15)

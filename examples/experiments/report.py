@@ -51,7 +51,9 @@ the number of comparisons.
 """
 CHART_SHOWN = """![{}](pictures/results-light.svg)
 
-The number beside each name is the model's mean AUC. The bar is its difference from the first model in the panel.
+The number beside each name is the model's mean AUC. The bar is its difference from the first model in the
+panel. *Id dropout*: training hides the ids of films in half of the rows. *Text features*: each film has a precomputed
+vector of its text; on the item split, ids are dropped as well.
 """
 INTRODUCTION = f"""## How to read the tables
 
