@@ -55,7 +55,7 @@ def _offline(monkeypatch):
 
 @pytest.fixture
 def names(ctr_folder, click_rows, tmp_path, monkeypatch):
-    """What the pages take as given: an import, a finetuned model and its rows, training rows, a processor, an encoder."""
+    """What the pages take as given: a finetuned model and its rows, training rows, a processor, an encoder."""
     monkeypatch.chdir(tmp_path)
     place = tmp_path / "runs" / "flip"
     place.mkdir(parents=True)
