@@ -27,7 +27,7 @@ experiments: $(READY) ## Run and record the experiments; goes on where it was (E
 	$(BIN)/python examples/experiments/run.py $(EXPERIMENT_FLAGS)
 	$(BIN)/python examples/experiments/alignment.py
 
-report: $(READY) ## Render docs/results.md, model_cards/ and README.md's tables from the records in results/
+report: $(READY) ## Render docs/results.md, model_cards/ and README.md's chart from the records in results/
 	$(BIN)/python examples/experiments/report.py
 
 test: lint ## Lint, check types and run the tests
