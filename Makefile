@@ -73,7 +73,7 @@ audit: $(READY) ## Look for known vulnerabilities and insecure code (asks PyPI)
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt || { echo $(NOT_AUDITED); exit 1; }
 
 release-check: $(READY) ## Install the wheel in an empty environment and run what README.md and the first page show
-	rm -rf build/release
+	rm -rf build/release build/lib build/bdist.*
 	$(PIP) wheel -q --no-deps --wheel-dir build/release .
 	$(PYTHON) -m venv build/release/venv
 	build/release/venv/bin/python -m pip --disable-pip-version-check -q install -c constraints.txt \
