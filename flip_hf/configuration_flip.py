@@ -265,6 +265,8 @@ class FlipConfig(PreTrainedConfig):
         """The configuration as a dict of plain JSON types."""
         output: dict[str, Any] = super().to_dict()
         output["fields"] = [f.to_dict() for f in self.fields]
+        # transformers.Trainer sets it in the configuration of every model, and loading would call it unknown.
+        output.pop("use_cache", None)
         if output["text_config"] is not None:
             # This is a path on the machine that built the model; transformers removes only FLIP's own.
             output["text_config"]["_name_or_path"] = ""
