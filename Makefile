@@ -9,7 +9,7 @@ DEMO_FLAGS ?=
 EXPERIMENT_FLAGS ?=
 MUTANTS_FLAGS ?=
 DOCS_SITE ?= build/docs
-NOT_AUDITED := "If a version \"could not be audited\", or there is no connection, no advisories were asked: PyPI's are not to be had here."
+NOT_AUDITED := "pip-audit found no advisories to compare with: there is no connection, or the package index does not serve them."
 
 export TOKENIZERS_PARALLELISM := false
 
@@ -23,7 +23,7 @@ help: ## Show the targets
 demo: $(READY) ## Pretrain, finetune and compare on MovieLens-100K (DEMO_FLAGS="--help" shows the flags)
 	$(BIN)/python examples/demo.py $(DEMO_FLAGS)
 
-experiments: $(READY) ## Run and record the experiments; goes on where it was (EXPERIMENT_FLAGS="--help" shows the flags)
+experiments: $(READY) ## Run and record the experiments; continues after an interruption (EXPERIMENT_FLAGS="--help" shows the flags)
 	$(BIN)/python examples/experiments/run.py $(EXPERIMENT_FLAGS)
 	$(BIN)/python examples/experiments/alignment.py
 
