@@ -336,7 +336,7 @@ def main() -> None:
             terminate(scratch, encoder, arguments.terms, expected, draw),
             fill_disk(scratch, encoder, expected),
         ]
-        header = ["what", "times", "runs, all resumed to their end", "most steps lost", "runs with the same bits", ""]
+        header = ["what", "times", "runs, each resumed until it ended", "most steps lost", "bit-identical runs", ""]
         print(f"{last_step(scratch / 'straight')} steps, {seconds:.1f} s per run.\n\n{markdown(header, rows)}\n")
         counts = [count_rows(scratch, encoder, workers, processes) for workers in (0, 2) for processes in (1, 2)]
         header = ["workers", "processes", "stops", "rows repeated in two epochs", "rows missed"]
