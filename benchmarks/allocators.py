@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="steps per allocator; the first log line is skipped")
     parser.add_argument("--mode", choices=["joint", "id", "text"], default="text")
     arguments = parser.parse_args()
-    sides = {"as it is": {}, "huge pages": HUGE_PAGES}
+    sides = {"default": {}, "huge pages": HUGE_PAGES}
     for name in ("tcmalloc_minimal", "jemalloc"):
         if (library := ctypes.util.find_library(name)) is not None:
             sides[name] = {"LD_PRELOAD": library}

@@ -70,7 +70,9 @@ class FlipConfig(PreTrainedConfig):
         head_dropout: dropout before the heads.
         distillation_weight: share of the click loss that comes from a teacher's logits, from 0 to 1; the labels have
             the rest. It has an effect only if a batch has teacher logits.
-        objectives: weight of each pretraining objective, keys of `flip_hf.objectives.OBJECTIVES`.
+        objectives: weight of each pretraining objective; the names are the keys of `flip_hf.objectives.OBJECTIVES`:
+            `mlm` (masked language modelling), `mtm` (masked tabular modelling), `icl` (instance-level contrastive
+            learning) and `text_mlm` (MLM of the text alone).
         projection_dim: width of the space in which ICL compares the views.
         contrastive_temperature: temperature of ICL.
         mtm_loss: `"nce"` (the paper's), `"sampled_softmax"` or `"full_softmax"`.
@@ -193,8 +195,8 @@ class FlipConfig(PreTrainedConfig):
             kwargs: settings that replace those of the file. They come from the caller, so they are not restricted.
 
         Raises:
-            ValueError: the file does not describe a FLIP model, or would make transformers load something else; or
-                the caller passed a setting that does not exist.
+            ValueError: the file does not describe a FLIP model, or it has settings that would make transformers load
+                other models, code or files; or the caller passed a setting that does not exist.
         """
         check_config_file(config_dict, cls.model_type)
         wants_unused = kwargs.pop("return_unused_kwargs", False)
@@ -256,7 +258,7 @@ class FlipConfig(PreTrainedConfig):
         return num_features(self.fields)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """As in transformers; a configuration that was loaded with loading code is saved with it."""
+        """As in transformers. Also saves the code for `trust_remote_code` if the configuration was loaded with it."""
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
         if getattr(self, "auto_map", None) == CONFIG_AUTO_MAP:
             write_loading_file(Path(save_directory))
@@ -278,7 +280,7 @@ def check_settings(settings: Mapping[str, Any], owner: str = "FlipConfig", other
 
     Args:
         settings: the settings by name; the names inside `objectives` are checked too.
-        owner: what the error message names as the owner of the settings.
+        owner: the owner of the settings, such as `model.options`, for the error message.
         others: names of further settings of the owner, which the error may suggest.
     """
     if unknown := _unknown_settings(settings):

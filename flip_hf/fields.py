@@ -75,11 +75,11 @@ class FieldConfig:
     Args:
         name: column name.
         text_name: words that name the field in the text; by default `name` with underscores replaced by spaces.
-        kind: `"categorical"`: one value a row. `"numeric"`: a number, as a bucket in the tabular view and as it is in
-            the text. `"multi_categorical"`: any number of values without an order. `"sequence"`: values in the order of
-            time, the most recent last. `"text"`: in the text only. `"vector"`: a list of `size` numbers, such as the
-            embedding of a picture; it is projected to the embedding width and not shown in the text.
-        max_tokens: maximum number of tokens of the field in a row's text; the rest is cut and counted.
+        kind: `"categorical"`: one value a row. `"numeric"`: a number; the tabular view has its bucket, the text the
+            number itself. `"multi_categorical"`: any number of values without an order. `"sequence"`: values in the
+            order of time, the most recent last. `"text"`: in the text only. `"vector"`: a list of `size` numbers, such
+            as the embedding of a picture; it is projected to the embedding width and not shown in the text.
+        max_tokens: maximum number of tokens of the field in a row's text. The rest is cut, and counted as a fallback.
         min_count: values that occur fewer times than this in fitting share the field's OOV feature.
         hash_buckets: number of features that values are hashed into, for fields with too many values to keep. No value
             is stored, and none is OOV.
@@ -97,9 +97,9 @@ class FieldConfig:
         bucketing: how numbers are put into buckets: `"quantile"`, with equally many training rows in each, or `"log"`,
             with equal ratios between the bounds.
         num_buckets: maximum number of buckets.
-        size: numbers of a vector. A vector of size 1 is a number that is not put into buckets.
-        vector_size: numbers of the vectors that fitting attached to the field's values (`TextFeatures`); None if there
-            are none. Fields that share the field's features have the same vectors.
+        size: how many numbers a vector has. A vector of size 1 is a number that is not put into buckets.
+        vector_size: size of the vectors that fitting attached to the field's values (`TextFeatures`); None if there are
+            none. Fields that share the field's features have the same vectors.
         num_features: rows of the feature table that the field got in fitting, including OOV and MISSING.
         added_features: rows added by each later `FlipProcessor.extend`.
         value_hashes: fingerprints of the values that got their own features in fitting and in each extension. They show

@@ -165,7 +165,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
             input_ids: int64 (B, T), without masks.
             attention_mask: int64 (B, T).
             masked_feature_ids: int64 (B, P), with the mask feature at masked positions.
-            mtm_labels: int64 (B, F), the feature of each masked field, one of them if it holds several; -100 elsewhere.
+            mtm_labels: int64 (B, F), the feature of each masked field; one of its features if the field holds several;
+                -100 for fields that are not masked.
             masked_input_ids: int64 (B, T), with the tokenizer's mask token at masked positions.
             mlm_labels: int64 (B, T), the ids of the masked tokens; -100 elsewhere.
             num_items_in_batch: divisor of each objective's summed loss; by default the counts of this batch. A training
@@ -291,16 +292,17 @@ class FlipForCTR(FlipPreTrainedModel):
         """Why the click logits are not trained yet; None if any training loop has trained them.
 
         A model counts as trained if the bias of one tower's click logit is not zero. If it was loaded from a
-        pretraining checkpoint, one of these biases must have changed since. If the checkpoint lacked parameters, at
-        least one of these must have changed since its initialisation.
+        pretraining checkpoint, one of these biases must have changed since. If the checkpoint lacked the parameters of
+        the text head or of the fusion, some of these must have changed since initialisation.
 
         A model that was trained in memory can therefore be scored at once. A model that was only initialised still
         counts as untrained after it is saved and loaded. The same rule works for older checkpoints, other training
         loops and merged PEFT adapters. `resize_feature_embeddings` and `in_mode` change no bias. Weights that
         accelerate has offloaded can't be read, and count as trained.
 
-        Limitation: a training loop that freezes all of these biases is not noticed, such as LoRA without the heads on
-        an untrained model. Train the heads too: `LoraConfig(modules_to_save=["text_head", "fusion"])`.
+        Limitation: if a training loop freezes all of these biases, the model still counts as untrained. LoRA without
+        the heads, on an untrained model, is an example. Train the heads too:
+        `LoraConfig(modules_to_save=["text_head", "fusion"])`.
         """
         return missing_click_training(self)
 
@@ -391,13 +393,13 @@ class FlipForCTR(FlipPreTrainedModel):
             vectors: as in `FlipModel`.
             vector_places: as in `FlipModel`.
             tower_vectors: as in `FlipModel`.
-            teacher_logits: another model's click logits of these rows, float (B,). If labels are given too, all logits
-                that learn from them also learn from the teacher's probabilities (Hinton et al., 2015, arXiv
-                1503.02531): the ID-based model's, the text encoder's and the fused one.
+            teacher_logits: another model's click logits of these rows, float (B,). If labels are given too, the logits
+                of the ID-based model and of the text encoder and the fused logit learn from the labels and from the
+                teacher's probabilities (Hinton et al., 2015, arXiv 1503.02531).
 
         Raises:
-            ValueError: with teacher logits, rows lack a label and `num_items_in_batch` is a single number, which can't
-                be the divisor of both parts of the loss.
+            ValueError: teacher logits are given, some rows lack a label, and `num_items_in_batch` is a single number.
+                The two parts of the loss then need different divisors: pass the counts of `num_items`.
         """
         views = self.flip(
             feature_ids,

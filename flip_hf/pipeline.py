@@ -50,12 +50,12 @@ class CTRPredictionPipeline(Pipeline):
 
     Attributes:
         fallbacks: for each field, the number of each kind of fallback since the pipeline was created. With
-            `text_budget`, truncated texts are not counted. The pipeline warns once of each field that is unseen or
-            missing in a far larger share of the rows than in training.
+            `text_budget`, truncated texts are not counted. The pipeline warns once of each field whose values are
+            unseen or missing in a far larger share of the rows than in training.
 
     Raises:
-        ValueError: the model was never trained on clicks, lacks a tower that was asked for, or does not belong to the
-            processor.
+        ValueError: the model was never trained on clicks, lacks a tower that `mode` or `towers` needs, or does not
+            belong to the processor.
     """
 
     processor: Any

@@ -88,7 +88,7 @@ class FlipProcessor(ProcessorMixin):
 
     @property
     def fields(self) -> list[FieldConfig]:
-        """The fitted fields, in the order of the text; those with features have the same order in `feature_ids`."""
+        """The fitted fields, in the order of the text. `feature_ids` has the same order, without text fields."""
         return self.vocabulary.fields
 
     @property
@@ -130,8 +130,8 @@ class FlipProcessor(ProcessorMixin):
         """Fits a processor: learns which values each field has. Fit on training rows only.
 
         Args:
-            dataset: rows in any form that `encode` takes; or, read as a stream, a `datasets.IterableDataset`, or CSV or
-                Parquet files: a path, folder, pattern or URL, or a list of these.
+            dataset: rows in any form that `encode` takes; a `datasets.IterableDataset`; or CSV or Parquet files, named
+                by a path, folder, pattern or URL, or a list of these. The last two forms are read as a stream.
             fields: the fields, in the order of the text.
             tokenizer: a fast tokenizer, or the name or folder of one.
             label: name of the label column.
@@ -140,8 +140,9 @@ class FlipProcessor(ProcessorMixin):
             csv: the format of CSV files.
             text_features: vectors to attach to the values of fields, such as `[TextFeatures("movie_id",
                 encoder="sentence-transformers/all-MiniLM-L6-v2", fields=["title", "genre"])]`.
-            catalog: further rows in any form, with only the columns of the text features. Their values get
-                vectors too, so that a later history finds the vectors of values that no training row has.
+            catalog: further rows in the same forms as `dataset`; they need only the columns of the text features.
+                Values in these rows get vectors too, even if no training row has them. A later history may hold such
+                values.
 
         Raises:
             InputError: a column is missing, a value can't be an id, or there are no rows.
@@ -199,7 +200,7 @@ class FlipProcessor(ProcessorMixin):
 
         Args:
             field: the field's name.
-            encoder: a folder, or a name as in `TextFeatures`. It must be the encoder of fitting.
+            encoder: a folder, or a name as in `TextFeatures`. It must hold the same encoder that `fit` used.
         """
         self.vectors.set_encoder(field, str(encoder))
 
@@ -250,11 +251,12 @@ class FlipProcessor(ProcessorMixin):
         Returns:
             A table of the same rows. `row` int64 is the row's number. `feature_ids` int64 [P] has one position for each
             field with features, or `max_values` positions, padded, for a field with several values. `fallbacks` uint8
-            [fields]: flags of `Fallback`. With text features, `vector_keys` int64: the key of the vector at each of
-            their positions, 0 for none. With vector fields, `vectors` float32: concatenated, standardised, NaN if
-            missing. With `with_text`, `input_ids` int32 [tokens], and `token_field_ids` int16 [tokens]: the index of
-            the field on tokens of its value, -1 elsewhere. With `with_label`, `label` float32. With `group_field`,
-            `group` int64: a number that rows with the same value share, -1 if it is missing.
+            [fields]: flags of `Fallback`. With text features, `vector_keys` int64: for each position of a field with
+            text features, the key of its vector, or 0 if it has none. With vector fields, `vectors` float32:
+            concatenated, standardised, NaN if missing. With `with_text`, `input_ids` int32 [tokens], and
+            `token_field_ids` int16 [tokens]: the index of the field on tokens of its value, -1 elsewhere. With
+            `with_label`, `label` float32. With `group_field`, `group` int64: a number that rows with the same value
+            share, -1 if it is missing.
 
         Raises:
             InputError: a column is missing, or a value can't be an id or a label.
@@ -288,8 +290,8 @@ class FlipProcessor(ProcessorMixin):
     ) -> Any:
         """Encodes a whole dataset in batches; datasets caches the result if the dataset is on disk.
 
-        Uses as many threads as torch, at most 8. Logs how often each field fell back. Warns, with an example, of
-        fields that are unseen or missing in a far larger share of the rows than in fitting.
+        Uses as many threads as torch, at most 8. Logs how often each field fell back. Warns of fields whose values are
+        unseen or missing in a far larger share of the rows than in fitting, and gives an example.
 
         Args:
             dataset: rows in any form that `fit` takes. A `datasets.IterableDataset` stays lazy; each split of a
@@ -300,8 +302,8 @@ class FlipProcessor(ProcessorMixin):
             group_field: as in `encode`.
 
         Returns:
-            A `datasets.Dataset` with the columns of `encode`. An IterableDataset gives an IterableDataset, in which
-            each reader of the stream numbers its rows in its own order; a DatasetDict gives a DatasetDict.
+            A `datasets.Dataset` with the columns of `encode`. A DatasetDict gives a DatasetDict, an IterableDataset an
+            IterableDataset. If several processes read a stream, each numbers its own rows.
 
         Raises:
             InputError: as in `encode`, or there are no rows. For a stream it is raised during reading.
@@ -358,7 +360,7 @@ class FlipProcessor(ProcessorMixin):
         return settings | ({"text_features": features} if features else {})
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Saves the processor to a folder, with its loading code if it was loaded with some.
+        """Saves the processor to a folder. Also saves the code for `trust_remote_code` if it was loaded with it.
 
         The files are the tokenizer's, `processor_config.json`, `vocabulary.parquet` and, if there are any vectors,
         `vectors.safetensors`.
@@ -388,7 +390,7 @@ class FlipProcessor(ProcessorMixin):
         return [*files, str(folder / VOCABULARY_NAME), str(folder / PROCESSOR_NAME)]
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Pushes the processor's files and the loading code in one commit; a model's files in the repository stay.
+        """Pushes the processor's files and the loading code in one commit; keeps a model's files in the repository.
 
         `model.push_to_hub(repo_id, processor=processor)` pushes both in one commit.
 
@@ -416,7 +418,7 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             InputError: the files contradict each other, or can't be read.
             OSError: the folder or repository lacks a file.
-            ValueError: an unknown setting, or a `max_length` that is not a whole number or leaves no token for a
+            ValueError: a setting is unknown; `max_length` is not a whole number, or is too small for one token of each
                 field.
         """
         name = str(pretrained_model_name_or_path)
