@@ -35,7 +35,8 @@ class GatedFusion(nn.Module):
     """`g * id_logits + (1 - g) * text_logits`, where the gate `g` depends on which fields are OOV.
 
     `g = sigmoid(w · oov_fractions + b)` for each row, so the text gets more weight in rows with unseen features. The
-    gate can learn this only if training rows hold OOV features: see `oov_dropout` of `FlipCTRCollator`.
+    gate can learn this only from rows with OOV features: training rows with `oov_dropout` (see `FlipCTRCollator`), or
+    validation rows (`fusion_rows`).
 
     Args:
         num_fields: number of fields of the tabular view.
