@@ -9,7 +9,7 @@ DEMO_FLAGS ?=
 EXPERIMENT_FLAGS ?=
 MUTANTS_FLAGS ?=
 DOCS_SITE ?= build/docs
-NOT_AUDITED := "If a version \"could not be audited\", or there is no connection, no advisories were asked: PyPI's are not to be had here."
+NOT_AUDITED := "pip-audit found no advisories to compare with: there is no connection, or the package index does not serve them."
 
 export TOKENIZERS_PARALLELISM := false
 
@@ -23,11 +23,11 @@ help: ## Show the targets
 demo: $(READY) ## Pretrain, finetune and compare on MovieLens-100K (DEMO_FLAGS="--help" shows the flags)
 	$(BIN)/python examples/demo.py $(DEMO_FLAGS)
 
-experiments: $(READY) ## Run and record the experiments; goes on where it was (EXPERIMENT_FLAGS="--help" shows the flags)
+experiments: $(READY) ## Run and record the experiments; continues after an interruption (EXPERIMENT_FLAGS="--help" shows the flags)
 	$(BIN)/python examples/experiments/run.py $(EXPERIMENT_FLAGS)
 	$(BIN)/python examples/experiments/alignment.py
 
-report: $(READY) ## Render docs/results.md, model_cards/ and README.md's tables from the records in results/
+report: $(READY) ## Render docs/results.md, model_cards/ and README.md's chart from the records in results/
 	$(BIN)/python examples/experiments/report.py
 
 test: lint ## Lint, check types and run the tests
@@ -73,7 +73,7 @@ audit: $(READY) ## Look for known vulnerabilities and insecure code (asks PyPI)
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt || { echo $(NOT_AUDITED); exit 1; }
 
 release-check: $(READY) ## Install the wheel in an empty environment and run what README.md and the first page show
-	rm -rf build/release
+	rm -rf build/release build/lib build/bdist.*
 	$(PIP) wheel -q --no-deps --wheel-dir build/release .
 	$(PYTHON) -m venv build/release/venv
 	build/release/venv/bin/python -m pip --disable-pip-version-check -q install -c constraints.txt \

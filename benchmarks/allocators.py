@@ -1,8 +1,8 @@
-"""Times finetuning on a CPU under other memory allocators: none of it changes a figure that training finds.
+"""Times finetuning on a CPU with several memory allocators; the training results must not change.
 
 python benchmarks/allocators.py
 
-An allocator that is not installed (`apt-get install libtcmalloc-minimal4 libjemalloc2`) is left out.
+Allocators that are not installed (`apt-get install libtcmalloc-minimal4 libjemalloc2`) are skipped.
 """
 
 import argparse
@@ -24,10 +24,10 @@ HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200, help="steps of each side; the first log line is left out")
+    parser.add_argument("--steps", type=int, default=200, help="steps per allocator; the first log line is skipped")
     parser.add_argument("--mode", choices=["joint", "id", "text"], default="text")
     arguments = parser.parse_args()
-    sides = {"as it is": {}, "huge pages": HUGE_PAGES}
+    sides = {"default": {}, "huge pages": HUGE_PAGES}
     for name in ("tcmalloc_minimal", "jemalloc"):
         if (library := ctypes.util.find_library(name)) is not None:
             sides[name] = {"LD_PRELOAD": library}
@@ -37,12 +37,12 @@ def main() -> None:
         rates, losses = run(environment, arguments.mode, arguments.steps)
         rows.append([side, f"{statistics.fmean(rates):.0f}", f"{losses[-1]:.6f}"])
     print(markdown(["allocator", "rows/s", "last loss"], rows))
-    print(f"\n{machine()}, one thread. Finetuning of mode {arguments.mode!r} in batches of 32, one layer of MiniLM.")
+    print(f"\n{machine()}, one thread. Finetuning in mode {arguments.mode!r}, batches of 32, one layer of MiniLM.")
     print(measures_json({row[0]: float(row[1]) for row in rows}))
 
 
 def run(environment: dict[str, str], mode: str, steps: int) -> list[list[float]]:
-    """Rows a second and losses of a run's log lines, without the first."""
+    """Rows per second and losses from the log lines of a run, without the first line."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--mode", mode, "--training.max_steps", str(steps)]
         flags += ["--training.logging_steps", str(max(1, steps // 10)), "--data.max_validation_rows", "256"]

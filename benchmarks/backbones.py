@@ -1,11 +1,11 @@
-"""The ID-based models alone on MovieLens-100K: parameters, quality over seeds, speed (docs/how_to/backbones.md).
+"""Compares the ID-based models on MovieLens-100K and prints the table of docs/how_to/backbones.md.
 
 python benchmarks/backbones.py --output-dir runs/backbones
 
-Every model has the same search: learning rate and L2 penalty by validation AUC at seed 0, on a random split; the best
-setting is then trained with every seed. Test rows are read once for each seed. Finished runs are kept, so the program
-can be stopped and started again. Speed is measured at the end with the machine to itself: rows per second of whole
-training steps on batches that lie ready, and of scoring the test rows from their encoded form, medians of repeats.
+All models get the same search on a random split: learning rate and L2 penalty by validation AUC at seed 0. The best
+setting is then trained with every seed. Test rows are read once per seed. Finished runs are kept, so the program can be
+stopped and restarted. Speed is measured at the end, when no other runs are active, as medians of repeats: rows per
+second of whole training steps on prepared batches, and of scoring encoded test rows.
 """
 
 import argparse
@@ -38,7 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dcnv2, matrix": ("dcnv2", {"cross": "matrix"}),
     "autoint, attention alone": ("autoint", {"hidden_sizes": []}),
 }
-"""Row of the table -> backbone and its options."""
+"""Row of the table -> backbone and options."""
 
 SEARCH: dict[str, list[Any]] = {
     "training.learning_rate": [1e-3, 2e-3, 5e-3],
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("runs/backbones"))
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=2, help="runs at a time, outside the measurement of speed")
+    parser.add_argument("--processes", type=int, default=2, help="parallel runs, except when speed is measured")
     arguments = parser.parse_args()
 
     best = search(arguments.variants, arguments.output_dir, arguments.processes)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def job(variant: str, settings: dict[str, Any], seed: int, folder: Path) -> Any:
-    """A finetuning run of an ID-based model from scratch."""
+    """Job that finetunes an ID-based model from scratch."""
     backbone, options = VARIANTS[variant]
     name = "-".join([variant.replace(", ", "-"), *(f"{value:g}" for value in settings.values()), str(seed)])
     model = {"model.options.backbone": backbone, "model.options.backbone_options": options}
@@ -95,13 +95,13 @@ def job(variant: str, settings: dict[str, Any], seed: int, folder: Path) -> Any:
 
 
 def search(variants: list[str], folder: Path, processes: int) -> dict[str, dict[str, Any]]:
-    """The settings of each variant with the best validation AUC at seed 0."""
+    """Returns the settings of each variant with the best validation AUC at seed 0."""
     run_jobs((job(name, settings, 0, folder) for name in variants for settings in GRID), processes)
     return best_settings(variants, folder)
 
 
 def best_settings(variants: list[str], folder: Path) -> dict[str, dict[str, Any]]:
-    """As `search`, where it has run."""
+    """Returns the result of `search` from its finished runs."""
 
     def validation_auc(name: str, settings: dict[str, Any]) -> float:
         auc: float = job(name, settings, 0, folder).load_result()["result"]["validation"]["auc"]
@@ -111,7 +111,7 @@ def best_settings(variants: list[str], folder: Path) -> dict[str, dict[str, Any]
 
 
 def measure(variants: list[str]) -> dict[str, tuple[int, float, float]]:
-    """Parameters, and rows per second in training and in scoring, of each variant."""
+    """Measures each variant: parameters, and rows per second in training and in scoring."""
     log = load_click_log(DataSettings(source="movielens-100k"))
     minilm()
     processor = fit_processor(log, ModelSettings())
@@ -144,7 +144,7 @@ def measure(variants: list[str]) -> dict[str, tuple[int, float, float]]:
             click_logits(prepared, test, collator, SCORE_BATCH, accelerator, name)
             scoring.append(len(test) / (time.perf_counter() - started))
         parameters = sum(p.numel() for p in model.parameters())
-        # The first repeat warms up.
+        # The first repeat is a warm-up.
         found[name] = (parameters, statistics.median(training[1:]), statistics.median(scoring[1:]))
         print(f"{name}: {found[name]} on {torch.get_num_threads()} threads", flush=True)
     return found

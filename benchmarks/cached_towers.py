@@ -1,9 +1,9 @@
-"""Times scoring by a model with text towers: without a cache of the towers' vectors, with an empty one and a full one.
+"""Times scoring by a model with text towers: without a cache of the towers' vectors, with an empty and with a full one.
 
 python benchmarks/cached_towers.py
 
-The rows are MovieLens-100K's test rows of the random split. The model is one layer of MiniLM beside DCNv2, with a
-user's and an item's tower; it is not trained, which does not change its speed.
+The rows are the test rows of MovieLens-100K, random split. The model is DCNv2 with one layer of MiniLM and a text tower
+each for users and items. It is untrained, which does not affect its speed.
 """
 
 import argparse
@@ -30,7 +30,7 @@ ITEM = ("movie_id", "title", "genre")
 
 
 def make_model(settings: ModelSettings, processor: Any) -> FlipForCTR:
-    """An untrained joint model that counts as trained."""
+    """An untrained joint model whose biases are set, so that it counts as trained."""
     torch.manual_seed(0)
     model = new_model(FlipForCTR, settings, processor)
     with torch.no_grad():
@@ -40,13 +40,13 @@ def make_model(settings: ModelSettings, processor: Any) -> FlipForCTR:
 
 
 def two_towers(fields: list[FieldConfig]) -> dict[str, list[str]]:
-    """The fields of users and of items, by name."""
+    """The fields of the user's and of the item's tower, by the tower's name."""
     names = [field.name for field in fields]
     return {"user": [name for name in names if name not in ITEM], "item": [name for name in names if name in ITEM]}
 
 
 def timed(pipe: CTRPredictionPipeline, rows: Any) -> tuple[float, Any]:
-    """How many seconds scoring takes, and what it returns."""
+    """Seconds that scoring takes, and its result."""
     started = time.perf_counter()
     results = pipe(rows)
     return time.perf_counter() - started, results
@@ -72,7 +72,7 @@ def main() -> None:
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     found: dict[tuple[str, str], np.ndarray] = {}
     pipes: dict[tuple[str, str], CTRPredictionPipeline] = {}
-    # In turn, so that whatever else the machine does slows all of them down.
+    # The sides take turns, so that other work on the machine slows all of them down equally.
     for _ in range(arguments.repeats):
         for mode in MODES:
             pipes[mode, "none"] = CTRPredictionPipeline(joint, processor, mode=mode, tower_cache=0)
@@ -89,7 +89,7 @@ def main() -> None:
         ms = [1000 * timed(pipes[side], one)[0] for _ in range(300)][50:]
         latencies.append([*side, f"{np.median(ms):.2f}", f"{np.percentile(ms, 99):.2f}"])
 
-    print(f"{markdown(['mode', 'cache', 'rows/s', 'times no cache'], table)}\n")
+    print(f"{markdown(['mode', 'cache', 'rows/s', 'speed-up over no cache'], table)}\n")
     print(f"{len(rows):,} rows with {texts:,} distinct texts of users and items.")
     print(f"Probabilities with and without the cache differ by {difference:.1e} at most.\n")
     print(f"{markdown(['one row, mode', 'cache', 'median ms', '99th percentile ms'], latencies)}\n")

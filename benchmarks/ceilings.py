@@ -1,4 +1,4 @@
-"""What the machine can do at best, measured in the run that is compared with it."""
+"""Measures the best speeds that the machine can reach, in the same run as the benchmark."""
 
 import statistics
 import time
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-# Square matrices of these sizes are past what caches and starting threads cost, or an accelerator's starts.
+# Sizes of square matrices large enough that caches, thread starts and kernel launches don't matter.
 _CPU_SIZE, _ACCELERATOR_SIZE = 2048, 8192
 _COPY_BYTES = 1 << 28
 CPU = torch.device("cpu")
@@ -15,13 +15,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Of all threads that torch uses together, or of the accelerator.
+    """Peak speeds of all torch threads together, or of the accelerator.
 
     Attributes:
-        bf16_gflops: billions of floating-point operations a second in products of bfloat16 matrices.
-        fp32_gflops: the same in single precision.
-        memory_gbps: billions of bytes a second read and written in copying.
-        threads: of torch; None of an accelerator.
+        bf16_gflops: GFLOP/s in products of bfloat16 matrices.
+        fp32_gflops: GFLOP/s in products of single-precision matrices.
+        memory_gbps: GB/s, read plus written, in copying.
+        threads: number of torch threads; None for an accelerator.
     """
 
     bf16_gflops: float
@@ -38,19 +38,19 @@ class Ceilings:
 
 
 def device() -> torch.device:
-    """The accelerator, or the CPU where there is none."""
+    """The accelerator, or the CPU if there is none."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or CPU
 
 
 def wait_for_device() -> None:
-    """Returns when an accelerator has done what it was given; a clock read before would not have seen it."""
+    """Waits until the accelerator has finished its work; needed before reading a clock."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
 
 def measure_ceilings(on: torch.device, before: Ceilings | None = None) -> Ceilings:
-    """Takes a few seconds; with what was measured before, the best of both: other work may have come between."""
+    """Measures for a few seconds. Returns the better of this and `before`, in case other work disturbed one."""
     size = _CPU_SIZE if on == CPU else _ACCELERATOR_SIZE
     bf16, fp32, memory = _gemm(on, size, torch.bfloat16), _gemm(on, size, torch.float32), _copy(on)
     if before is not None:
@@ -60,7 +60,7 @@ def measure_ceilings(on: torch.device, before: Ceilings | None = None) -> Ceilin
 
 
 def seconds(call: Callable[[], object], least_seconds: float = 1.0, warm_up: int = 2) -> float:
-    """The median time of one call, over as many as fit."""
+    """Median time of one call, over at least `least_seconds` and 5 calls."""
     for _ in range(warm_up):
         call()
     wait_for_device()
@@ -75,7 +75,7 @@ def seconds(call: Callable[[], object], least_seconds: float = 1.0, warm_up: int
 
 def _gemm(on: torch.device, size: int, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=on).to(dtype) for _ in range(2))
-    # The best of several: a ceiling is not an average.
+    # The best of several, because a ceiling is a maximum.
     return max(2 * size**3 / seconds(lambda: a @ b, 0.5) / 1e9 for _ in range(3))
 
 

@@ -1,10 +1,10 @@
-"""Times making pretraining batches: ours from encoded rows, and tokenising each batch's sentences as it is read.
+"""Times the creation of pretraining batches: from encoded rows (ours), and by tokenising each batch's sentences.
 
 python benchmarks/collate.py
 
-Both sides make a batch of the same MovieLens-100K rows with fields masked in both views. The other side is what a
-training script without token segments does: it writes the sentences, has the tokenizer's fast implementation read
-the whole batch, and masks tokens with transformers' `DataCollatorForLanguageModeling`.
+Both sides make batches of the same MovieLens-100K rows, with fields masked in both views. The other side is a typical
+training script: it writes the sentences, tokenises the whole batch with the fast tokenizer, and masks tokens with
+transformers' `DataCollatorForLanguageModeling`.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
         print(measures_json(facts))
         per_row = [f"{1e6 * each / size:.1f}" for each in times]
         table.append([size, *per_row, f"{times[1] / times[0]:.1f}"])
-    header = ["rows a batch", "µs a row, assembled", "µs a row, tokenised", "times as fast"]
+    header = ["rows per batch", "µs/row, assembled", "µs/row, tokenised", "speed-up"]
     print(f"\n{markdown(header, table)}\n\n{machine()}")
 
 

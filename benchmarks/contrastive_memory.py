@@ -1,10 +1,10 @@
-"""Peak memory and time of a pretraining step, as the contrastive batch grows: its graph held whole, or cached.
+"""Measures peak memory and time of a pretraining step by the size of the contrastive batch, with and without caching.
 
 python benchmarks/contrastive_memory.py --rows 128 256 512 1024
 
-Prints a Markdown table. Every measurement is a process of its own, one after the other: a model with random weights,
-its text encoder in MiniLM's size with `--layers` layers, takes one step on synthetic rows. Peak memory is the
-process's largest resident set; what the process holds before the step is in the first line.
+Prints a Markdown table. Every measurement runs in its own process, one after the other. A model with random weights,
+whose text encoder has MiniLM's width and `--layers` layers, takes one step on synthetic rows. Peak memory is the
+process's largest resident set size; the first line shows the process's memory before the step.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def synthetic(rows: int, tokens: int) -> dict[str, torch.Tensor]:
 
 
 def take_step(rows: int, batch_size: int, cached: bool, layers: int, tokens: int) -> dict[str, float]:
-    """One optimiser step over `rows` rows in batches; peak memory in GiB before and after, and CPU seconds."""
+    """Takes one optimiser step over `rows` rows in batches; returns peak GiB before and after it, and CPU seconds."""
     accelerator = Accelerator(cpu=True)
     model = build(layers, tokens)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, TrainingSettings()))
@@ -80,15 +80,15 @@ def take_step(rows: int, batch_size: int, cached: bool, layers: int, tokens: int
 
 
 def peak_memory() -> float:
-    """GiB; Linux counts in KiB."""
+    """Peak memory of the process in GiB (Linux counts in KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measured(*arguments: int) -> dict[str, float]:
-    """What `take_step` finds in a new process."""
+    """Runs `take_step` in a new process."""
     imports = "import contrastive_memory as b; from flip_hf.standard_json import measures_json"
     code = f"{imports}; print(measures_json(b.take_step(*{arguments})))"
-    # This Python, with numbers that this file holds.
+    # Runs this Python interpreter, with numbers from this file only.
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=sys.path[0])  # nosec B603
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -97,15 +97,15 @@ def measured(*arguments: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[128, 256, 512, 1024], help="contrastive batches")
-    parser.add_argument("--batch_size", type=int, default=32, help="rows encoded at a time, where cached")
+    parser.add_argument("--rows", type=int, nargs="+", default=[128, 256, 512, 1024], help="contrastive batch sizes")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows encoded at a time, with caching")
     parser.add_argument("--layers", type=int, default=2, help="layers of the text encoder")
-    parser.add_argument("--tokens", type=int, default=48, help="tokens of a row")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens per row")
     settings = parser.parse_args()
     size = (settings.layers, settings.tokens)
     empty = measured(1, 1, False, *size)["before"]
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; ", end="")
-    print(f"{settings.layers} layers, {settings.tokens} tokens a row; {empty:.2f} GiB before the step.\n")
+    print(f"{settings.layers} layers, {settings.tokens} tokens per row; {empty:.2f} GiB before the step.\n")
     print(
         "| rows contrasted | whole: peak memory | cached: peak memory | whole: CPU time | cached: CPU time | ICL loss |"
     )

@@ -1,9 +1,9 @@
-"""Kills a pretraining run again and again, and counts what that costs: steps lost, rows read twice, bits that differ.
+"""Kills a pretraining run many times, and counts the cost: lost steps, repeated rows, bits that differ.
 
     python benchmarks/crash.py --kills 50
 
-The run is a real one, on MovieLens-100K rows with both towers, masks and dropout, but with a tiny text encoder, so
-that a kill costs seconds. Runs are forked from a process that has imported everything: else most kills would hit an
+The run pretrains both towers on MovieLens-100K rows, with masks and dropout. Its text encoder is tiny, so that a kill
+costs only seconds. Runs are forked from a process that has imported everything; otherwise most kills would hit an
 import.
 """
 
@@ -57,13 +57,13 @@ FLAGS = {
 
 
 class Attempt:
-    """A run in forked processes of its own, which goes on where the last one in its folder stopped.
+    """A run in forked processes, which continues where the previous run in its folder stopped.
 
     Args:
-        folder: the run's.
+        folder: folder of the run.
         encoder: folder of the text encoder.
         flags: further flags.
-        processes: how many train together.
+        processes: number of processes that train together.
     """
 
     def __init__(self, folder: Path, encoder: Path, flags: Sequence[str] = (), processes: int = 1) -> None:
@@ -82,7 +82,7 @@ class Attempt:
             return pid
         code = 1
         try:
-            # The lock that it would share with every process forked before: one killed with it in hand keeps it.
+            # A new lock, because a killed process would keep the lock that it shares with later forks.
             tqdm.set_lock(threading.RLock())
             if processes > 1:
                 place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
@@ -103,20 +103,20 @@ class Attempt:
             os._exit(code)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Until the condition holds or the run ends; a run that hangs is an error."""
+        """Waits until the condition holds or the run ends; raises TimeoutError if the run hangs."""
         until = time.monotonic() + LONGEST_SECONDS
         while not self.has_ended() and not condition():
             if time.monotonic() > until:
-                raise TimeoutError(f"{self.folder.with_suffix('.out')}: nothing has happened in {LONGEST_SECONDS} s")
+                raise TimeoutError(f"{self.folder.with_suffix('.out')}: no progress for {LONGEST_SECONDS} s")
             time.sleep(0.001)
 
     def let_run(self, seconds: float) -> None:
-        """For a while, or until the run ends."""
+        """Waits for some seconds, or until the run ends."""
         until = time.monotonic() + seconds
         self.wait_for(lambda: time.monotonic() > until)
 
     def has_ended(self) -> bool:
-        """Whether a process has; its exit code, or the signal that ended it with a minus, is in `codes`."""
+        """Whether a process has ended. `codes` holds its exit code, or minus the signal that ended it."""
         if not self.codes:
             pid, status = os.waitpid(self.pids[0], os.WNOHANG)
             if pid:
@@ -124,7 +124,7 @@ class Attempt:
         return bool(self.codes)
 
     def end(self, number: int | None = None) -> int:
-        """Sends a signal, if one is given, to every process and waits for all of them: the first one's exit code."""
+        """Sends a signal, if given, to every process, waits for all of them, and returns the first one's exit code."""
         if number is not None:
             for pid in self.pids[len(self.codes) :]:
                 os.kill(pid, number)
@@ -134,12 +134,12 @@ class Attempt:
         return self.codes[0]
 
     def has_stepped(self) -> bool:
-        """Whether it has taken a step of its own, where the one before stopped at a checkpoint."""
+        """Whether the run has taken a step of its own, if the previous one stopped at a checkpoint."""
         return last_step(self.folder) > self.first_step
 
 
 def note_rows(path: Path, processes: int) -> None:
-    """Has the loop write down which rows it trains on."""
+    """Makes the training loop record the rows that it trains on."""
     real = loop._step
 
     def step(model: Any, optimizer: Any, window: Any, settings: Any, run: Any, number: int) -> dict[str, float]:
@@ -164,7 +164,7 @@ def pretrain_main() -> Callable[[list[str]], None]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines."""
+    """The complete lines of a JSON Lines file."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
@@ -179,7 +179,7 @@ def last_checkpoint(folder: Path) -> int:
 
 
 def outcome(folder: Path) -> str:
-    """A hash of the best model's weights and of the log without its times."""
+    """A hash of the best model's weights and of the log without times."""
     digest = hashlib.sha256((folder / "model" / "model.safetensors").read_bytes())
     for line in read_lines(folder / "log.jsonl"):
         kept = {name: value for name, value in line.items() if name not in MEASURED}
@@ -188,7 +188,7 @@ def outcome(folder: Path) -> str:
 
 
 def kill(scratch: Path, encoder: Path, kills: int, expected: str, seconds: float, draw: random.Random) -> list[Any]:
-    """`kill -9`, every other time while something is written; the runs go on until so many kills are done."""
+    """Kills with `kill -9`, every other time during a write, and restarts runs until the number of kills is reached."""
     counts: Counter[str] = Counter()
     losses, finished, same = [], 0, 0
 
@@ -219,7 +219,7 @@ def kill(scratch: Path, encoder: Path, kills: int, expected: str, seconds: float
 
 
 def terminate(scratch: Path, encoder: Path, number: int, expected: str, draw: random.Random) -> list[Any]:
-    """SIGTERM at random moments of training."""
+    """Sends SIGTERM at random moments of training."""
     codes: Counter[int] = Counter()
     losses, waits, finished, same = [], [], 0, 0
     while codes[75] < number:
@@ -242,15 +242,15 @@ def terminate(scratch: Path, encoder: Path, number: int, expected: str, draw: ra
         finished += 1
         same += outcome(folder) == expected
     exits = ", ".join(f"{code}: {times}" for code, times in sorted(codes.items()))
-    note = f"exit codes {exits}; {max(waits):.2f} s at most from the signal to the exit"
+    note = f"exit codes {exits}; at most {max(waits):.2f} s from the signal to the exit"
     return ["SIGTERM", sum(codes.values()), finished, max(losses), f"{same} of {finished}", note]
 
 
 def fill_disk(scratch: Path, encoder: Path, expected: str) -> list[Any]:
-    """A disk with room for half a checkpoint more; where none can be mounted, files that may not grow that long."""
+    """Trains on a disk with room for only half a checkpoint more; without one, limits the size of files."""
     disk = scratch / "disk"
     disk.mkdir()
-    # What the machine's own PATH names, on a folder of this program's.
+    # mount is looked up in this machine's PATH, and mounts a folder of this program only.
     mount = ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(disk)]
     mounted = not subprocess.run(mount).returncode  # nosec B603
     try:
@@ -305,18 +305,18 @@ def count_rows(scratch: Path, encoder: Path, workers: int, processes: int) -> li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50, help="how many times to kill -9")
-    parser.add_argument("--terms", type=int, default=10, help="how many times to send SIGTERM")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=50, help="number of kill -9")
+    parser.add_argument("--terms", type=int, default=10, help="number of SIGTERM")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)  # nosec B311
     transformers_logging.set_verbosity_error()
-    # Forked processes can't use the threads of the one they come from.
+    # Forked processes can't use the threads of their parent process.
     torch.set_num_threads(1)
 
     with tempfile.TemporaryDirectory() as folder:
         scratch, encoder = Path(folder), Path(folder) / "encoder"
-        # Of a package that is checked by hash; any tokenizer would do.
+        # From a package that is checked by hash; any tokenizer would do.
         tokenizer = AutoTokenizer.from_pretrained(minilm())  # nosec B615
         size: dict[str, Any] = {
             "hidden_size": 32,
@@ -336,8 +336,8 @@ def main() -> None:
             terminate(scratch, encoder, arguments.terms, expected, draw),
             fill_disk(scratch, encoder, expected),
         ]
-        header = ["what", "times", "runs, all resumed to their end", "most steps lost", "runs with the same bits", ""]
-        print(f"{last_step(scratch / 'straight')} steps, {seconds:.1f} s a run.\n\n{markdown(header, rows)}\n")
+        header = ["what", "times", "runs, each resumed until it ended", "most steps lost", "bit-identical runs", ""]
+        print(f"{last_step(scratch / 'straight')} steps, {seconds:.1f} s per run.\n\n{markdown(header, rows)}\n")
         counts = [count_rows(scratch, encoder, workers, processes) for workers in (0, 2) for processes in (1, 2)]
         header = ["workers", "processes", "stops", "rows repeated in two epochs", "rows missed"]
         print(f"{markdown(header, counts)}\n\n{machine()}")

@@ -1,9 +1,9 @@
-"""Times finetuning steps of both towers: the package's own, and a plain loop over the same model.
+"""Times finetuning steps of both towers: the package's own step, and a plain loop over the same model.
 
 python benchmarks/finetune_step.py
 
-The plain loop takes rows as they come, pads them to the longest text of all, and computes in single precision with
-transformers' attention and torch's dropout and AdamW.
+The plain loop takes rows in their order, pads them to the longest text of all, and computes in single precision with
+transformers' attention, and torch's dropout and AdamW.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from flip_hf.training.settings import TrainingSettings
 
 
 class PlainStep:
-    """A loop as one writes it down first."""
+    """A straightforward training loop, without optimisations."""
 
     def __init__(self, model: Any, rows: Any, collator: FlipCTRCollator, training: TrainingSettings) -> None:
         self.model, self.rows, self.collator, self.training = model.to(device()), rows, collator, training
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, default=3, help="layers of MiniLM")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=8, help="steps of each side")
+    parser.add_argument("--steps", type=int, default=8, help="steps per side")
     arguments = parser.parse_args()
     log = load_click_log(DataSettings(source="movielens-100k", max_train_rows=16384))
     settings, training = (

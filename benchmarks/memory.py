@@ -1,10 +1,10 @@
-"""Trains on feature tables of many millions of rows: the dense update beside that of the rows that a batch reads.
+"""Trains on feature tables of many millions of rows: dense updates compared with updates of only the rows read.
 
 python benchmarks/memory.py --features 1 5 50
 
-Each row of the table is a process of its own that builds a model of five fields, takes optimiser steps of the package's
-training loop, and reports its peak memory. Features are drawn with the skew of click logs (Zipf). Nothing but the
-table's updates differs between the two sides.
+Each row of the table is measured in its own process. The process builds a model of five fields, takes optimiser steps
+with the package's training loop, and reports its peak memory. Features are drawn with the skew of click logs (Zipf).
+The two sides differ only in the table's updates.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from flip_hf.training import loop
 from flip_hf.training.optimization import build_optimizer
 from flip_hf.training.settings import TrainingSettings
 
-# The shares of all features that each field has: two large ones, such as users and items, and small ones.
+# Each field's share of all features: two large fields, such as users and items, and small ones.
 SHARES = (0.6, 0.3, 0.07, 0.02, 0.01)
 DIM = 16
 SKEW = 1.1
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--updates", nargs="*", choices=("dense", "rows"), default=["dense", "rows"])
     parser.add_argument("--batch_size", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--measure", help="take steps, as this program does in its processes")
+    parser.add_argument("--measure", help="internal: take the steps in this process")
     arguments = parser.parse_args()
     if arguments.measure:
         print(measures_json(measure(arguments.batch_size, arguments.steps, **json.loads(arguments.measure))))
@@ -53,7 +53,7 @@ def main() -> None:
         for updates in arguments.updates:
             wanted = measures_json({"features": round(millions * 1e6), "updates": updates})
             sizes = ["--batch_size", str(arguments.batch_size), "--steps", str(arguments.steps)]
-            # This very program.
+            # Runs this program again.
             done = subprocess.run(  # nosec B603
                 [sys.executable, __file__, "--measure", wanted, *sizes], stdout=subprocess.PIPE, text=True, check=False
             )
@@ -66,19 +66,19 @@ def main() -> None:
             rows.append(
                 [*name, f"{facts['peak_gib']:.2f}", f"{facts['step_ms']:.0f}", f"{facts['rows_per_second']:,.0f}"]
             )
-    header = ["features", "feature_updates", "peak memory, GiB", "ms a step", "rows/s"]
+    header = ["features", "feature_updates", "peak memory, GiB", "ms/step", "rows/s"]
     print(f"\n{markdown(header, rows)}\n\n{DIM} dimensions, batches of {arguments.batch_size} rows, FLIP_ID (DCNv2).\n")
     print(f"{measure_ceilings(CPU)}\n\n{machine()}")
 
 
 def measure(batch_size: int, steps: int, features: int, updates: Any) -> dict[str, float]:
-    """Takes optimiser steps on a table of so many features; what they cost."""
+    """Takes optimiser steps on a table with this many features, and returns their cost."""
     torch.manual_seed(0)
     sizes = [round(share * features) for share in SHARES]
     fields = [FieldConfig(f"field_{i}", num_features=size) for i, size in enumerate(sizes)]
     model: Any = FlipForCTR(FlipConfig(fields=fields, mode="id", embedding_dim=DIM, backbone="dcnv2"))
     training = TrainingSettings(feature_updates=updates, per_device_train_batch_size=batch_size)
-    # What is measured is this process's memory.
+    # The peak memory of this process is the result.
     accelerator = Accelerator(cpu=True)
     prepared, optimizer = accelerator.prepare(model, build_optimizer(model, training))
     run: Any = SimpleNamespace(accelerator=accelerator, folder=Path())
@@ -88,7 +88,7 @@ def measure(batch_size: int, steps: int, features: int, updates: Any) -> dict[st
     for step in range(steps):
         columns = []
         for first, size in zip(firsts, sizes, strict=True):
-            # Hashing spreads the frequent ones over the table, as they are spread where ids come from a hash.
+            # Hashing spreads frequent ids over the table, as in logs whose ids are hashes.
             ranks = random.zipf(SKEW, batch_size).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
             columns.append(first + NUM_RESERVED_FEATURES + (ranks % np.uint64(size - 2)).astype(np.int64))
         ids = torch.from_numpy(np.stack(columns, axis=1))

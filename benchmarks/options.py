@@ -1,9 +1,9 @@
-"""What the options that save time do to AUC and LogLoss: runs of the example scripts with and without each.
+"""Measures the effect of the options that save training time on AUC and LogLoss: runs with and without each option.
 
 python benchmarks/options.py --output-dir runs/options
 
-MovieLens-100K, random split. `feature_updates` is that of DCNv2; `mlm_vocabulary` that of pretraining with the
-demo's budget (one layer of MiniLM, 24,576 rows), after which FLIP_ID is finetuned. What is finished is never run again.
+MovieLens-100K, random split. `feature_updates` is measured with DCNv2. `mlm_vocabulary` is measured with pretraining at
+the demo's budget (one layer of MiniLM, 24,576 rows) and then finetuning FLIP_ID. Finished runs are not repeated.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""ID-based models of deepctr-torch on the split, rows and search budget of `backbones.py`, beside ours.
+"""Compares ID-based models of deepctr-torch with ours, on the split, rows and search budget of `backbones.py`.
 
 python benchmarks/backbones.py --output-dir runs/backbones
 python benchmarks/peers.py --output-dir runs/peers --ours runs/backbones
 
-Both sides get six settings at seed 0, chosen by validation AUC, then five seeds; six epochs at most of batches of 256,
-of which the one with the best validation AUC counts, and an end after two without a better one; embeddings of 32,
-hidden layers of 256 and 128, dropout of 0.1. Ours search the learning rate and `feature_l2`, deepctr-torch's the
-learning rate and its `l2_reg_embedding`; each has its own initialisation and optimiser (ours AdamW with a cosine,
-theirs Adam).
+Both sides get six settings at seed 0, chosen by validation AUC, then five seeds. Training takes at most six epochs in
+batches of 256; the epoch with the best validation AUC counts, and two epochs without a better one end the run.
+Embeddings have 32 dimensions, hidden layers 256 and 128 units, dropout is 0.1. Ours searches the learning rate and
+`feature_l2`, deepctr-torch's the learning rate and `l2_reg_embedding`. Each keeps its own initialisation and optimiser
+(ours AdamW with a cosine schedule, theirs Adam).
 """
 
 import argparse
@@ -42,7 +42,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "wide_deep": ("WDL", {}),
     "deepfm": ("DeepFM", {}),
 }
-"""Row of the table, as in `backbones.VARIANTS` -> deepctr-torch's class and its options."""
+"""Row of the table, as in `backbones.VARIANTS` -> deepctr-torch's class and options."""
 
 SEARCH: dict[str, list[Any]] = {"learning_rate": [1e-3, 2e-3, 5e-3], "l2_reg_embedding": [0.0, 1e-5]}
 DIM, HIDDEN, DROPOUT = 32, (256, 128), 0.1
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--train", type=json.loads, help="train one model, as this program does in its runs")
+    parser.add_argument("--train", type=json.loads, help="internal: train one model in this process")
     arguments = parser.parse_args()
     if arguments.train:
         train(**arguments.train)
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def job(name: str, settings: dict[str, Any], seed: int, folder: Path) -> Job:
-    """A training run of deepctr-torch's model."""
+    """Job that trains a model of deepctr-torch."""
     label = "-".join([name.replace(", ", "-"), *(f"{value:g}" for value in settings.values()), str(seed)])
     result = folder / label / "result.json"
     wanted = {"name": name, "seed": seed, "result": str(result), **settings}
@@ -96,8 +96,8 @@ def job(name: str, settings: dict[str, Any], seed: int, folder: Path) -> Job:
 
 
 def train(name: str, seed: int, result: str, learning_rate: float, l2_reg_embedding: float) -> None:
-    """Trains one model and writes its validation and test metrics, of the epoch with the best validation AUC."""
-    # Imported, deepctr-torch starts a thread that asks a package index for its newest version.
+    """Trains one model, and writes the validation and test metrics of the epoch with the best validation AUC."""
+    # On import, deepctr-torch starts a thread that asks a package index for its newest version.
     with mock.patch("threading.Thread.start"):
         from deepctr_torch import models
         from deepctr_torch.inputs import SparseFeat

@@ -2,9 +2,9 @@
 
 python benchmarks/prepare.py --millions 1 5 20
 
-Fifteen fields, of which users, items and titles are large and skewed (Zipf, exponent 1); the log is a Parquet file.
-Each size is prepared in a process of its own, whose peak memory is the row's: fitting reads the file in a stream, and
-encoding writes an Arrow cache on disk. The log's making is not counted.
+The log is a Parquet file with fifteen fields. Users, items and titles are large and skewed (Zipf, exponent 1). Each
+size is prepared in its own process, whose peak memory is reported. Fitting reads the file as a stream, and encoding
+writes an Arrow cache on disk. Generating the log is not timed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from flip_hf.fetch import minilm
 from flip_hf.runs.data import open_click_log_file
 from flip_hf.standard_json import measures_json
 
-# Name -> distinct values at 20 million rows, in all 4.5 million, which grow with the log as those of real logs do.
+# Name -> distinct values at 20 million rows, 4.5 million in all. They grow with the log, as in real logs.
 FIELDS = {
     "user_id": 870_000,
     "book_id": 1_520_000,
@@ -54,8 +54,8 @@ BLOCK = 500_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--millions", type=float, nargs="*", default=[1, 5, 20], help="millions of rows")
-    parser.add_argument("--folder", type=Path, help="where the log and the cache go; a temporary one by default")
-    parser.add_argument("--measure", type=Path, help="prepare this file, as this program does in its processes")
+    parser.add_argument("--folder", type=Path, help="folder of the log and the cache; a temporary one by default")
+    parser.add_argument("--measure", type=Path, help="internal: prepare this file in this process")
     arguments = parser.parse_args()
     if arguments.measure:
         print(measures_json(measure(arguments.measure)))
@@ -68,7 +68,7 @@ def main() -> None:
             generate(path, round(millions * 1e6))
             command = [sys.executable, __file__, "--measure", str(path)]
             environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "TQDM_DISABLE": "1"}
-            # This very program.
+            # Runs this program again.
             done = subprocess.run(  # nosec B603
                 command, stdout=subprocess.PIPE, text=True, check=True, env=environment
             )
@@ -87,12 +87,12 @@ def main() -> None:
                 f"{facts['peak_gib']:.2f}",
             ]
         )
-    header = ["million rows", "million features", "s to fit", "to open", "to encode", "rows/s, all", "peak memory, GiB"]
+    header = ["million rows", "million features", "fit, s", "open, s", "encode, s", "rows/s, all", "peak memory, GiB"]
     print(f"\n{markdown(header, rows)}\n\n{len(FIELDS)} fields. {measure_ceilings(CPU)}\n\n{machine()}")
 
 
 def generate(path: Path, num_rows: int) -> None:
-    """Writes a log of so many rows."""
+    """Writes a log with this many rows."""
     random = np.random.default_rng(0)
     share = num_rows / MOST_ROWS
     pools = {name: _values(name, max(2, round(size * (share if size > 5000 else 1)))) for name, size in FIELDS.items()}
@@ -102,7 +102,7 @@ def generate(path: Path, num_rows: int) -> None:
             size = min(BLOCK, num_rows - start)
             columns = []
             for values in pools.values():
-                # The value of rank r comes with a frequency of 1 / r.
+                # The value of rank r has a frequency proportional to 1 / r.
                 ranks = (len(values) ** random.random(size)).astype(np.int64) - 1
                 columns.append(values.take(pa.array(ranks)))
             columns.append(pa.array(random.integers(0, 2, size), pa.int8()))
@@ -119,7 +119,7 @@ def _values(name: str, number: int) -> pa.Array:
 
 
 def measure(path: Path) -> dict[str, float]:
-    """Prepares a log; how long it took, and the most memory that it had."""
+    """Prepares a log, and returns the times and the peak memory."""
     peak = PeakMemory()
     fields = [FieldConfig(name) for name in FIELDS]
     encoder = minilm()

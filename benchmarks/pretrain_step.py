@@ -1,11 +1,12 @@
-"""Times pretraining steps of ours and of our own code made to do what the released code does.
+"""Times pretraining steps of this package, and of our own code written to compute what the released code computes.
 
 python benchmarks/pretrain_step.py --as-paper
 python benchmarks/pretrain_step.py --batch_size 256 --layers 1
 
-Both sides take the same rows of MovieLens-100K, the same layers of MiniLM and the same ID-based model, one step of each
-after the other. With `--as-paper` the text of every row is tokenised anew, padded to 100 tokens and read three times in
-single precision, and every position is scored over the vocabulary: that is what the released training step computes.
+Both sides take the same rows of MovieLens-100K, the same layers of MiniLM and the same ID-based model, and take turns
+step by step. With `--as-paper`, one side computes what the released training step computes: every row's text is
+tokenised anew, padded to 100 tokens and encoded three times in single precision, and all positions are scored over the
+vocabulary.
 """
 
 import argparse
@@ -44,14 +45,14 @@ PAPER_TOKENS = 100
 
 
 class PackageStep:
-    """The package's own step, as the training loop takes it."""
+    """The package's own step, as in the training loop."""
 
     def __init__(self, model: Any, rows: Any, collator: Any, training: TrainingSettings) -> None:
         self.accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.accelerator.is_available())
         self.rows, self.collator, self.training = rows, collator, training
         self.batches = list(LengthGroupedBatchSampler(text_lengths(rows), training.per_device_train_batch_size, seed=0))
         self.text_model: Any = model.flip.text_model
-        # For as long as this is held.
+        # Stays active for as long as this object lives.
         self.speed_up = ExitStack()
         self.speed_up.enter_context(fast_cpu_training(model, self.accelerator.device))
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, training))
@@ -68,7 +69,7 @@ class PackageStep:
 
 
 def pretraining_step(log: Any, processor: Any, settings: ModelSettings, training: TrainingSettings) -> PackageStep:
-    """Ours; MLM scores the tokens that are seen."""
+    """The package's own step; MLM scores only the seen tokens."""
     model = new_model(FlipForPreTraining, settings, processor)
     rows = log.encode(processor, "train", with_label=False).with_format("arrow")
     model.set_mlm_tokens(value_tokens(rows))
@@ -76,13 +77,13 @@ def pretraining_step(log: Any, processor: Any, settings: ModelSettings, training
 
 
 class AsPaper:
-    """The same objectives, computed as the released code computes them."""
+    """The same objectives, computed as in the released code."""
 
     def __init__(self, log: Any, processor: Any, settings: ModelSettings, training: TrainingSettings) -> None:
         self.log, self.processor, self.training = log.splits["train"], processor, training
         self.encoded = log.encode(processor, "train", with_label=False).with_format("arrow")
         self.collator = FlipPretrainingCollator(processor)
-        # MLM and MTM take the masked and one complete text; ICL encodes the complete text once more.
+        # MLM and MTM read the masked text and one unmasked text; ICL encodes the unmasked text once more.
         options = settings.options | {"objectives": {"mlm": 1.0, "mtm": 1.0}}
         settings = replace(settings, options=options)
         self.masked = new_model(FlipForPreTraining, settings, processor)
@@ -101,14 +102,14 @@ class AsPaper:
         texts = [
             " ".join(f"{f.display_name} is {row[f.name]}." for f in fields) for row in self.log.select(rows).to_list()
         ]
-        # One row at a time, as a Dataset's __getitem__ does.
+        # Row by row, as in a Dataset's __getitem__.
         options = {"padding": "max_length", "truncation": True, "max_length": PAPER_TOKENS}
         tokens = [self.processor.tokenizer(text, **options)["input_ids"] for text in texts]
         masked, labels = self._padded(batch, "masked_input_ids", 0), self._padded(batch, "mlm_labels", IGNORED_LABEL)
-        # Which tokens are masked is the package's: the text is its own, the cost that of tokenising it.
+        # The package decides which tokens are masked and provides the text; the tokenisation above only costs time.
         assert len(tokens) == size
         complete, mask = self._padded(batch, "input_ids", 0), self._padded(batch, "attention_mask", 0)
-        # All positions are scored over the vocabulary; the loss of those that are not masked is thrown away there too.
+        # All positions are scored over the vocabulary; as in the released code, losses of unmasked ones are discarded.
         scored = torch.where(labels == IGNORED_LABEL, complete, labels)
         new = {"masked_input_ids": masked, "mlm_labels": scored, "input_ids": complete, "attention_mask": mask}
         return batch | new
@@ -130,8 +131,8 @@ class AsPaper:
 
 
 def count_flops(side: Any) -> float:
-    """Floating-point operations of matrix products in one step, billions."""
-    # The fused attention of CPUs and compiled code are not counted; eager attention computes the same products.
+    """GFLOP of the matrix products in one step."""
+    # Fused CPU attention and compiled code are not counted; eager attention computes the same products.
     usual = side.text_model.config._attn_implementation
     side.text_model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
@@ -141,9 +142,9 @@ def count_flops(side: Any) -> float:
 
 
 def compare(benchmark: str, sides: dict[str, Any], batch_size: int, num_steps: int) -> dict[str, float]:
-    """Prints what each side's steps take, one step of each after the other; returns the median seconds by side."""
+    """Times the sides, which take turns step by step, prints a table, and returns the median seconds of each side."""
     ceilings = measure_ceilings(device())
-    # Their first steps, which warm up too.
+    # The first steps, which also warm up.
     counted = {name: count_flops(side) for name, side in sides.items()}
     times: dict[str, list[float]] = {name: [] for name in sides}
     collation: dict[str, list[float]] = {name: [] for name in sides}
@@ -182,18 +183,18 @@ def compare(benchmark: str, sides: dict[str, Any], batch_size: int, num_steps: i
                 f"{100 * facts['peak_share']:.0f} %",
             ]
         )
-    header = ["step", "rows/s", "ms", "of it making the batch", "GFLOP a row", "of the bf16 peak"]
+    header = ["step", "rows/s", "ms", "of which collation", "GFLOP/row", "share of the bf16 peak"]
     print(f"\n{markdown(header, rows)}\n\n{ceilings}\n\n{machine()}")
     return medians
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--as-paper", action="store_true", help="time the released code's way beside ours")
-    parser.add_argument("--compile", action="store_true", help="time ours with training.torch_compile too")
+    parser.add_argument("--as-paper", action="store_true", help="also time what the released code computes")
+    parser.add_argument("--compile", action="store_true", help="also time our step with training.torch_compile")
     parser.add_argument("--layers", type=int, default=3, help="layers of MiniLM")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=8, help="steps of each side")
+    parser.add_argument("--steps", type=int, default=8, help="steps per side")
     arguments = parser.parse_args()
     log = load_click_log(DataSettings(source="movielens-100k", max_train_rows=16384))
     settings = ModelSettings(text_layers=arguments.layers)

@@ -1,9 +1,9 @@
-"""Times scoring: the ID-based model beside deepctr-torch's, one row, both towers beside a plain loop, and the cascade.
+"""Times scoring: ID-based models beside deepctr-torch's, a single row, both towers beside a plain loop, the cascade.
 
 python benchmarks/score.py --model runs/demo/flip/model
 
-The rows are MovieLens-100K's test rows of the random split, repeated where there are too few. `--model` is a joint
-model that was trained on that split, such as `make demo` leaves.
+The rows are the test rows of MovieLens-100K, random split, repeated if there are too few. `--model` is a joint model
+that was trained on that split, such as the one of `make demo`.
 """
 
 import argparse
@@ -34,13 +34,13 @@ SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
 def make_pipeline(path: Path, mode: str = "joint", batch_size: int | None = None) -> CTRPredictionPipeline:
-    """A pipeline of which only what the mode reads is built."""
+    """A pipeline that builds only what the mode reads."""
     model: Any = FlipForCTR.from_pretrained(path, mode=mode)
     return CTRPredictionPipeline(model, FlipProcessor.from_pretrained(path), batch_size=batch_size)
 
 
 def rate(rows: int, call: Callable[[], object], repeats: int = 5) -> float:
-    """Rows a second, by the median of several calls after one that is not counted."""
+    """Rows per second: the median of several calls after a warm-up call."""
     call()
     times = []
     for _ in range(repeats):
@@ -52,8 +52,8 @@ def rate(rows: int, call: Callable[[], object], repeats: int = 5) -> float:
 
 @torch.no_grad()
 def id_models(processor: FlipProcessor, encoded: pa.Table) -> list[list[str]]:
-    """Rows a second of DCNv2 of the same size, ours and deepctr-torch's, over feature ids that are there."""
-    # Imported, deepctr-torch starts a thread that asks a package index for its newest version.
+    """Rows per second of DCNv2 of the same size, ours and deepctr-torch's, from feature ids."""
+    # On import, deepctr-torch starts a thread that asks a package index for its newest version.
     with mock.patch("threading.Thread.start"):
         from deepctr_torch import models
         from deepctr_torch.inputs import SparseFeat
@@ -77,7 +77,7 @@ def id_models(processor: FlipProcessor, encoded: pa.Table) -> list[list[str]]:
 
 
 def one_row(path: Path, row: dict[str, Any], folder: str) -> list[list[str]]:
-    """The time from a dict to its probability, milliseconds."""
+    """Milliseconds from a dict to its probability."""
     table = []
     for mode in ("id", "joint"):
         clicks, scorer = make_pipeline(path, mode), onnx_scorer(path, folder, mode)
@@ -101,7 +101,7 @@ def one_row(path: Path, row: dict[str, Any], folder: str) -> list[list[str]]:
 
 @torch.no_grad()
 def plain_scores(path: Path, processor: FlipProcessor, rows: pa.Table) -> np.ndarray:
-    """What a plain loop computes: rows as they come, padded to the longest text that the model takes, fp32."""
+    """What a plain loop computes: rows in their order, padded to the longest text that the model takes, fp32."""
     model: Any = FlipForCTR.from_pretrained(path).eval()
     found = []
     for start in range(0, len(rows), 256):
@@ -111,13 +111,13 @@ def plain_scores(path: Path, processor: FlipProcessor, rows: pa.Table) -> np.nda
 
 
 def onnx_scorer(path: Path, folder: str, mode: str = "joint", int8: bool = False) -> OnnxScorer:
-    """The model as an ONNX file."""
+    """Exports the model to ONNX and loads it."""
     model: Any = FlipForCTR.from_pretrained(path, mode=mode)
     return OnnxScorer(export_onnx(model, Path(folder) / f"{mode}-{int8}.onnx", int8))
 
 
 def onnx_scores(scorer: OnnxScorer, processor: FlipProcessor, rows: pa.Table, batch_size: int = 256) -> np.ndarray:
-    """What the pipeline computes, by ONNX Runtime: rows of like length share a batch."""
+    """Computes the pipeline's result with ONNX Runtime: rows of similar length share a batch."""
     encoded, collator = processor.encode(rows), FlipCTRCollator(processor)
     order, found = np.argsort(text_lengths(encoded), kind="stable"), np.empty(len(rows), np.float32)
     for start in range(0, len(order), batch_size):
@@ -129,7 +129,7 @@ def onnx_scores(scorer: OnnxScorer, processor: FlipProcessor, rows: pa.Table, ba
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="folder of a joint model")
-    parser.add_argument("--rows", type=int, default=4096, help="rows for both towers")
+    parser.add_argument("--rows", type=int, default=4096, help="rows to score with both towers")
     arguments = parser.parse_args()
     processor = FlipProcessor.from_pretrained(arguments.model)
     split = load_click_log(DataSettings(source="movielens-100k")).splits["test"].with_format("arrow")[:]
@@ -138,7 +138,7 @@ def main() -> None:
     ceilings = measure_ceilings(CPU)
 
     table = id_models(processor, processor.encode(split, with_text=False))
-    header = ["ID-based model", "rows/s", "rows/s, deepctr-torch", "times as fast"]
+    header = ["ID-based model", "rows/s", "rows/s, deepctr-torch", "speed-up"]
     print(f"{markdown(header, table)}\n\nBatches of {BATCH} rows, feature ids to logits.\n")
 
     ids = make_pipeline(arguments.model, "id", BATCH)
@@ -168,7 +168,7 @@ def main() -> None:
         whole = whole or speed
         found = np.array([r["probability"] for r in results]) if isinstance(results, list) else results
         table.append([name, f"{speed:,.0f}", f"{speed / whole:.2f}", *_quality(labels, found)])
-    header = ["both towers", "rows/s", "times the pipeline", "AUC", "LogLoss"]
+    header = ["both towers", "rows/s", "speed-up over the pipeline", "AUC", "LogLoss"]
     print(f"{markdown(header, table)}\n\n{len(rows)} test rows.\n\n{measure_ceilings(CPU, ceilings)}\n\n{machine()}")
 
 

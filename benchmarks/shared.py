@@ -1,4 +1,4 @@
-"""What the benchmarks share: runs of the example scripts, and tables."""
+"""Helpers of the benchmarks: runs of the example scripts, and tables."""
 
 import platform
 import statistics
@@ -27,13 +27,13 @@ __all__ = [
 
 
 def example(script: str, folder: Path, *flags: str) -> Job:
-    """A run of `pretrain.py` or `finetune.py` with MovieLens-100K's configuration; goes on where it was stopped.
+    """A job that runs `pretrain.py` or `finetune.py` with MovieLens-100K's configuration; it resumes a stopped run.
 
-    What has ended is known by its folder: other settings need another one.
+    A finished run is recognised by its folder, so other settings need another folder.
     """
     from flip_hf.fetch import minilm
 
-    # The configuration's text encoder.
+    # The text encoder of the configuration.
     minilm()
     examples = REPOSITORY / "examples"
     config = examples / "configs" / "ml-100k" / f"{script}.yaml"
@@ -42,13 +42,13 @@ def example(script: str, folder: Path, *flags: str) -> Job:
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation, to four places."""
+    """Mean and sample standard deviation, with four decimals."""
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.4f}{spread}"
 
 
 def machine() -> str:
-    """A line on the machine, for below a table."""
+    """One line that describes the machine, to print below a table."""
     import torch
 
     from flip_hf.runs.device import describe_hardware
@@ -59,10 +59,9 @@ def machine() -> str:
 
 
 class PeakMemory:
-    """Watches how much memory of its own this process has.
+    """Records the peak of the process's own memory.
 
-    Pages of files that are mapped, such as the log's and the cache's, are not among it: the system takes them back
-    where it needs them.
+    Mapped pages of files, such as the log's and the cache's, are not counted, because the system can reclaim them.
     """
 
     def __init__(self) -> None:
@@ -77,7 +76,7 @@ class PeakMemory:
             self._most = max(self._most, next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")))
 
     def stop(self) -> int:
-        """The most memory, KiB."""
+        """The peak, in KiB."""
         self._ended.set()
         self._thread.join()
         return self._most

@@ -1,11 +1,11 @@
-"""Trains and scores for a while on MovieLens-100K, and says how the memory of each grows.
+"""Trains and scores on MovieLens-100K for a long time, and reports how much the memory of each process grows.
 
 python benchmarks/soak.py --minutes 30
 
-Both run at the same time, one thread each: `finetune.py` of both towers without end, with checkpoints and evaluations;
-`predict.py` of both towers over a file that is longer than it can score. Growth is the slope of a straight line through
-the resident memory of all processes of a run, a sample a second, after the first third: by then all that is made once
-has been made.
+Two programs run at the same time, one thread each: `finetune.py` with both towers, without end, with checkpoints and
+evaluations; and `predict.py` with both towers, on a file that is too long to finish. Memory is the resident memory of
+all processes of a program, sampled once a second. Growth is the slope of a straight line fitted to the samples after
+the first third, when all one-time allocations have been made.
 """
 
 import argparse
@@ -34,7 +34,7 @@ ENDLESS = {
 }
 A_MODEL = {"training.max_steps": 20, "data.max_validation_rows": 512}
 COPIES = 40
-"""How often the file that is scored holds MovieLens-100K's training rows."""
+"""How many times the scored file repeats the training rows of MovieLens-100K."""
 
 
 def main() -> None:
@@ -70,16 +70,16 @@ def main() -> None:
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Starts a program on one thread; its output goes to a file."""
+    """Starts a program on one thread, with its output in a file."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("wb") as output:
-        # The caller's own scripts.
+        # Runs scripts of this repository only.
         command = [sys.executable, *command]
         return subprocess.Popen(command, env=environment, stdout=output, stderr=output)  # nosec B603
 
 
 def sample(watched: dict[str, subprocess.Popen[bytes]], seconds: float) -> dict[str, np.ndarray]:
-    """Seconds since the start and MiB of resident memory, float64 (samples, 2) of each program."""
+    """Samples seconds since the start and MiB of resident memory of each program, float64 (samples, 2)."""
     began = time.monotonic()
     found: dict[str, list[tuple[float, float]]] = {what: [] for what in watched}
     while (now := time.monotonic() - began) < seconds and all(p.poll() is None for p in watched.values()):

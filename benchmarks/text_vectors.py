@@ -3,9 +3,9 @@
 python benchmarks/text_vectors.py
 python benchmarks/text_vectors.py --texts 1000000
 
-The texts are distinct film titles with a year and genres. Each row of the table is a process of its own, which loads
-the encoder before it is timed. The plain loop is the one of the encoder's model card: transformers, texts as they come
-in batches of 32, padded to the longest of each batch, in single precision.
+The texts are distinct film titles with a year and genres. Each row of the table is measured in its own process, which
+loads the encoder before the timing starts. The plain loop is that of the encoder's model card: transformers, texts in
+their order in batches of 32, padded to the longest text of each batch, in single precision.
 """
 
 import argparse
@@ -39,11 +39,11 @@ YEARS = range(1920, 2000)
 
 
 def make_texts(number: int) -> list[str]:
-    """Distinct texts in an order without a pattern, such as `The Silent River of Ohio (1987), Drama, War`."""
+    """Distinct texts in an irregular order, such as `The Silent River of Ohio (1987), Drama, War`."""
     genres = [", ".join(chosen) for size in (1, 2, 3) for chosen in itertools.combinations(GENRES, size)]
     sizes = [len(ADJECTIVES), len(NOUNS), len(PLACES), len(YEARS), len(genres)]
     possible = int(np.prod(sizes))
-    # A step that shares no factor with their number visits each once.
+    # A step that is coprime to their number visits each text once.
     step = next(n for n in itertools.count(possible // 3) if np.gcd(n, possible) == 1)
     places = np.unravel_index(np.arange(number) * step % possible, sizes)
     return [
@@ -53,11 +53,11 @@ def make_texts(number: int) -> list[str]:
 
 
 class PlainLoop:
-    """What an encoder's model card does."""
+    """The loop of an encoder's model card."""
 
     def __init__(self, encoder: str) -> None:
         path = resolve_pretrained(encoder)
-        # The encoder is the caller's choice.
+        # The caller chooses the encoder.
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)  # nosec B615
         self.model: Any = AutoModel.from_pretrained(path, dtype=torch.float32).eval()  # nosec B615
         if torch.accelerator.is_available():
@@ -76,9 +76,9 @@ class PlainLoop:
 
 
 def measure(step: str, encoder: str, texts: list[str]) -> dict[str, float]:
-    """One row of the table; the cache is in the environment's folder."""
+    """Measures one row of the table; the cache is in the environment's folder."""
     call = PlainLoop(encoder) if step == "plain loop" else TextVectorizer(encoder)
-    # Loads what the step needs: from the cache, that is no encoder.
+    # Loads what the step needs, which for reading from the cache is no encoder.
     call(["a text"])
     started = time.perf_counter()
     vectors = call(texts)
@@ -94,9 +94,9 @@ def measure(step: str, encoder: str, texts: list[str]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--texts", type=int, default=20_000)
-    parser.add_argument("--plain_texts", type=int, default=1024, help="how many of them the plain loop reads")
+    parser.add_argument("--plain_texts", type=int, default=1024, help="number of texts for the plain loop")
     parser.add_argument("--encoder", default=MINILM)
-    parser.add_argument("--measure", help="measure a row, as this program does in its processes")
+    parser.add_argument("--measure", help="internal: measure one row in this process")
     arguments = parser.parse_args()
     number = {"plain loop": min(arguments.plain_texts, arguments.texts)}
     if arguments.measure:
@@ -108,7 +108,7 @@ def main() -> None:
     table, lowest = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
         for step in ("computed", "from the cache", "plain loop"):
-            # This very program.
+            # Runs this program again.
             done = subprocess.run(  # nosec B603
                 [sys.executable, __file__, *sys.argv[1:], "--measure", step],
                 env={**os.environ, "FLIP_HF_CACHE": folder},
@@ -123,8 +123,8 @@ def main() -> None:
             table.append([step, f"{texts:,}", f"{facts['seconds']:,.2f}", rate, peak])
         disk = sum(path.stat().st_size for path in Path(folder).rglob("*"))
     print(f"\n{markdown(['vectors', 'texts', 'seconds', 'texts/s', 'peak memory, GiB'], table)}\n")
-    print(f"The cache takes {disk / 2**20:,.1f} MiB, {disk / (arguments.texts + 1):,.0f} bytes a text.")
-    print(f"The lowest cosine of a vector with the plain loop's is {lowest:.5f}.\n")
+    print(f"The cache takes {disk / 2**20:,.1f} MiB, {disk / (arguments.texts + 1):,.0f} bytes per text.")
+    print(f"The lowest cosine similarity to the plain loop's vectors is {lowest:.5f}.\n")
     print(f"{measure_ceilings(CPU)}\n\n{machine()}")
 
 

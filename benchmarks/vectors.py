@@ -1,9 +1,9 @@
-"""Prepares and trains on a log with a vector field.
+"""Times preparation and training on a log with a vector field.
 
 python benchmarks/vectors.py --millions 0.5 5 --size 512
 
-Each size of log is made as Parquet (not counted), then fitted, encoded and trained on in a process of its own, whose
-peak memory is the row's. The last column is the same log without the vectors, in the same run.
+Each log is written as Parquet (not timed), then fitted, encoded and trained on in its own process, whose peak memory is
+reported. Each size is also measured without the vectors, in the same run.
 """
 
 import argparse
@@ -52,13 +52,13 @@ def main() -> None:
         for name, of_log in zip(("with", "without"), found, strict=True):
             rates = [f"{of_log[part]:,.0f}" for part in ("fit", "encode", "bytes", "collate", "train")]
             rows.append([f"{millions:g}", name, *rates, f"{of_log['memory']:.2f}"])
-    rates = ["fit, rows/s", "encode, rows/s", "encoded, bytes a row", "collate, rows/s", "train, rows/s"]
+    rates = ["fit, rows/s", "encode, rows/s", "encoded, bytes/row", "collate, rows/s", "train, rows/s"]
     print(f"{markdown(['million rows', 'vectors', *rates, 'peak memory, GiB'], rows)}\n")
     print(f"Vectors of {arguments.size} numbers.\n\n{measure_ceilings(CPU, ceilings)}\n\n{machine()}")
 
 
 def make_log(path: Path, num_rows: int, size: int) -> None:
-    """Users, items, a label and float32 vectors, in a stream."""
+    """Writes users, items, a label and float32 vectors, as a stream."""
     random = np.random.default_rng(0)
     columns = [("user", pa.int64()), ("item", pa.int64()), ("label", pa.int8())]
     schema = pa.schema([*columns, ("vector", pa.list_(pa.float32(), size))])
@@ -76,7 +76,7 @@ def make_log(path: Path, num_rows: int, size: int) -> None:
 
 
 def run_apart(path: Path, cache: Path, size: int) -> dict[str, float]:
-    """What `measure` finds, in a process of its own."""
+    """Runs `measure` in its own process."""
     command = [sys.executable, __file__, "--measure", str(path), str(size)]
     environment = os.environ | {"HF_DATASETS_CACHE": str(cache)}
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
@@ -85,7 +85,7 @@ def run_apart(path: Path, cache: Path, size: int) -> dict[str, float]:
 
 
 def measure(path: Path, size: int) -> dict[str, float]:
-    """Rows/s of each part, bytes of an encoded row, and the peak memory in GiB.
+    """Measures rows/s of each part, bytes of an encoded row, and the peak memory in GiB.
 
     Args:
         path: the log.

@@ -33,6 +33,8 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+# "Attributes:" is a list, as the members are described too.
+napoleon_use_ivar = True
 
 myst_heading_anchors = 4
 

@@ -16,7 +16,7 @@ from flip_hf.runs.script import run_program, run_script
 
 EXAMPLES = Path(__file__).parent
 CONFIGS = EXAMPLES / "configs" / "ml-100k"
-# These overrides shorten the configurations, so that the demo takes 25 minutes on two CPU cores.
+# These overrides shorten the configurations, so that the demo takes about nine minutes on two CPU cores.
 BUDGET = {
     "pretrain": ["--data.max_train_rows", "24576", "--data.max_validation_rows", "1024"],
     "id": [],

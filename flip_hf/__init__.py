@@ -43,7 +43,7 @@ __all__ = [
     "push_to_hub",
 ]
 
-# Imported when they are asked for: who loads and scores a model does not wait for transformers' Trainer.
+# Imported on first use, so that loading and scoring a model does not import transformers' Trainer.
 _LAZY = {
     "FlipTrainer": "flip_hf.training.trainer",
     "add_history": "flip_hf.data.history",
@@ -60,7 +60,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
-# transformers' registries take classes, not names: what is to be found by them must have been imported.
+# transformers' registries take classes, not names, so everything that they register must be imported.
 AutoConfig.register(FlipConfig.model_type, FlipConfig, exist_ok=True)
 AutoModel.register(FlipConfig, FlipModel, exist_ok=True)
 AutoModelForPreTraining.register(FlipConfig, FlipForPreTraining, exist_ok=True)

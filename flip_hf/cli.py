@@ -1,6 +1,6 @@
-"""The command `flip-hf`, for those who installed the package and have no clone of it.
+"""The command `flip-hf`, which needs the installed package but no clone of the repository.
 
-accelerate launch -m flip_hf.cli pretrain --config run.yaml
+Several devices: `accelerate launch -m flip_hf.cli pretrain --config run.yaml`
 """
 
 import sys
@@ -17,12 +17,12 @@ from flip_hf.runs.settings import CardSettings, EvaluateSettings, FinetuneSettin
 
 @dataclass(frozen=True)
 class Command:
-    """One of the commands.
+    """One subcommand of `flip-hf`.
 
     Attributes:
-        run: what it does.
-        settings: the dataclass that its command line fills; None where that is one word.
-        example: flags of a plain call.
+        run: the function that runs it.
+        settings: the dataclass that its command line fills; None if it takes a single word instead.
+        example: flags of a typical call.
     """
 
     run: Callable[[Any], object]
@@ -31,7 +31,7 @@ class Command:
 
     @property
     def summary(self) -> str:
-        """What it does, in one line."""
+        """What the command does, in one line."""
         return (self.run.__doc__ or "").splitlines()[0]
 
 
@@ -47,14 +47,14 @@ COMMANDS: Mapping[str, Command] = {
     "card": Command(card, CardSettings, "--run runs/flip --repo org/name --output cards/flip"),
     "fetch": Command(fetch, None, "minilm"),
 }
-"""What `flip-hf` can do, by the word behind it."""
+"""The subcommands of `flip-hf` by name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command that the arguments name; without one it shows them all.
+    """Runs the subcommand that the arguments name; without arguments, prints the list of subcommands.
 
     Args:
-        arguments: the command line; by default the program's own.
+        arguments: the command line; `sys.argv[1:]` by default.
     """
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("-h", "--help"):
@@ -77,11 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _usage() -> str:
     commands = "\n".join(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items())
-    return f"usage: flip-hf COMMAND ...\n\n{commands}\n\nflip-hf COMMAND --help shows a command's settings."
+    return f"usage: flip-hf COMMAND ...\n\n{commands}\n\nflip-hf COMMAND --help shows the settings of a command."
 
 
 def run() -> None:
-    """The program `flip-hf`."""
+    """Entry point of the program `flip-hf`."""
     run_script(main)
 
 

@@ -1,4 +1,4 @@
-"""Configuration of FLIP: how the two towers are built. Needs no torch of its own."""
+"""Configuration of FLIP: settings of the two towers, the fusion and the pretraining objectives. Imports no torch."""
 
 import copy
 import logging
@@ -43,45 +43,48 @@ class FlipConfig(PreTrainedConfig):
 
     Args:
         text_config: configuration of the text encoder, any transformers encoder (BERT by default).
-        fields: the fitted fields, `processor.fields`; their order is the order of `feature_ids`, in which a field
-            takes `num_positions` columns.
+        fields: the fitted fields, `processor.fields`. Their order is the order of the columns of `feature_ids`, in
+            which a field takes `num_positions` columns.
         mode: `"joint"` builds both towers, `"id"` the ID-based model alone, `"text"` the text encoder alone.
         embedding_dim: width of a feature's embedding.
-        feature_initializer_range: standard deviation of the feature table at the start. Much smaller values leave
-            the tabular vector almost the same for every row, and the contrastive loss does not move.
-        vector_hidden_dim: width between the two layers that project the vectors of vector fields and text features.
+        feature_initializer_range: standard deviation of the feature table at initialisation. With much smaller values
+            the tabular vector is almost the same for every row, and the contrastive loss does not decrease.
+        vector_hidden_dim: hidden width of the two-layer projection of vector fields and text features.
         attention_normalization: how to normalise the weights with which a target attends to a sequence: `"none"`, as
             in DIN, or `"length"`, which divides them by the number of values.
         backbone: name of the ID-based model, a key of `flip_hf.backbones.BACKBONES`.
         backbone_options: keyword arguments of that backbone, such as `{"hidden_sizes": [256, 128]}`.
-        text_base_model: the checkpoint that the text encoder's weights came from, for the model card; set by
-            `from_text_pretrained`.
-        text_layers: build only the first layers of the text encoder; all by default.
+        text_base_model: the checkpoint that the text encoder's weights came from, for the model card;
+            `from_text_pretrained` sets it.
+        text_layers: number of layers of the text encoder to build, counted from the first; all by default.
         text_pooling: `"mean"` over tokens, or `"cls"` as in the paper (Section 3.3).
         text_towers: groups of field names, such as `{"user": ["user_id", "age"], "item": ["title", "genre"]}`. A list
-            of groups names them "0", "1" and so on. The groups name every field that has a text once, in the order of
-            the fields. The text encoder reads each group's part of the text by itself, and the head fuses the vectors
-            (late fusion, as CTR-BERT does: Muhamed et al., 2021). Needs mean pooling; by default the text is one. Mode
-            `"id"` reads no text and ignores it.
-        fusion: how a joint model's two logits become one: `"learned_weight"`, the paper's, or `"gated"`, by a gate that
-            sees which fields are OOV.
-        fusion_gradients: whether the loss of the fused logit reaches the towers, as in the paper. Without, each tower
-            learns from its own loss alone, as if it were finetuned by itself, and the fusion from what they say.
+            of groups names them "0", "1" and so on. The groups must name every field that has a text exactly once, in
+            the order of the fields. The text encoder reads the text of each group separately, and the head fuses the
+            vectors (late fusion, as in CTR-BERT: Muhamed et al., 2021). Needs mean pooling. None, the default, reads
+            the text as a whole. Mode `"id"` reads no text and ignores this setting.
+        fusion: how a joint model combines its two logits: `"learned_weight"`, as in the paper, or `"gated"`, a gate
+            that also reads which fields are OOV.
+        fusion_gradients: whether the loss of the fused logit trains the towers, as in the paper. If false, each tower
+            learns from its own loss alone, and the fusion learns from both logits as constants.
         head_dropout: dropout before the heads.
-        distillation_weight: share of the click loss that comes from a teacher's logits where a batch has them, from 0
-            to 1; labels have the rest.
-        objectives: weight of each pretraining objective, keys of `flip_hf.objectives.OBJECTIVES`.
+        distillation_weight: share of the click loss that comes from a teacher's logits, from 0 to 1; the labels have
+            the rest. It has an effect only if a batch has teacher logits.
+        objectives: weight of each pretraining objective; the names are the keys of `flip_hf.objectives.OBJECTIVES`:
+            `mlm` (masked language modelling), `mtm` (masked tabular modelling), `icl` (instance-level contrastive
+            learning) and `text_mlm` (MLM of the text alone).
         projection_dim: width of the space in which ICL compares the views.
         contrastive_temperature: temperature of ICL.
         mtm_loss: `"nce"` (the paper's), `"sampled_softmax"` or `"full_softmax"`.
-        mtm_negatives: sampled inside the masked feature's own `"field"`, or `"global"` over all features.
-        mtm_num_negatives: sampled negatives of each masked feature. A field with no more features than this is scored
-            exactly when negatives come from the field.
+        mtm_negatives: where MTM samples negatives: from the masked feature's own `"field"`, or `"global"`, from all
+            features.
+        mtm_num_negatives: sampled negatives for each masked feature. With `mtm_negatives="field"`, a field with no
+            more features than this is scored exactly.
     """
 
     model_type = "flip"
     sub_configs_defaults: ClassVar = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
-    # What Trainer does not collect over an evaluation: it has no value for each row.
+    # Trainer does not collect these during evaluation, because they have no value for each row.
     keys_to_ignore_at_inference: ClassVar = ["id_loss", "text_loss", "distillation_loss", "feature_penalty"]
 
     text_config: PreTrainedConfig | dict[str, Any] | None = None
@@ -113,14 +116,14 @@ class FlipConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.fields = as_fields(self.fields)
         self.num_labels = 1
-        # One sigmoid, not a softmax over classes: Trainer then knows that its label smoothing is not for these logits.
+        # FLIP has one sigmoid, not a softmax. Trainer then knows that its label smoothing does not apply.
         self.problem_type = "multi_label_classification"
         if self.text_layers is not None:
-            # A copy: the caller's text configuration may serve other models too.
+            # Copied, because the caller may use the text configuration for other models.
             self.text_config = first_layers(copy.deepcopy(self.text_config), self.text_layers)
 
     def validate_choices(self) -> None:
-        """Each setting that is one of a few words."""
+        """Checks the settings that take one of a few words."""
         for setting, allowed in (
             ("mode", MODES),
             ("fusion", FUSIONS),
@@ -133,13 +136,13 @@ class FlipConfig(PreTrainedConfig):
                 raise ValueError(f"FlipConfig: {setting}={value!r} is not one of {', '.join(allowed)}")
 
     def validate_text_towers(self) -> None:
-        """The parts of a text that are read apart, of which only the first has a `[CLS]`."""
+        """Checks `text_towers`. They need mean pooling, because only the first part of a text has a `[CLS]` token."""
         if self.text_towers is not None and self.text_pooling != "mean":
             raise ValueError(f"FlipConfig: text_towers need text_pooling='mean', not {self.text_pooling!r}")
         _ = self.towers
 
     def validate_ranges(self) -> None:
-        """Each setting that is a number with bounds."""
+        """Checks the settings that are numbers with bounds."""
         for setting in ("embedding_dim", "vector_hidden_dim", "projection_dim", "mtm_num_negatives"):
             if (value := getattr(self, setting)) < 1:
                 raise ValueError(f"FlipConfig: {setting}={value} must be at least 1")
@@ -164,7 +167,7 @@ class FlipConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers, to which no `config.json` at all means that every setting is at its default.
+        """As in transformers, but a missing `config.json` is an error instead of a default configuration.
 
         Raises:
             OSError: there is no `config.json`, or it is not JSON.
@@ -176,106 +179,109 @@ class FlipConfig(PreTrainedConfig):
             raise ValueError(f"{pretrained_model_name_or_path}: config.json is nested too deeply") from error
         if not values:
             raise OSError(f"{pretrained_model_name_or_path} has no config.json with a configuration in it")
-        # Before transformers warns of what it finds strange.
+        # Checked before transformers warns of settings that it does not expect.
         check_config_file(values, cls.model_type)
         return values, unused
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, except that a file from anywhere may not ask for everything.
+        """As in transformers, but restricts what a file from an untrusted source can ask for.
 
-        Unknown settings of the file, as of a newer version, are ignored and named in a warning. They are saved again.
+        Settings of the file that this version does not know are ignored and named in a warning. They are kept, and
+        saved again.
 
         Args:
-            config_dict: what `config.json` holds.
-            kwargs: settings that replace those of the file; they come from the caller and may ask for anything.
+            config_dict: the contents of `config.json`.
+            kwargs: settings that replace those of the file. They come from the caller, so they are not restricted.
 
         Raises:
-            ValueError: the file does not describe a FLIP model, or would have transformers load something else than
-                that; or the caller passed a setting that does not exist.
+            ValueError: the file does not describe a FLIP model, or it has settings that would make transformers load
+                other models, code or files; or the caller passed a setting that does not exist.
         """
         check_config_file(config_dict, cls.model_type)
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         check_settings({name: value for name, value in kwargs.items() if name == "objectives"})
         if unknown := _unknown_settings(config_dict):
             logger.warning(
-                "config.json: this version of flip_hf ignores the settings %s, which it does not know; another version "
+                "config.json: this version of flip_hf does not know the settings %s and ignores them; another version "
                 "may have written them",
                 ", ".join(map(repr, unknown)),
             )
-        # Set afterwards, because the constructor takes them for the caller's.
+        # Set afterwards, because the constructor would treat them as settings of the caller.
         later = {name: config_dict[name] for name in {name.partition(".")[0] for name in unknown}}
         try:
             known = {name: value for name, value in config_dict.items() if name not in later}
             config, unused = super().from_dict(known, return_unused_kwargs=True, **kwargs)
-            # The constructor has checked the settings of the file alone.
+            # The constructor checked the settings of the file only, not those of the caller.
             config.validate()
             for name in later.keys() - kwargs.keys():
                 setattr(config, name, later[name])
-        # What transformers raises over a setting of the wrong type is of any type, and does not say whose it is.
+        # For a setting of the wrong type transformers raises errors of any type, which don't name the file.
         except Exception as error:
             why = printable(str(error))
-            raise ValueError(f"config.json, or a setting passed with it, is not of a FLIP model: {why}") from error
+            raise ValueError(f"config.json, or a setting passed with it, does not fit a FLIP model: {why}") from error
         if wants_unused:
-            # Whoever asks for them knows other settings, too: a model passes them to its constructor.
+            # The caller handles unknown settings itself: a model passes them to its constructor.
             return config, unused
         check_settings(unused)
         return config
 
     @classmethod
     def from_json_file(cls, json_file: Any) -> Any:
-        """As in transformers; the file is read as by `from_pretrained`."""
+        """As in transformers; reads the file as `from_pretrained` does."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @property
     def towers(self) -> dict[str, list[str]] | None:
-        """The fields of each text tower by its name, in the order of the text; None without `text_towers`."""
+        """The fields of each text tower by the tower's name, in the order of the text; None without `text_towers`."""
         return None if self.text_towers is None else named_towers(self.text_towers, self.fields)
 
     @property
     def tabular_fields(self) -> list[FieldConfig]:
-        """The fields that the tabular view shows, in order."""
+        """The fields of the tabular view, in order."""
         return tabular_fields(self.fields)
 
     @property
     def feature_ranges(self) -> list[list[tuple[int, int]]]:
-        """For each field of the tabular view the ranges (first, end) of the ids that it may hold."""
+        """For each field of the tabular view, the ranges (first, end) of the ids that it may hold."""
         return feature_ranges(self.fields)
 
     @property
     def position_ranges(self) -> list[list[tuple[int, int]]]:
-        """For each position, a column of `feature_ids`, the ranges (first, end) of the ids that it may hold."""
+        """For each position (column of `feature_ids`), the ranges (first, end) of the ids that it may hold."""
         fields = zip(self.tabular_fields, self.feature_ranges, strict=True)
         return [ranges for field, ranges in fields for _ in range(field.num_positions)]
 
     @property
     def num_features(self) -> int:
-        """Rows of the feature table."""
+        """Number of rows of the feature table."""
         return num_features(self.fields)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """As in transformers; what was loaded from a checkpoint with loading code is saved with it."""
+        """As in transformers. Also saves the code for `trust_remote_code` if the configuration was loaded with it."""
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
         if getattr(self, "auto_map", None) == CONFIG_AUTO_MAP:
             write_loading_file(Path(save_directory))
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict of plain JSON types."""
+        """The configuration as a dict of plain JSON types."""
         output: dict[str, Any] = super().to_dict()
         output["fields"] = [f.to_dict() for f in self.fields]
+        # transformers.Trainer sets it in the configuration of every model, and loading would call it unknown.
+        output.pop("use_cache", None)
         if output["text_config"] is not None:
-            # Where the text encoder lay on the machine that built this; transformers leaves out only FLIP's own.
+            # This is a path on the machine that built the model; transformers removes only FLIP's own.
             output["text_config"]["_name_or_path"] = ""
         return output
 
 
 def check_settings(settings: Mapping[str, Any], owner: str = "FlipConfig", others: Iterable[str] = ()) -> None:
-    """Raises ValueError for a setting of a caller that `FlipConfig` does not have, with the name that is nearest.
+    """Raises ValueError if a caller passed a setting that `FlipConfig` does not have, and names the nearest known one.
 
     Args:
-        settings: the settings by name; of `objectives` the names inside are checked, too.
-        owner: what the error names as the place of the settings.
-        others: what else the owner takes; a name may be meant for one of them.
+        settings: the settings by name; the names inside `objectives` are checked too.
+        owner: the owner of the settings, such as `model.options`, for the error message.
+        others: names of further settings of the owner, which the error may suggest.
     """
     if unknown := _unknown_settings(settings):
         inherited = {f.name for f in fields(PreTrainedConfig)}
@@ -295,14 +301,14 @@ def _unknown_settings(settings: Mapping[str, Any]) -> list[str]:
 def _is_setting(name: str) -> bool:
     """Whether FLIP or transformers reads a setting of that name.
 
-    transformers would silently drop any other one (`temperature`, or whatever generates text has), or keep it as an
-    attribute that nobody reads.
+    transformers would silently drop any other setting (such as `temperature`, of text generation), or keep it as an
+    attribute that nothing reads.
     """
     properties = (getattr(FlipConfig, spelled, None) for spelled in (name, f"_{name}"))
     return (
         name in {f.name for f in fields(FlipConfig)}
         or name in FlipConfig.attribute_map
-        # What to_dict writes, the type of the model and where its code lies included.
+        # What to_dict writes, including the model type and the location of the code.
         or name in (*vars(PreTrainedConfig()), "model_type", "auto_map")
         or any(isinstance(found, property) and found.fset is not None for found in properties)
         or name in ONLY_CALLERS_SET
@@ -310,7 +316,11 @@ def _is_setting(name: str) -> bool:
 
 
 def first_layers(text_config: Any, layers: int) -> Any:
-    """Changes the configuration of a text encoder to its first layers, and returns it.
+    """Cuts a text encoder's configuration to its first layers, in place, and returns it.
+
+    Args:
+        text_config: configuration of a text encoder.
+        layers: number of layers to keep.
 
     Raises:
         ValueError: the text encoder has fewer layers.
@@ -319,7 +329,7 @@ def first_layers(text_config: Any, layers: int) -> Any:
     if not 1 <= layers <= depth:
         raise ValueError(f"text_layers={layers}, but the text encoder has {depth} layers")
     text_config.num_hidden_layers = layers
-    # Encoders with more than one kind of layer list the kinds, one a layer.
+    # Encoders with several kinds of layers list the kind of each layer.
     if getattr(text_config, "layer_types", None) is not None:
         text_config.layer_types = list(text_config.layer_types)[:layers]
     return text_config

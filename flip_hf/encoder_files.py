@@ -1,4 +1,4 @@
-"""What the files of a text encoder say of how it makes one vector of a text."""
+"""Reads from the files of a text encoder how it turns a text into one vector."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ VECTOR_POOLING = {**TEXT_POOLING, "last": last_pooling}
 """How token states become the vector of a text."""
 
 _MAX_LENGTH = 256
-# sentence-transformers before 5.3 saved one flag for each mode in the place of `pooling_mode`.
+# sentence-transformers before 5.3 saved one flag for each mode instead of `pooling_mode`.
 _POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -23,7 +23,7 @@ _POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_REMEDY = "compute the vectors with sentence-transformers and bring them as a column"
+_REMEDY = "compute the vectors with sentence-transformers and add them as a column"
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class EncoderFiles:
     """A text encoder that is not loaded yet.
 
     Attributes:
-        folder: holds the weights and the tokenizer.
-        saved_config: the text encoder's configuration as the file holds it.
-        text_config: the same, as transformers reads it.
-        flip_config: the configuration of the saved FLIP model whose text tower it is, in the mode `"text"`.
+        folder: folder of the weights and the tokenizer.
+        saved_config: the text encoder's configuration, as in the file.
+        text_config: the same configuration, as transformers reads it.
+        flip_config: if the folder holds a saved FLIP model, its configuration in the mode `"text"`.
         pooling: a key of `VECTOR_POOLING`.
-        normalize: whether vectors have an L2 norm of 1.
-        max_length: most tokens of a text; None is what the tokenizer allows.
-        lower_case: whether texts are lower-cased before they are tokenised.
+        normalize: whether vectors are scaled to an L2 norm of 1.
+        max_length: maximum number of tokens of a text; None uses the tokenizer's limit.
+        lower_case: whether texts are lower-cased before tokenisation.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class EncoderFiles:
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """Reads a folder of sentence-transformers, of a FLIP model, or of a plain transformers encoder.
+        """Reads a folder of a sentence-transformers model, a FLIP model, or a plain transformers encoder.
 
         Raises:
             OSError: a file is missing.
@@ -65,7 +65,7 @@ class EncoderFiles:
             return cls(folder, saved, _plain_config(folder))
         if saved.get("mode") == "id":
             raise ValueError(f"{folder}: a FLIP model of mode='id' has no text encoder")
-        # Text towers share one encoder, which reads the text as a whole here.
+        # Text towers share one encoder, which reads the text as a whole for text features.
         config = FlipConfig.from_pretrained(folder, mode="text", text_towers=None)
         return cls(folder, saved.get("text_config") or {}, config.text_config, config, config.text_pooling)
 
@@ -77,19 +77,19 @@ class EncoderFiles:
         except (LookupError, TypeError) as error:
             raise ValueError(f"{modules}: not a list of modules ({error!r})") from error
         if climbing := [path for _, path in listed if path.is_absolute() or ".." in path.parts]:
-            raise ValueError(f"{modules}: {str(climbing[0])!r:.80} is not in the same folder")
-        # Code that a model brings may have the same name in a module of its own.
+            raise ValueError(f"{modules}: the path {str(climbing[0])!r:.80} leaves the model's folder")
+        # Custom code of a model may define modules of the same names.
         kinds = [kind.rpartition(".")[2] if kind.startswith("sentence_transformers.") else kind for kind, _ in listed]
         if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
             raise ValueError(
-                f"{modules} lists {', '.join(f'{kind!r:.80}' for kind in kinds)}; only Transformer, Pooling and then "
-                f"Normalize are computed here: {_REMEDY}"
+                f"{modules} lists {', '.join(f'{kind!r:.80}' for kind in kinds)}; flip_hf computes only Transformer, "
+                f"Pooling and an optional Normalize, in this order: {_REMEDY}"
             )
         prompts = folder / "config_sentence_transformers.json"
         if prompts.exists() and _read_settings(prompts).get("default_prompt_name") is not None:
             raise ValueError(f"{folder}: default_prompt_name puts a prompt before each text: {_REMEDY}")
         inner = folder / listed[0][1]
-        # The library once named this file after the encoder, such as sentence_roberta_config.json.
+        # Older versions named this file after the encoder, such as sentence_roberta_config.json.
         found = sorted(inner.glob("sentence_*_config.json"))
         settings = _read_settings(found[0]) if found else {}
         max_length = settings.get("max_seq_length")
@@ -107,14 +107,14 @@ class EncoderFiles:
 
 
 def _read_pooling(path: Path) -> str:
-    """The key of `VECTOR_POOLING` that the settings of sentence-transformers' module Pooling name."""
+    """The key of `VECTOR_POOLING` for the settings of sentence-transformers' Pooling module."""
     settings = _read_settings(path)
     modes = settings.get("pooling_mode") or [mode for flag, mode in _POOLING_FLAGS.items() if settings.get(flag)]
     modes = modes if isinstance(modes, list) else [modes]
     names = ["last" if mode == "lasttoken" else str(mode) for mode in modes or ["mean"]]
     if len(names) > 1 or names[0] not in VECTOR_POOLING:
         shown, known = " + ".join(names), ", ".join(VECTOR_POOLING)
-        raise ValueError(f"{path}: the pooling {shown!r:.80} is not one of {known}: {_REMEDY}")
+        raise ValueError(f"{path}: pooling {shown!r:.80} is not one of {known}: {_REMEDY}")
     return names[0]
 
 
@@ -128,7 +128,7 @@ def _plain_config(folder: Path) -> Any:
 def _read_settings(path: Path) -> dict[str, Any]:
     settings = _read_json(path)
     if not isinstance(settings, dict):
-        raise ValueError(f"{path}: not an object of settings")
+        raise ValueError(f"{path} must hold a JSON object of settings")
     return settings
 
 
@@ -136,4 +136,4 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+        raise ValueError(f"{path} is not valid JSON ({error})") from error

@@ -1,4 +1,4 @@
-"""Serving without transformers: a model's click logits as a `torch.export` program or an ONNX file, and its scorer."""
+"""Exports a model's click logits as a `torch.export` program or an ONNX file, and scores with the latter."""
 
 import importlib
 import os
@@ -21,15 +21,15 @@ _TABULAR, _TEXT = ("feature_ids",), ("input_ids", "attention_mask")
 _PLACES, _VECTORS = "vector_places", "vectors"
 _LOGITS = "logits"
 
-# Sizes of the axes that have any, which no number in a graph is taken for: export makes 0 and 1 constants.
+# Example sizes of the variable axes; torch.export would turn sizes of 0 and 1 into constants.
 _EXAMPLE_SIZES = {"batch": 3, "length": 8}
 
-# An ONNX file is one protobuf message, which must stay below 2 GiB; beside weights it holds the graph.
+# An ONNX file is one protobuf message, which must stay below 2 GiB; it holds the graph as well as the weights.
 _MOST_INLINE_BYTES = 2**31 - 2**27
 
 
 class _ClickLogits(nn.Module):
-    """Tensors in, one tensor out: what a serving program is made from."""
+    """Module that takes tensors and returns one tensor, for export."""
 
     def __init__(self, model: FlipForCTR) -> None:
         super().__init__()
@@ -49,24 +49,30 @@ class _ClickLogits(nn.Module):
 
 
 def export_program(model: FlipForCTR) -> ExportedProgram:
-    """The model's forward pass, without dropout, as a program of torch operators.
+    """Exports the model's forward pass, without dropout, as a program of torch operators.
 
-    `program.module()` takes the model's inputs by name, those of its mode only: `feature_ids` int64 (B, P), `input_ids`
-    and `attention_mask` int64 (B, T), with `text_towers` (B, towers, T), for any B and T from 1 that the text encoder
-    reads. Where fields have vectors, it also takes `vector_places` int64 (B, P) and `vectors`, a dict of float32
-    (1, vectors, size) with any number of vectors, by the names of the fields that own them. It returns the click
-    logits, float32 (B,). It computes in the model's dtype, on the model's device, and holds
-    the model's own weights: nothing is copied. Ids are not checked: make them with the processor that was saved with
-    the model.
+    `program.module()` takes the inputs of the model's mode by name and returns the click logits, float32 (B,). B and T
+    may be any numbers from 1 up to what the text encoder can read. The inputs are:
+
+    - `feature_ids`: int64 (B, P).
+    - `input_ids` and `attention_mask`: int64 (B, T), with `text_towers` (B, towers, T).
+    - if fields have vectors, `vector_places`: int64 (B, P), and `vectors`: a dict of float32 (1, vectors, size), with
+      any number of vectors, by the names of the fields that own them.
+
+    The program computes in the model's dtype, on the model's device, and shares the model's weights: nothing is
+    copied. It does not check ids: make them with the processor that was saved with the model.
 
     Args:
-        model: in any mode; left as it is.
+        model: a model in any mode; it is not changed.
+
+    Returns:
+        The exported program.
 
     Raises:
-        ValueError: the model has not learned clicks, or its feature table is sharded.
+        ValueError: the model was never trained on clicks, or its feature table is sharded.
     """
     _check_servable(model)
-    # Which lengths the text encoder can read, export finds out by itself.
+    # torch.export finds out by itself which lengths the text encoder can read.
     axes: dict[str, Any] = {}
     example: dict[str, Any] = {}
     for name, shape in _shapes_of(model).items():
@@ -76,7 +82,7 @@ def export_program(model: FlipForCTR) -> ExportedProgram:
     if owned := _sizes_of_vectors(model):
         axes[_VECTORS] = {name: {1: Dim.DYNAMIC} for name in owned}
         example[_VECTORS] = {
-            # Else export would take it that one field has as many vectors as another.
+            # Each field gets another number of vectors; otherwise export would assume that they are always equal.
             name: torch.ones(1, _EXAMPLE_SIZES["length"] + i + 1, size, dtype=model.dtype, device=model.device)
             for i, (name, size) in enumerate(owned.items())
         }
@@ -85,58 +91,62 @@ def export_program(model: FlipForCTR) -> ExportedProgram:
 
 
 def export_onnx(model: FlipForCTR, path: str | Path, int8: bool = False) -> Path:
-    """Writes the model as an ONNX file, which `OnnxScorer` reads.
+    """Writes the model as an ONNX file for `OnnxScorer`.
 
-    Inputs, in the modes that read them: `feature_ids` int64 (batch, P), `input_ids` and `attention_mask` int64 (batch,
-    length), or (batch, towers, length); where fields have vectors `vector_places` int64 (batch, P), and for each field
-    that owns some `vectors.<field>` float32 (1, vectors, size). Output: `logits` float32 (batch,), as of
-    `export_program`.
+    Inputs of the file, as far as the model's mode reads them:
 
-    The file is there once it is whole. Weights of more than 2 GiB lie beside it in `<name>.data`, and the two belong
-    together.
+    - `feature_ids`: int64 (batch, P).
+    - `input_ids` and `attention_mask`: int64 (batch, length), with `text_towers` (batch, towers, length).
+    - if fields have vectors, `vector_places`: int64 (batch, P), and for each field that owns vectors
+      `vectors.<field>`: float32 (1, vectors, size).
+
+    Output: `logits`, float32 (batch,), as in `export_program`.
+
+    The file appears only when it is complete. Weights of more than 2 GiB are written to `<name>.data` beside it; keep
+    the two files together.
 
     Args:
-        model: in any mode, in float32; left as it is.
-        path: the file to write, or to replace; its folder is made where it is missing.
-        int8: whether to multiply in the text tower's linear layers in 8 bits, with activations scaled anew in every
-            batch, so that a row's logit depends slightly on the other rows. Embeddings and the ID-based model stay as
-            they are.
+        model: a model in any mode, in float32; it is not changed.
+        path: the file to write or replace; its folder is created if it is missing.
+        int8: whether to compute the matrix products of the text tower's linear layers in 8 bits. Activations are
+            scaled for each batch, so a row's logit depends slightly on the other rows of its batch. Embeddings and the
+            ID-based model stay in float32.
 
     Returns:
         The path.
 
     Raises:
         ImportError: `flip_hf[serve]` is not installed.
-        ValueError: as in `export_program`; the model is not in float32; `int8` of a model without a text tower.
+        ValueError: as in `export_program`; the model is not in float32; or `int8` for a model without a text tower.
     """
     for module in ("onnx", "onnxscript", "onnxruntime"):
         _import(module)
     if int8 and model.config.mode == "id":
-        raise ValueError("int8=True is for the text tower, and a model in mode='id' has none")
+        raise ValueError("int8=True quantizes the text tower, but a model in mode='id' has none")
     if other := {p.dtype for p in model.parameters()} - {torch.float32}:
         raise ValueError(
-            f"the model is in {', '.join(sorted(map(str, other)))}, which ONNX Runtime's CPU operators mostly lack; "
+            f"the model is in {', '.join(sorted(map(str, other)))}, which most CPU operators of ONNX Runtime lack; "
             "load it with dtype=torch.float32"
         )
     exported: Any = torch.onnx.export(export_program(model), dynamo=True, output_names=[_LOGITS], verbose=False)
     graph = exported.model.graph
     shapes = _shapes_of(model)
     owned = _sizes_of_vectors(model)
-    # The exporter names them so that they could be variables; they come last, in the order of the fields.
+    # The exporter gives them names of Python variables; they come last, in the order of the fields.
     for value, name in zip(graph.inputs[len(shapes) :], owned, strict=True):
         value.name = f"{_VECTORS}.{name}"
         shapes[value.name] = (1, f"vectors of {name}", owned[name])
-    # Given to the exporter, the names would be warned of: it knows by itself which axes are as long.
+    # Set here, because the exporter warns of names for axes that it has found to be equal.
     axes = {value: _named_axes(shapes[value.name]) for value in graph.inputs}
     exported.rename_axes({value.shape[i]: name for value, named in axes.items() for i, name in named.items()})
     for node in graph:
-        # The exporter notes where the code of each operator lies on this machine.
+        # Removes the paths of source files on this machine, which the exporter records for each operator.
         node.metadata_props.clear()
     num_bytes = sum(value.const_value.nbytes for value in graph.initializers.values())
     beside = num_bytes > _MOST_INLINE_BYTES
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # On the same file system, so that a rename suffices.
+    # On the same file system, so that a rename is enough.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         whole = Path(folder, path.name)
         if int8:
@@ -149,14 +159,14 @@ def export_onnx(model: FlipForCTR, path: str | Path, int8: bool = False) -> Path
 
 
 class OnnxScorer:
-    """Click probabilities from a file that `export_onnx` wrote, by ONNX Runtime.
+    """Computes click probabilities with ONNX Runtime, from a file that `export_onnx` wrote.
 
-    Ids are not checked against their fields: make them with the processor that was saved with the model.
+    It does not check ids: make them with the processor that was saved with the model.
 
     Args:
         path: the ONNX file.
-        num_threads: threads of one operator; by default as many as ONNX Runtime thinks fit.
-        providers: what computes, as ONNX Runtime names it, the first choice first.
+        num_threads: threads of one operator; ONNX Runtime's default if None.
+        providers: ONNX Runtime's execution providers, in order of preference.
 
     Attributes:
         inputs: names of the arrays that the model reads.
@@ -164,7 +174,7 @@ class OnnxScorer:
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: `flip_hf[serve]` is not installed.
-        ValueError: the file holds another model.
+        ValueError: `export_onnx` did not write this file.
     """
 
     def __init__(
@@ -184,17 +194,17 @@ class OnnxScorer:
         outputs = [value.name for value in self._session.get_outputs()]
         plain = {name for name in self.inputs if not name.startswith(f"{_VECTORS}.")}
         if not plain <= {*_TABULAR, *_TEXT, _PLACES} or outputs != [_LOGITS]:
-            raise ValueError(f"{path}: not a model that export_onnx wrote")
+            raise ValueError(f"{path} is not a model that export_onnx wrote")
 
     def __call__(self, batch: Mapping[str, Any]) -> np.ndarray:
         """Scores a batch.
 
         Args:
-            batch: arrays, CPU tensors or lists as `FlipProcessor` and `FlipCTRCollator` return them; what the model
-                does not read is ignored.
+            batch: arrays, CPU tensors or lists, as `FlipProcessor` and `FlipCTRCollator` return them. Inputs that the
+                model does not read are ignored.
 
         Returns:
-            float32 (B,).
+            Click probabilities, float32 (B,).
 
         Raises:
             ValueError: the batch lacks an input.
@@ -218,7 +228,7 @@ def _import(name: str) -> Any:
 
 
 def _shapes_of(model: FlipForCTR) -> dict[str, tuple[Any, ...]]:
-    """The shape of each input that the model reads; an axis of any length has its name in place of a size."""
+    """The shape of each input that the model reads; a variable axis has a name instead of a size."""
     config = model.config
     towers = () if config.text_towers is None else (len(config.text_towers),)
     shapes: dict[str, tuple[Any, ...]] = dict.fromkeys(_TEXT, ("batch", *towers, "length"))
@@ -230,7 +240,7 @@ def _shapes_of(model: FlipForCTR) -> dict[str, tuple[Any, ...]]:
 
 
 def _sizes_of_vectors(model: FlipForCTR) -> dict[str, int]:
-    """Numbers of the vectors that the model reads, by the field that owns them."""
+    """Size of the vectors that the model reads, by the field that owns them."""
     return {} if model.config.mode == "text" else vector_sizes(model.config.fields)
 
 
@@ -240,10 +250,10 @@ def _named_axes(shape: tuple[Any, ...]) -> dict[int, str]:
 
 def _check_servable(model: FlipForCTR) -> None:
     if not isinstance(model, FlipForCTR):
-        raise ValueError(f"only a FlipForCTR is exported for serving, not a {type(model).__name__}")
+        raise ValueError(f"only a FlipForCTR can be exported for serving, not a {type(model).__name__}")
     model.check_finetuned()
     if model.sharded_parameters:
-        raise ValueError("the feature table is sharded: save the model, load it unsharded and export that")
+        raise ValueError("the feature table is sharded: save the model, load it unsharded, and export the loaded one")
 
 
 @contextmanager
@@ -259,7 +269,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _quantize(exported: Any, full: Path, target: Path, beside: bool) -> None:
     quantization = _import("onnxruntime.quantization")
-    # The exporter has folded constants and inferred shapes already; without this note we are told to do so first.
+    # The exporter has folded constants and inferred shapes already; this entry stops a warning that asks for it.
     exported.model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"
     exported.save(full, external_data=beside)
     quantization.quantize_dynamic(
@@ -276,11 +286,11 @@ def _quantize(exported: Any, full: Path, target: Path, beside: bool) -> None:
 
 
 def _text_products(graph: Any) -> list[str]:
-    """Names of the matrix products of what comes from the text."""
+    """Names of the matrix products that depend on the text."""
     from_text = {value for value in graph.inputs if value.name in _TEXT}
     names = []
     for node in graph:
-        # Both towers may take the number of rows from either view.
+        # Either tower may compute the number of rows from the shape of the other view.
         if node.op_type != "Shape" and not from_text.isdisjoint(node.inputs):
             from_text.update(node.outputs)
             if node.op_type == "MatMul":
@@ -291,7 +301,7 @@ def _text_products(graph: Any) -> list[str]:
 def _move(source: Path, target: Path) -> None:
     data = source.with_name(f"{source.name}.data")
     if data.exists():
-        # An older model must not be found with the new one's weights.
+        # An older graph must never be found together with the new weights.
         target.unlink(missing_ok=True)
         os.replace(data, target.with_name(data.name))
     os.replace(source, target)

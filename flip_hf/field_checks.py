@@ -1,4 +1,4 @@
-"""What fields may be beside each other: a label beside fields, a processor's beside a model's."""
+"""Checks fields against the label column, and a processor's fields against a model's."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -9,13 +9,13 @@ from flip_hf.fields import FieldConfig
 def check_label(
     label: str | None, fields: Collection[str | None], group_field: str | None = None, section: str = ""
 ) -> None:
-    """Raises a ValueError if the label column is one of the fields or groups the rows.
+    """Raises ValueError if the label column is one of the fields, or the column that groups the rows.
 
     Args:
-        label: the label column; None is right.
+        label: name of the label column; None passes the check.
         fields: names of the fields.
         group_field: the column that groups the rows, if any.
-        section: what stands before the settings' names in the error, such as "data.".
+        section: prefix of the settings' names in the error message, such as "data.".
     """
     if label is None:
         return
@@ -29,10 +29,10 @@ def check_label(
 
 
 def check_fields(fields: Sequence[FieldConfig], model_fields: Sequence[FieldConfig]) -> None:
-    """Raises ValueError, which names the first difference, unless a processor's fields are the model's.
+    """Raises ValueError, naming the first difference, unless a processor and a model have the same fields.
 
     Args:
-        fields: the processor's.
+        fields: the processor's fields.
         model_fields: `model.config.fields`.
     """
     own, others = ([f.name for f in some] for some in (fields, model_fields))
@@ -48,6 +48,6 @@ def check_fields(fields: Sequence[FieldConfig], model_fields: Sequence[FieldConf
     else:
         return
     raise ValueError(
-        f"the processor's fields are not the model's: {difference}. Load both from one folder, and after "
-        "processor.extend resize the model and save both"
+        f"the processor's fields are not the model's: {difference}. Load both from the same folder. After "
+        "processor.extend, resize the model and save both"
     )

@@ -1,4 +1,4 @@
-"""Fields, and the one id space that their features share. Needs no torch."""
+"""Fields, and the id space that their features share. Imports no torch."""
 
 import difflib
 from collections import Counter
@@ -7,43 +7,43 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 PADDING_ID = 0
-"""Feature id that stands for nothing; its embedding is zero."""
+"""Feature id of padding; its embedding is zero."""
 MASK_ID = 1
 """Feature id that replaces a masked feature in the tabular view."""
 IGNORED_LABEL = -100
 """Label of a position that was not masked."""
 NUM_SHARED_FEATURES = 2
-"""Rows at the head of the feature table that belong to no field: padding and mask."""
+"""Rows at the start of the feature table that belong to no field: padding and mask."""
 OOV_OFFSET = 0
-"""Place of a field's out-of-vocabulary (OOV) feature within the field's own range."""
+"""Offset of a field's out-of-vocabulary (OOV) feature within the field's range."""
 MISSING_OFFSET = 1
-"""Place of a field's MISSING feature within the field's own range."""
+"""Offset of a field's MISSING feature within the field's range."""
 NUM_RESERVED_FEATURES = 2
-"""Features at the head of each field's range that stand for no value: OOV and MISSING."""
+"""Features at the start of each field's range that stand for no value: OOV and MISSING."""
 
 MOST_FIELDS = 2048
-"""Most fields of a row: the text of more has no room for their names."""
+"""Maximum number of fields. A text with more would have no room for their names."""
 MOST_POSITIONS = 16_384
-"""Most columns of `feature_ids`: what is as wide is read for every row, whatever the row holds."""
+"""Maximum number of columns of `feature_ids`. The whole width is read for every row, whatever the row holds."""
 MOST_EXTENSIONS = 4096
-"""Most times that a field can be extended."""
+"""Maximum number of extensions of a field."""
 LARGEST_VECTOR = 65_536
-"""Most numbers of a vector."""
+"""Maximum size of a vector."""
 
 MODES = ("joint", "id", "text")
-"""Which views are read: both, the tabular one or the textual one."""
+"""Views that a model reads: both, the tabular one, or the textual one."""
 BUCKETINGS = ("quantile", "log")
 
 
 @dataclass(frozen=True)
 class FieldKindTraits:
-    """What the models must know of a kind of field; how its values are read is in `flip_hf.data.kinds`.
+    """Properties of a kind of field that the models need; `flip_hf.data.kinds` reads the values.
 
     Args:
-        settings: the `FieldConfig` settings that only some kinds have, of those that this one has.
-        has_features: whether the tabular view shows it.
+        settings: the kind-specific settings of `FieldConfig` that this kind has.
+        has_features: whether the tabular view contains it.
         is_bag: whether a row holds any number of values.
-        has_text: whether the text shows it.
+        has_text: whether the text contains it.
         is_vector: whether a value is a vector of numbers, which the tabular view projects.
     """
 
@@ -65,44 +65,45 @@ FIELD_KINDS: dict[str, FieldKindTraits] = {
     "text": FieldKindTraits(frozenset(), has_features=False),
     "vector": FieldKindTraits(frozenset({"size"}), has_text=False, is_vector=True),
 }
-"""The kinds of field."""
+"""The kinds of field by name."""
 
 
 @dataclass(frozen=True)
 class FieldConfig:
-    """One field (column) of the click log and how both views show it.
+    """One field (column) of the click log, and how both views show it.
 
     Args:
         name: column name.
-        text_name: words that name the field in the text; by default `name` with spaces for underscores.
-        kind: `"categorical"`, one value a row; `"numeric"`, a number, by its bucket in the table and as it is in the
-            text; `"multi_categorical"`, any number of values whose order means nothing; `"sequence"`, values in the
-            order of time, the most recent last; `"text"`, shown in the text only; `"vector"`, a list of `size` numbers
-            such as the embedding of a picture, projected into the table's width and not shown in the text.
-        max_tokens: tokens that the field may contribute to a row's text; the rest is cut and counted.
-        min_count: values seen fewer times than this in fitting share the field's OOV feature.
-        hash_buckets: values hash into this many features, none is remembered and none is OOV; for fields with too
-            many values to keep.
-        share_embedding: name of the field whose features (vocabulary and rows of the feature table) this field uses
-            too.
-        show_oov: whether the text shows values that fitting did not keep. Of a title they tell something; of an id that
-            names and does not describe they mislead the text encoder: with False such a value is shown as missing, and
-            left out where a field shows several.
-        separator: what stands between the values of a multi-valued column of strings; a column of lists needs none.
-        max_values: most values of a row that the tabular view shows; of a sequence the last ones.
-        target: name of the single-valued field whose embedding attends to the sequence's, as in DIN (Zhou et al., KDD
-            2018, arXiv 1706.06978, Section 4.3); without it the sequence is averaged.
-        text_values: most values of a sequence that the text shows, the most recent first; by default `max_values`.
-        bucketing: a number's bucket is one of `"quantile"`, equally many training rows in each, or `"log"`, equal
-            ratios between the bounds.
-        num_buckets: most buckets.
-        size: numbers of a vector. A vector of size 1 is a number that is not put into buckets.
-        vector_size: numbers of the vectors that fitting attached to the field's values (`TextFeatures`), None without.
-            Fields that share the field's features have them too.
-        num_features: rows of the feature table that the field owned when it was fitted, OOV and MISSING included.
-        added_features: rows added by each `FlipProcessor.extend` since.
-        value_hashes: fingerprints of the values that got features of their own in fitting and in each extension, by
-            which a processor and a model know that they belong together.
+        text_name: words that name the field in the text; by default `name` with underscores replaced by spaces.
+        kind: `"categorical"`: one value a row. `"numeric"`: a number; the tabular view has its bucket, the text the
+            number itself. `"multi_categorical"`: any number of values without an order. `"sequence"`: values in the
+            order of time, the most recent last. `"text"`: in the text only. `"vector"`: a list of `size` numbers, such
+            as the embedding of a picture; it is projected to the embedding width and not shown in the text.
+        max_tokens: maximum number of tokens of the field in a row's text. The rest is cut, and counted as a fallback.
+        min_count: values that occur fewer times than this in fitting share the field's OOV feature.
+        hash_buckets: number of features that values are hashed into, for fields with too many values to keep. No value
+            is stored, and none is OOV.
+        share_embedding: name of another field whose features (vocabulary and rows of the feature table) this field
+            uses.
+        show_oov: whether the text shows values that fitting did not keep. An unseen title is informative, but an unseen
+            id only misleads the text encoder. With False, such a value is shown as missing; a field with several values
+            leaves it out.
+        separator: separator of the values in a multi-valued column of strings; not needed for a column of lists.
+        max_values: maximum number of values of a row in the tabular view; of a sequence, the last ones are kept.
+        target: name of the single-valued field whose embedding attends to the sequence, as in DIN (Zhou et al., KDD
+            2018, arXiv 1706.06978, Section 4.3). Without it the sequence is averaged.
+        text_values: maximum number of values of a sequence in the text, the most recent first; by default
+            `max_values`.
+        bucketing: how numbers are put into buckets: `"quantile"`, with equally many training rows in each, or `"log"`,
+            with equal ratios between the bounds.
+        num_buckets: maximum number of buckets.
+        size: how many numbers a vector has. A vector of size 1 is a number that is not put into buckets.
+        vector_size: size of the vectors that fitting attached to the field's values (`TextFeatures`); None if there are
+            none. Fields that share the field's features have the same vectors.
+        num_features: rows of the feature table that the field got in fitting, including OOV and MISSING.
+        added_features: rows added by each later `FlipProcessor.extend`.
+        value_hashes: fingerprints of the values that got their own features in fitting and in each extension. They show
+            whether a processor and a model belong together.
     """
 
     name: str
@@ -152,12 +153,12 @@ class FieldConfig:
                     f"field {self.name!r}: {setting}={value!r} must be a whole number of at least {number}"
                 )
         if self.traits.is_vector and self.size is None:
-            raise ValueError(f"field {self.name!r}: kind={self.kind!r} needs size, how many numbers a vector has")
+            raise ValueError(f"field {self.name!r}: kind={self.kind!r} needs size, the numbers of a vector")
         for setting in ("size", "vector_size"):
             if (value := getattr(self, setting)) is not None and value > LARGEST_VECTOR:
-                raise ValueError(f"field {self.name!r}: {setting}={value} is more than {LARGEST_VECTOR}, the most")
+                raise ValueError(f"field {self.name!r}: {setting}={value} is above the limit of {LARGEST_VECTOR}")
         if self.vector_size is not None and (self.traits.is_vector or not self.owns_features):
-            raise ValueError(f"field {self.name!r}: vector_size is for a field whose own features stand for values")
+            raise ValueError(f"field {self.name!r}: only a field with features of its own can have vector_size")
         if self.bucketing not in BUCKETINGS:
             raise ValueError(f"field {self.name!r}: bucketing={self.bucketing!r} is not one of {', '.join(BUCKETINGS)}")
         if self.separator == "":
@@ -166,7 +167,7 @@ class FieldConfig:
         if not isinstance(added, list | tuple) or not all(is_whole(n) and n >= 0 for n in added):
             raise ValueError(f"field {self.name!r}: added_features={added!r} must be whole numbers of at least 0")
         if len(added) > MOST_EXTENSIONS:
-            raise ValueError(f"field {self.name!r}: extended {len(added)} times, {MOST_EXTENSIONS} are the most")
+            raise ValueError(f"field {self.name!r}: extended {len(added)} times; the limit is {MOST_EXTENSIONS}")
         object.__setattr__(self, "added_features", tuple(added))
         hashes = self.value_hashes
         if not isinstance(hashes, list | tuple) or not all(isinstance(value, str) for value in hashes):
@@ -178,28 +179,26 @@ class FieldConfig:
         object.__setattr__(self, "value_hashes", tuple(hashes))
         own = [setting for setting in ("min_count", "hash_buckets") if getattr(self, setting) != _DEFAULTS[setting]]
         if self.share_embedding is not None and own:
-            raise ValueError(
-                f"field {self.name!r}: {own[0]} belongs to {self.share_embedding!r}, whose features it uses"
-            )
+            raise ValueError(f"field {self.name!r} uses the features of {self.share_embedding!r}; set {own[0]} there")
         if not isinstance(self.show_oov, bool):
             raise ValueError(f"field {self.name!r}: show_oov={self.show_oov!r} must be true or false")
         others = [setting for setting in ("min_count", "show_oov") if getattr(self, setting) != _DEFAULTS[setting]]
         if self.hash_buckets is not None and others:
-            raise ValueError(f"field {self.name!r}: {others[0]} has no meaning with hash_buckets; set one of the two")
+            raise ValueError(f"field {self.name!r}: {others[0]} has no effect with hash_buckets; set only one of them")
 
     @property
     def traits(self) -> FieldKindTraits:
-        """What the models must know of the field's kind."""
+        """Properties of the field's kind."""
         return FIELD_KINDS[self.kind]
 
     @property
     def owns_features(self) -> bool:
-        """Whether rows of the feature table are this field's own."""
+        """Whether the field has rows of the feature table of its own."""
         return self.traits.has_features and self.share_embedding is None
 
     @property
     def num_positions(self) -> int:
-        """Columns of `feature_ids` that the field takes."""
+        """Number of columns of `feature_ids` that the field takes."""
         if not self.traits.has_features:
             return 0
         return self.max_values if self.traits.is_bag else 1
@@ -211,16 +210,16 @@ class FieldConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FieldConfig":
-        """The field that `to_dict` wrote down; a setting that does not exist is a ValueError."""
+        """Builds a field from the output of `to_dict`; an unknown setting is a ValueError."""
         cls.check_names(values)
         return cls(**values)
 
     @classmethod
     def check_saved(cls, fields: Any, source: str) -> None:
-        """Raises ValueError for settings of fields in a saved file that this version does not have.
+        """Raises ValueError if a saved file has settings of fields that this version does not know.
 
         Args:
-            fields: what the file holds as the fields; the check ignores what is not a list of dicts.
+            fields: the fields in the file; anything other than a list of dicts is ignored.
             source: the file's name.
         """
         for values in fields if isinstance(fields, list) else []:
@@ -229,29 +228,29 @@ class FieldConfig:
                     cls.check_names(values)
                 except ValueError as error:
                     raise ValueError(
-                        f"{source}: {error}; written by a newer version? Upgrade flip_hf, because the model would "
-                        "differ without them"
+                        f"{source}: {error}; a newer version may have written them. Upgrade flip_hf, because the model "
+                        "would differ without them"
                     ) from error
 
     @classmethod
     def check_names(cls, values: Mapping[str, Any]) -> None:
-        """Raises ValueError for settings, by their names, that a field does not have."""
+        """Raises ValueError for the names of settings that a field does not have."""
         known = sorted(f.name for f in fields(cls))
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"field {values.get('name')!r}: unknown settings {with_nearest(unknown, known)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings that are not at their defaults, as plain JSON types."""
+        """The settings that differ from their defaults, as plain JSON types."""
         values = {name: value for name, value in asdict(self).items() if value != _DEFAULTS.get(name)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def fitted(self, num_features: int, value_hash: str | None = None) -> "FieldConfig":
-        """This field with the size that fitting gave it, and the fingerprint of its values."""
+        """Returns this field with the number of features from fitting, and the fingerprint of its values."""
         return replace(self, num_features=num_features, value_hashes=() if value_hash is None else (value_hash,))
 
     def extended(self, num_features: int, value_hash: str) -> "FieldConfig":
-        """This field with so many features more, and the fingerprint of their values."""
-        # A field that was fitted by an earlier version has none.
+        """Returns this field with this many added features, and the fingerprint of their values."""
+        # A field that an earlier version fitted has no fingerprints.
         hashes = (*self.value_hashes, value_hash) if self.value_hashes else ()
         return replace(self, added_features=(*self.added_features, num_features), value_hashes=hashes)
 
@@ -260,7 +259,7 @@ _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(FieldConfig) if f
 
 
 def with_nearest(unknown: Iterable[str], known: Collection[str]) -> str:
-    """Unknown names for an error message, each with the known name that is nearest, or with all where none is near."""
+    """Unknown names for an error message, each with the nearest known name, or with all known names if none is near."""
     shown = []
     for name in unknown:
         near = nearest(name, known)
@@ -269,34 +268,34 @@ def with_nearest(unknown: Iterable[str], known: Collection[str]) -> str:
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:
-    """The known name that is most like a misspelt one; None where none is like it."""
+    """The known name that is most similar to a misspelt one; None if none is similar."""
     return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def printable(text: str) -> str:
-    """The text on one line, with an escape for each character that would steer a terminal instead of being shown."""
+    """The text on one line, with control characters escaped so that they can't affect a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number, and not a Boolean."""
+    """Whether a value is an integer, and not a Boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def as_fields(values: Sequence[FieldConfig | dict[str, Any] | str]) -> list[FieldConfig]:
-    """Fields from what users and JSON files hold: FieldConfig, dict or plain column name.
+    """Builds fields from the forms that users and JSON files give: FieldConfig, dict or plain column name.
 
     Raises:
-        ValueError: the fields are not a list, two have one name, a field names another that can't be what it says, or
-            there are too many.
+        ValueError: the fields are not a list, two have the same name, a field refers to another field that does not
+            exist or does not fit, or there are too many.
     """
     if isinstance(values, str | bytes | Mapping | FieldConfig) or not isinstance(values, Iterable):
         raise ValueError(
-            f"fields={values!r:.80} must be a list of column names and FieldConfig; put a single one into a list"
+            f"fields={values!r:.80} must be a list of column names and FieldConfig; put a single field into a list"
         )
     values = list(values)
     if len(values) > MOST_FIELDS:
-        raise ValueError(f"{len(values)} fields: a model has {MOST_FIELDS} at most")
+        raise ValueError(f"{len(values)} fields are too many: the limit is {MOST_FIELDS}")
     result = []
     for value in values:
         if isinstance(value, dict):
@@ -310,8 +309,8 @@ def as_fields(values: Sequence[FieldConfig | dict[str, Any] | str]) -> list[Fiel
     if (num_positions := sum(f.num_positions for f in result)) > MOST_POSITIONS:
         widest = max(result, key=lambda f: f.num_positions)
         raise ValueError(
-            f"field {widest.name!r}: max_values={widest.max_values}, and all fields together take {num_positions} "
-            f"columns of feature_ids; {MOST_POSITIONS} are the most"
+            f"field {widest.name!r}: max_values={widest.max_values} is too large: all fields together take "
+            f"{num_positions} columns of feature_ids, and the limit is {MOST_POSITIONS}"
         )
     by_name = {f.name: f for f in result}
     for f in result:
@@ -322,11 +321,11 @@ def as_fields(values: Sequence[FieldConfig | dict[str, Any] | str]) -> list[Fiel
         if f.share_embedding is not None:
             owner = by_name[f.share_embedding]
             if not owner.owns_features or "share_embedding" not in owner.traits.settings:
-                raise ValueError(f"field {f.name!r}: {owner.name!r} has no features of its own to share")
+                raise ValueError(f"field {f.name!r} can't share the features of {owner.name!r}, which owns none")
             if owner.hash_buckets is not None and not f.show_oov:
                 raise ValueError(
-                    f"field {f.name!r}: show_oov has no meaning where {owner.name!r}, whose features it uses, has "
-                    "hash_buckets; leave it out"
+                    f"field {f.name!r}: show_oov has no effect, because {owner.name!r}, whose features it uses, has "
+                    "hash_buckets; leave show_oov out"
                 )
         if f.target is not None and by_name[f.target].num_positions != 1:
             raise ValueError(f"field {f.name!r}: target={f.target!r} must be a field with one feature a row")
@@ -334,33 +333,33 @@ def as_fields(values: Sequence[FieldConfig | dict[str, Any] | str]) -> list[Fiel
 
 
 def tabular_fields(fields: Sequence[FieldConfig]) -> list[FieldConfig]:
-    """The fields that the tabular view shows, in order."""
+    """The fields of the tabular view, in order."""
     return [f for f in fields if f.traits.has_features]
 
 
 def text_fields(fields: Sequence[FieldConfig]) -> list[FieldConfig]:
-    """The fields that the text shows, in order."""
+    """The fields of the textual view, in order."""
     return [f for f in fields if f.traits.has_text]
 
 
 def vector_sizes(fields: Sequence[FieldConfig]) -> dict[str, int]:
-    """Numbers of the vectors that the tabular view projects, by the name of the field that owns them, in order."""
+    """Size of the vectors that the tabular view projects, by the name of the field that owns them, in order."""
     sizes = {f.name: f.size if f.traits.is_vector else f.vector_size for f in fields}
     return {name: size for name, size in sizes.items() if size is not None}
 
 
 def vector_owners(fields: Sequence[FieldConfig]) -> list[str | None]:
-    """For each position, a column of `feature_ids`, the field that owns its vectors; None where there are none."""
+    """For each position (column of `feature_ids`), the field that owns its vectors; None if it has none."""
     sizes = vector_sizes(fields)
     owners = [(f.share_embedding or f.name, f.num_positions) for f in tabular_fields(fields)]
     return [name if name in sizes else None for name, number in owners for _ in range(number)]
 
 
 def owned_ranges(fields: Sequence[FieldConfig]) -> list[list[tuple[int, int]]]:
-    """For each field the ranges (first, end) of the global id space that it owns.
+    """For each field, the ranges (first, end) of global feature ids that it owns.
 
-    The first range is what fitting found, OOV and MISSING at its head; each `FlipProcessor.extend` adds one behind
-    everything that was there, so that ids never change.
+    The first range comes from fitting, and starts with OOV and MISSING. Each `FlipProcessor.extend` adds a range behind
+    all existing ones, so that ids never change.
 
     Raises:
         ValueError: a field has no `num_features` yet.
@@ -381,29 +380,28 @@ def owned_ranges(fields: Sequence[FieldConfig]) -> list[list[tuple[int, int]]]:
 
 
 def feature_ranges(fields: Sequence[FieldConfig]) -> list[list[tuple[int, int]]]:
-    """For each field of the tabular view the ranges (first, end) of the ids that it may hold: its own, or those it
-    shares.
+    """For each field of the tabular view, the ranges (first, end) of the ids that it may hold: its own or shared ones.
 
-    `oov_id` and `missing_id` find the reserved features among them.
+    `oov_id` and `missing_id` return the reserved features of such ranges.
     """
     by_name = dict(zip((f.name for f in fields), owned_ranges(fields), strict=True))
     return [by_name[f.share_embedding or f.name] for f in tabular_fields(fields)]
 
 
 def oov_id(ranges: Sequence[tuple[int, int]]) -> int:
-    """The OOV feature of a field.
+    """Returns the OOV feature of a field.
 
     Args:
-        ranges: the ranges of ids that the field may hold, as `feature_ranges` returns them for each field.
+        ranges: the ranges of ids that the field may hold, one item of the result of `feature_ranges`.
     """
     return ranges[0][0] + OOV_OFFSET
 
 
 def missing_id(ranges: Sequence[tuple[int, int]]) -> int:
-    """The MISSING feature of a field; the argument is as in `oov_id`."""
+    """Returns the MISSING feature of a field; the argument is as in `oov_id`."""
     return ranges[0][0] + MISSING_OFFSET
 
 
 def num_features(fields: Sequence[FieldConfig]) -> int:
-    """Rows of the feature table."""
+    """Number of rows of the feature table."""
     return max((end for ranges in owned_ranges(fields) for _, end in ranges), default=NUM_SHARED_FEATURES)

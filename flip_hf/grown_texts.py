@@ -1,4 +1,4 @@
-"""The texts of features, from which a model that grows learns what new features are like."""
+"""Texts of known and new features, for the initialisation of new features from their texts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,26 +12,26 @@ from flip_hf.data.template import TextTemplate
 from flip_hf.data.vocabulary import FeatureVocabulary
 from flip_hf.growth import FeatureTexts
 
-# Features whose texts teach a model what a new feature's text says.
+# Maximum number of known features of a field whose texts are used to predict embeddings of new ones.
 _MOST_KNOWN_TEXTS = 4096
 
 
 def texts_of_grown(
     vocabulary: FeatureVocabulary, tokenizer: Any, max_length: int
 ) -> Iterator[tuple[FeatureTexts, FeatureTexts]]:
-    """For each field that grew last, the texts of features that were there and of those that are new.
+    """Yields the texts of known and of new features, for each field that grew in the last extension.
 
     Args:
-        vocabulary: after it was extended.
-        tokenizer: the processor's.
-        max_length: most tokens of a text.
+        vocabulary: the extended vocabulary.
+        tokenizer: the processor's tokenizer.
+        max_length: maximum number of tokens of a text.
     """
     for i, field in enumerate(vocabulary.fields):
         if field.owns_features and field.added_features[-1]:
             template = TextTemplate(tokenizer, [field], max_length)
             ids, values = vocabulary.valued(i)
             num_known = len(ids) - field.added_features[-1]
-            # The frequent ones come first: their embeddings are the ones that training has shaped.
+            # Frequent features come first; training has changed their embeddings most.
             parts = (slice(0, min(num_known, _MOST_KNOWN_TEXTS)), slice(num_known, len(ids)))
             known, new = (FeatureTexts(torch.from_numpy(ids[part]), _tokens(template, values[part])) for part in parts)
             yield known, new

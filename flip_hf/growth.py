@@ -1,4 +1,4 @@
-"""Larger vocabularies: what a processor tells a model of features that came later, and how the model takes them.
+"""Growing vocabularies: new features of a processor, and the model's resize for them.
 
 `model.resize_feature_embeddings(processor.extend(rows))`
 """
@@ -18,11 +18,11 @@ from flip_hf.nn.sharded_embeddings import ShardedFeatureEmbedding
 
 @dataclass(frozen=True)
 class FeatureTexts:
-    """Features of one field and the text that shows each alone, such as `title is Kolya (1996) .`
+    """Features of one field, each with the text that describes it alone, such as `title is Kolya (1996) .`
 
     Attributes:
         feature_ids: int64 (features,).
-        tokens: int64 (tokens,) each.
+        tokens: the token ids of each text, int64 (tokens,) each.
     """
 
     feature_ids: torch.Tensor
@@ -31,12 +31,12 @@ class FeatureTexts:
 
 @dataclass(frozen=True)
 class FeatureGrowth:
-    """A larger vocabulary.
+    """An extended vocabulary, as `FlipProcessor.extend` returns it.
 
     Attributes:
-        fields: the fields with what was added; ids that were there before are what they were.
-        feature_counts: int64 (features,), how often each feature was seen, before and since.
-        texts: makes, for each field that grew last, the texts of features that were there and of those that are new.
+        fields: the fields with the added features; existing ids are unchanged.
+        feature_counts: int64 (features,), how often each feature was seen, in fitting and in all extensions.
+        texts: returns the texts of known and of new features, for each field that grew in the last extension.
     """
 
     fields: list[FieldConfig]
@@ -46,18 +46,18 @@ class FeatureGrowth:
 
 @torch.no_grad()
 def resize_feature_table(towers: Any, growth: FeatureGrowth, init: str) -> FeatureEmbedding:
-    """Makes room in a model's feature table for the features of a growth; all others keep their ids and weights.
+    """Adds rows for new features to a model's feature table; existing features keep their ids and weights.
 
     Args:
-        towers: the `FlipModel`; its configuration takes over the fields.
-        growth: what `processor.extend` returned.
+        towers: the `FlipModel`; its configuration gets the new fields.
+        growth: the return value of `processor.extend`.
         init: "mean" or "text", as in `FlipModel.resize_feature_embeddings`.
 
     Returns:
         The larger table.
 
     Raises:
-        ValueError: the growth is not of this model's processor, the mode has not what `init` needs, or the table is
+        ValueError: the growth belongs to another processor, the model lacks a tower that `init` needs, or the table is
             sharded.
     """
     if init not in ("mean", "text"):
@@ -65,11 +65,11 @@ def resize_feature_table(towers: Any, growth: FeatureGrowth, init: str) -> Featu
     embeddings: FeatureEmbedding | None = towers.feature_embeddings
     if embeddings is None or (init == "text" and towers.text_model is None):
         raise ValueError(
-            f"a model in mode={towers.config.mode!r} has not the towers that resizing its features with "
-            f"init={init!r} needs"
+            f"init={init!r} needs {'a text encoder' if embeddings is not None else 'a feature table'}, but "
+            f"mode={towers.config.mode!r} builds none; load the model with mode='joint'"
         )
     if isinstance(embeddings, ShardedFeatureEmbedding):
-        raise ValueError("the feature table is sharded: save the model, load it unsharded and resize that")
+        raise ValueError("the feature table is sharded: save the model, load it unsharded, and resize the loaded one")
     _check_growth(towers.config.fields, growth.fields)
     old: torch.Tensor = embeddings.weight
     table = torch.cat([old, old.new_zeros(num_features(growth.fields) - len(old), old.shape[1])])
@@ -77,7 +77,7 @@ def resize_feature_table(towers: Any, growth: FeatureGrowth, init: str) -> Featu
         ids = torch.cat([torch.arange(*bounds) for bounds in ranges]).to(old.device)
         valued = ids[NUM_RESERVED_FEATURES:]
         known = valued[valued < len(old)]
-        # A field that knew no value yet has its OOV feature to go by.
+        # If the field had no known value, its OOV feature stands in for the mean.
         table[valued[valued >= len(old)]] = old[known].mean(dim=0) if len(known) else old[oov_id(ranges)]
     if init == "text":
         for known_texts, new_texts in growth.texts():
@@ -86,7 +86,7 @@ def resize_feature_table(towers: Any, growth: FeatureGrowth, init: str) -> Featu
                 old[known_texts.feature_ids.to(old.device)],
                 _text_vectors(towers, new_texts.tokens),
             ).to(old.dtype)
-    # One configuration, which all parts of the model hold.
+    # All parts of the model share this configuration object.
     towers.config.fields = growth.fields
     embeddings.weight = nn.Parameter(table, requires_grad=old.requires_grad)
     embeddings.set_position_ranges(towers.config.position_ranges)
@@ -94,7 +94,7 @@ def resize_feature_table(towers: Any, growth: FeatureGrowth, init: str) -> Featu
 
 
 def _text_vectors(towers: Any, texts: list[torch.Tensor], batch_size: int = 256) -> torch.Tensor:
-    """The text tower's vectors of texts given as their tokens, float (texts, C)."""
+    """The text tower's vectors of texts, given as token ids; float (texts, C)."""
     was_training = towers.training
     towers.eval()
     parts = []
@@ -108,7 +108,7 @@ def _text_vectors(towers: Any, texts: list[torch.Tensor], batch_size: int = 256)
 
 
 def _check_growth(fields: Sequence[FieldConfig], grown: Sequence[FieldConfig]) -> None:
-    """Raises unless the second fields are the first ones with features added."""
+    """Raises ValueError unless `grown` are the same fields with features added."""
     same = [f.name for f in fields] == [f.name for f in grown] and all(
         replace(
             new,
@@ -120,6 +120,6 @@ def _check_growth(fields: Sequence[FieldConfig], grown: Sequence[FieldConfig]) -
     )
     if not same:
         raise ValueError(
-            "this growth is not of the processor that was saved with this model; extend that one: "
-            "FlipProcessor.from_pretrained(the model's folder).extend(rows)"
+            "this growth belongs to another processor; extend the one that was saved with this model: "
+            "FlipProcessor.from_pretrained(<the model's folder>).extend(rows)"
         )

@@ -1,4 +1,4 @@
-"""What a model's `forward` says of inputs that it does not take."""
+"""Checks the inputs of a model's `forward`."""
 
 import functools
 import inspect
@@ -8,13 +8,13 @@ from typing import Any, TypeAlias
 import torch
 
 Vectors: TypeAlias = Mapping[str, torch.Tensor] | None
-"""For each field that owns vectors the distinct ones of a batch, float (1, vectors, size)."""
+"""For each field that owns vectors, the distinct vectors of a batch, float (1, vectors, size)."""
 
 
 def takes_known_inputs(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates a model's `forward`: refuses inputs that it does not take, and says which collator makes those it does.
+    """Decorator for a model's `forward`: raises an error for unknown or missing inputs, and names the right collator.
 
-    PEFT passes `inputs_embeds=None` to every model, which is taken; a value is refused.
+    PEFT passes `inputs_embeds=None` to every model, so None is accepted; any other value is an error.
     """
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     known = {p.name for p in parameters}
@@ -28,7 +28,7 @@ def takes_known_inputs(forward: Callable[..., Any]) -> Callable[..., Any]:
         absent = [name for name in required[len(args) :] if name not in kwargs]
         if unknown or absent:
             wrong = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(absent)}"
-            raise TypeError(f"{type(self).__name__} {wrong}; batches for it are made by {self.collator}")
+            raise TypeError(f"{type(self).__name__} {wrong}; make its batches with {self.collator}")
         return forward(self, *args, **kwargs)
 
     return checked

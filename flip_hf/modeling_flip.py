@@ -1,4 +1,4 @@
-"""The FLIP models: wiring of the two towers (`towers.py`), the objectives and the heads."""
+"""The FLIP models: the two towers (`towers.py`) with the pretraining objectives or the click heads."""
 
 import copy
 import logging
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class FlipForPreTraining(FlipPreTrainedModel):
     """Both towers with the pretraining objectives (FLIP, Section 3.3).
 
-    Each view that an active objective declares is encoded once; the total is the weighted sum of their losses.
+    The loss is the weighted sum of the objectives' losses. Each view is encoded once, if an active objective reads it.
     """
 
     collator = "FlipPretrainingCollator(processor)"
@@ -48,9 +48,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
             raise ValueError(f"pretraining aligns both towers: mode must be 'joint', got {config.mode!r}")
         if config.text_towers is not None:
             raise ValueError(
-                "pretraining reads each text as a whole: set text_towers to None, and set it when you finetune"
+                "pretraining reads each text as a whole: set text_towers to None now, and set it for finetuning"
             )
-        # A configuration from a file may name those of another version.
+        # A configuration file of another version may name unknown objectives.
         if unknown := sorted(set(config.objectives) - set(OBJECTIVES)):
             raise ValueError(f"objectives {', '.join(map(repr, unknown))} are not among {', '.join(OBJECTIVES)}")
         self.flip = FlipModel(config, text_model)
@@ -78,7 +78,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         text_weights: bool = True,
         **settings: Any,
     ) -> Self:
-        """As in the base class; with a processor, the features' counts are set too (`set_feature_counts`)."""
+        """As in the base class; with a processor it also calls `set_feature_counts`."""
         model = super().from_text_pretrained(name_or_path, config, processor, text_weights, **settings)
         if processor is not None:
             model.set_feature_counts(processor.feature_counts)
@@ -90,21 +90,23 @@ class FlipForPreTraining(FlipPreTrainedModel):
         return list(objectives.values())
 
     def set_feature_counts(self, counts: torch.Tensor) -> None:
-        """Tells the objectives that sample negatives how often each feature was seen: int64 (features,)."""
+        """Sets how often each feature was seen, for the objectives that sample negatives: int64 (features,)."""
         for objective in self._objectives:
             objective.set_feature_counts(counts)
 
     def set_mlm_tokens(self, tokens: torch.Tensor) -> None:
-        """Has MLM score these tokens alone, such as `value_tokens` of the training rows: int64 (tokens,), ascending.
+        """Restricts MLM and text MLM to these token ids, such as `value_tokens` of the training rows.
 
-        So does MLM of the text alone. A checkpoint does not keep them: a model that was loaded scores the whole
-        vocabulary.
+        A checkpoint does not store them: a loaded model scores the whole vocabulary.
+
+        Args:
+            tokens: int64 (tokens,), ascending.
         """
         for objective in self._objectives:
             objective.set_tokens(tokens)
 
     def resize_feature_embeddings(self, growth: FeatureGrowth, init: str = "mean") -> FeatureEmbedding:
-        """As in the base class; the objectives that know features learn of the new ones too."""
+        """As in the base class; also extends the objectives that have parameters or counts for each feature."""
         embeddings = super().resize_feature_embeddings(growth, init)
         for objective in self._objectives:
             objective.grow(self.config, growth.feature_counts)
@@ -116,7 +118,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         return "icl" in self.objectives
 
     def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What each objective's loss over this batch is summed over, int64 (): masked tokens, features or rows."""
+        """Counts the items of each objective's loss over this batch, int64 (): masked tokens, features or rows."""
         counts = {}
         for name in self.objectives:
             cls = OBJECTIVES[name]
@@ -131,7 +133,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         vectors: Vectors = None,
         vector_places: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The projected vectors that ICL compares, float32 (B, projection_dim) twice; arguments as in `forward`."""
+        """The projected vectors that ICL compares, float32 (B, projection_dim) each; arguments as in `forward`."""
         icl: Any = self.objectives["icl"]
         tabular = self.flip.encode_tabular(feature_ids, vectors, vector_places).tabular_representation
         views: tuple[torch.Tensor, torch.Tensor] = icl.project(
@@ -156,19 +158,20 @@ class FlipForPreTraining(FlipPreTrainedModel):
         vectors: Vectors = None,
         vector_places: torch.Tensor | None = None,
     ) -> FlipForPreTrainingOutput:
-        """The losses of one batch.
+        """Computes the losses of one batch.
 
         Args:
-            feature_ids: int64 (B, P), complete.
-            input_ids: int64 (B, T), complete.
+            feature_ids: int64 (B, P), without masks.
+            input_ids: int64 (B, T), without masks.
             attention_mask: int64 (B, T).
-            masked_feature_ids: int64 (B, P), with the mask feature where masked.
-            mtm_labels: int64 (B, F), a masked field's feature, one of them where it holds several, -100 elsewhere.
-            masked_input_ids: int64 (B, T), with the tokenizer's mask token where masked.
-            mlm_labels: int64 (B, T), the masked tokens' ids, -100 elsewhere.
-            num_items_in_batch: what to divide each objective's summed loss by; by default what this batch holds. A
-                training loop passes the number over all accumulated batches and processes, so that every masked item
-                weighs the same.
+            masked_feature_ids: int64 (B, P), with the mask feature at masked positions.
+            mtm_labels: int64 (B, F), the feature of each masked field; one of its features if the field holds several;
+                -100 for fields that are not masked.
+            masked_input_ids: int64 (B, T), with the tokenizer's mask token at masked positions.
+            mlm_labels: int64 (B, T), the ids of the masked tokens; -100 elsewhere.
+            num_items_in_batch: divisor of each objective's summed loss; by default the counts of this batch. A training
+                loop passes the counts over all accumulated batches and processes, so that every masked item has the
+                same weight.
             output_hidden_states: as in `FlipModel`.
             output_attentions: as in `FlipModel`.
             vectors: as in `FlipModel`.
@@ -187,9 +190,9 @@ class FlipForPreTraining(FlipPreTrainedModel):
             )
         token_embeddings: Any = self.get_input_embeddings()
         if isinstance(token_embeddings, FSDPModule):
-            # MLM reads them once more than their own forward does, which would give them back.
+            # MLM reads the weights after their own forward, at the end of which FSDP2 would free them.
             token_embeddings.set_reshard_after_forward(False)
-        # First as in contrastive_views, whose dropout must be the same.
+        # Before the text, as in contrastive_views, so that both draw the same dropout.
         tabular = self.flip.encode_tabular(feature_ids, vectors, vector_places)
         masked_tabular = masked_text = text = None
         if "text" in self.views:
@@ -204,7 +207,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
         assert self.flip.feature_embeddings is not None
         losses: dict[str, torch.Tensor] = {}
         metrics: dict[str, torch.Tensor] = {}
-        # Where accelerate has offloaded them, weights are there during their own module's forward only.
+        # accelerate loads offloaded weights only during their own module's forward.
         with align_module_device(token_embeddings), align_module_device(self.flip.feature_embeddings):
             batch = PretrainingBatch(
                 feature_ids=feature_ids,
@@ -226,7 +229,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
                 metrics.update(output.metrics)
         total = torch.stack([self.config.objectives[name] * loss for name, loss in losses.items()]).sum()
         assert tabular.id_logits is not None
-        # No objective reads the click logit, and distributed training waits for a gradient of every parameter.
+        # No objective reads the click logit, but distributed training waits for a gradient of every parameter.
         total = total + 0.0 * tabular.id_logits.sum()
         shown = text or masked_text or FlipModelOutput()
         return FlipForPreTrainingOutput(
@@ -240,12 +243,12 @@ class FlipForPreTraining(FlipPreTrainedModel):
 
 
 class FlipForCTR(FlipPreTrainedModel):
-    """Click-through-rate prediction from either tower or from both (FLIP, Section 3.4).
+    """Click-through-rate prediction from one tower or from both (FLIP, Section 3.4).
 
-    In mode `"joint"` the logit is `a * id_logits + (1 - a) * text_logits`, with `a` learned or from a gate
-    (`config.fusion`), and the loss is the sum of the binary cross-entropies of the three logits, of which the first
-    reaches the towers or not (`config.fusion_gradients`). In the modes `"id"` and `"text"` one tower is built, and its
-    logit and loss are the model's.
+    In mode `"joint"` the logit is `a * id_logits + (1 - a) * text_logits`, where `a` is a learned weight or the output
+    of a gate (`config.fusion`). The loss is the sum of the binary cross-entropies of the three logits;
+    `config.fusion_gradients` decides whether the fused logit's loss trains the towers. In the modes `"id"` and
+    `"text"` the model has one tower, and the logit and the loss are that tower's.
     """
 
     new_parameters = ("text_head.", "fusion.")
@@ -253,14 +256,14 @@ class FlipForCTR(FlipPreTrainedModel):
 
     def __init__(self, config: FlipConfig, text_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        # By name, the biases of the click logits in the checkpoint, if it was saved by a model that learns no clicks.
+        # Biases of the click logits, by name, as loaded from a checkpoint without click training; else empty.
         self.biases_without_clicks: dict[str, torch.Tensor] = {}
         self.flip = FlipModel(config, text_model)
         if config.mode != "id":
             size = self.flip.text_size
             head: list[nn.Module] = [ByteDropout(config.head_dropout)]
             if config.text_towers is not None:
-                # Here the towers meet, and a linear layer would add them up.
+                # A hidden layer, because a linear layer alone could only add the towers up.
                 fusion = MLP(size, [size // len(config.text_towers)], config.head_dropout)
                 head, size = [*head, fusion], fusion.output_size
             self.text_head = nn.Sequential(*head, nn.Linear(size, 1))
@@ -273,7 +276,7 @@ class FlipForCTR(FlipPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in the base class; warns of a checkpoint that has not learned clicks."""
+        """As in the base class; warns if the checkpoint was never trained on clicks."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if is_saved_without_clicks(model.config):
@@ -286,43 +289,44 @@ class FlipForCTR(FlipPreTrainedModel):
 
     @property
     def needs_finetuning(self) -> str | None:
-        """Why the click logits mean nothing yet; None once any training loop has trained them.
+        """Why the click logits are not trained yet; None if any training loop has trained them.
 
-        A model counts as trained if a bias of one of its towers is not zero; if a pretraining checkpoint was loaded, if
-        one has changed since. If the checkpoint lacked parameters, at least one of these must have moved since it was
-        initialised.
+        A model counts as trained if the bias of one tower's click logit is not zero. If it was loaded from a
+        pretraining checkpoint, one of these biases must have changed since. If the checkpoint lacked the parameters of
+        the text head or of the fusion, some of these must have changed since initialisation.
 
-        So a model that was trained in memory may be scored at once, and a model that was only initialised stays known
-        as such when it is saved and loaded. The same holds for older checkpoints, for other training loops and for
-        merged PEFT adapters. `resize_feature_embeddings` and `in_mode` change no bias. Weights that accelerate has
-        offloaded can't be read and count as trained.
+        A model that was trained in memory can therefore be scored at once. A model that was only initialised still
+        counts as untrained after it is saved and loaded. The same rule works for older checkpoints, other training
+        loops and merged PEFT adapters. `resize_feature_embeddings` and `in_mode` change no bias. Weights that
+        accelerate has offloaded can't be read, and count as trained.
 
-        A loop that freezes all of these biases is not noticed, such as LoRA without the heads on a model whose heads
-        were never trained. Train the heads too: `LoraConfig(modules_to_save=["text_head", "fusion"])`.
+        Limitation: if a training loop freezes all of these biases, the model still counts as untrained. LoRA without
+        the heads, on an untrained model, is an example. Train the heads too:
+        `LoraConfig(modules_to_save=["text_head", "fusion"])`.
         """
         return missing_click_training(self)
 
     def check_finetuned(self) -> None:
-        """Raises ValueError, which says why, if the click logits were never trained."""
+        """Raises ValueError, with the reason, if the click logits were never trained."""
         if reason := self.needs_finetuning:
             raise ValueError(
-                f"{self.name_or_path or 'the model'} {reason}: its probabilities would mean nothing. Finetune it "
+                f"{self.name_or_path or 'the model'} {reason}, so its probabilities mean nothing. Finetune it "
                 "(FlipForCTR, flip-hf finetune)"
             )
 
     def in_mode(self, mode: str) -> "FlipForCTR":
-        """One tower of this joint model as a model of its own, of the same modules: nothing is copied.
+        """Returns one tower of this joint model as a model of its own. Both share the modules; nothing is copied.
 
         Args:
-            mode: `"id"` or `"text"`; with the mode that this model is in, it is returned itself.
+            mode: `"id"` or `"text"`. If this model is already in that mode, the model itself is returned.
 
         Raises:
-            ValueError: this model has not the tower.
+            ValueError: this model lacks the tower.
         """
         if mode == self.config.mode:
             return self
         if self.config.mode != "joint" or mode not in MODES:
-            raise ValueError(f"a model in mode={self.config.mode!r} has no part in mode={mode!r}")
+            raise ValueError(f"a model in mode={self.config.mode!r} has no tower for mode={mode!r}")
         config: Any = copy.deepcopy(self.config)
         config.mode = mode
         with torch.device("meta"):
@@ -337,12 +341,17 @@ class FlipForCTR(FlipPreTrainedModel):
 
     @property
     def contrasts_rows(self) -> bool:
-        """False: each row has a click loss of its own."""
+        """False: the click loss of a row does not depend on other rows."""
         return False
 
     def num_items(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the loss over this batch is summed over, int64 (): `ctr`, the rows with a label, and where the batch has
-        a teacher's logits `distillation`, all rows.
+        """Counts the rows of each part of the loss over this batch.
+
+        Args:
+            batch: arguments of `forward`, with `labels`.
+
+        Returns:
+            int64 () each: `ctr`, the rows with a label; if the batch has teacher logits also `distillation`, all rows.
 
         Raises:
             ValueError: the batch has no labels.
@@ -370,26 +379,27 @@ class FlipForCTR(FlipPreTrainedModel):
         tower_vectors: torch.Tensor | None = None,
         teacher_logits: torch.Tensor | None = None,
     ) -> FlipForCTROutput:
-        """Click logits, and the loss where labels are given.
+        """Computes click logits and, if labels are given, the loss.
 
         Args:
-            feature_ids: int64 (B, P); not read in mode "text".
-            input_ids: int64 (B, T), with `text_towers` (B, towers, T); not read in mode "id".
-            attention_mask: int64 of the same shape; not read in mode "id".
+            feature_ids: int64 (B, P); ignored in mode "text".
+            input_ids: int64 (B, T), with `text_towers` (B, towers, T); ignored in mode "id".
+            attention_mask: int64, of the same shape as `input_ids`; ignored in mode "id".
             labels: 0 or 1, or -100 for a row without a label, any numeric type (B,).
-            num_items_in_batch: the number of rows to divide the summed loss by, or as `num_items` has it; by default
-                this batch's.
+            num_items_in_batch: divisor of the summed loss: the number of rows, or the counts that `num_items` returns;
+                by default those of this batch.
             output_hidden_states: as in `FlipModel`.
             output_attentions: as in `FlipModel`.
             vectors: as in `FlipModel`.
             vector_places: as in `FlipModel`.
             tower_vectors: as in `FlipModel`.
-            teacher_logits: another model's click logits of these rows, float (B,). Where labels are given too, each
-                logit of this model that learns from labels also learns from the teacher's probabilities (Hinton et al.,
-                2015, arXiv 1503.02531): the ID-based model's, the text encoder's and the fused one.
+            teacher_logits: another model's click logits of these rows, float (B,). If labels are given too, the logits
+                of the ID-based model and of the text encoder and the fused logit learn from the labels and from the
+                teacher's probabilities (Hinton et al., 2015, arXiv 1503.02531).
 
         Raises:
-            ValueError: rows without a label and `num_items_in_batch` as one number, which can't be of both losses.
+            ValueError: teacher logits are given, some rows lack a label, and `num_items_in_batch` is a single number.
+                The two parts of the loss then need different divisors: pass the counts of `num_items`.
         """
         views = self.flip(
             feature_ids,

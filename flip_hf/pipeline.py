@@ -1,4 +1,4 @@
-"""The pipeline "ctr-prediction": rows of a click log -> click probabilities."""
+"""The pipeline "ctr-prediction": from rows of a click log to click probabilities."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -21,41 +21,41 @@ from flip_hf.text_towers import place_of_tower
 from flip_hf.tower_vectors import TowerVectors, can_encode_apart
 
 Result: TypeAlias = dict[str, float | None]
-"""What is said of one row."""
+"""The probabilities of one row."""
 
 _SETTINGS = ("batch_size", "mode", "text_budget", "tower_cache", "towers")
 _BATCH_ROWS = 256
-# Batches of a stream that are read ahead, so that rows of like length can share one.
+# Batches of a stream to read ahead, so that rows of similar length can share a batch.
 _BATCHES_IN_A_CHUNK = 16
 
 
 class CTRPredictionPipeline(Pipeline):
-    """Click probabilities of rows as users hold them: `pipeline("ctr-prediction", model=folder_or_repository)(rows)`.
+    """Click probabilities of raw rows: `pipeline("ctr-prediction", model=folder_or_repository)(rows)`.
 
-    What a field holds is read as by `FlipProcessor`, and every fallback is counted in `fallbacks`.
+    Reads values as `FlipProcessor` does, and counts every fallback in `fallbacks`.
 
     Args:
         model: a `FlipForCTR`.
         processor: the processor that was saved with it.
-        mode: serve a joint model's `"id"` or `"text"` tower alone. The pipeline then holds no more than that, but all
-            weights were read; `model_kwargs={"mode": "id"}` reads the tower's alone.
-        towers: give what each tower says, too.
-        text_budget: the share of the rows whose text is read: those that a joint model's ID-based model is least sure
-            of. All others get the ID-based model's probability.
-        batch_size: most rows of a batch, 256 by default; rows of like length share one.
-        tower_cache: with `text_towers`, the most texts of towers whose vectors are kept in memory, so that the encoder
-            need not read a known user's or item's text again; 0 keeps none. 100,000 vectors of 384 numbers take 154 MB.
+        mode: serve only a joint model's `"id"` or `"text"` tower. The pipeline then keeps only this tower, but all
+            weights are read from disk first; `model_kwargs={"mode": "id"}` reads only the tower's.
+        towers: whether to return the probability of each tower as well.
+        text_budget: share of the rows whose text is read, from 0 to 1: the rows that a joint model's ID-based model is
+            least sure of. All other rows get the ID-based model's probability.
+        batch_size: maximum number of rows in a batch, 256 by default. Rows of similar length share a batch.
+        tower_cache: with `text_towers`, maximum number of texts whose vectors are kept in memory, so that the encoder
+            does not read a known user's or item's text again; 0 keeps none. 100,000 vectors of 384 numbers take 154 MB.
             All are dropped when a weight of the text encoder changes.
         kwargs: as in transformers, such as `device`.
 
     Attributes:
-        fallbacks: how often each field fell back since the pipeline was made, by the name of the fallback; with
-            `text_budget`, texts that were cut are not counted. A field that is unseen or missing in a far larger share
-            of the rows than in training is warned of once.
+        fallbacks: for each field, the number of each kind of fallback since the pipeline was created. With
+            `text_budget`, truncated texts are not counted. The pipeline warns once of each field whose values are
+            unseen or missing in a far larger share of the rows than in training.
 
     Raises:
-        ValueError: the model has not learned clicks, has not the towers that are asked for, or does not belong to the
-            processor.
+        ValueError: the model was never trained on clicks, lacks a tower that `mode` or `towers` needs, or does not
+            belong to the processor.
     """
 
     processor: Any
@@ -99,31 +99,31 @@ class CTRPredictionPipeline(Pipeline):
         """Scores rows.
 
         Args:
-            rows: one row as a dict; or a list of dicts, a pandas, polars or Arrow table or a `datasets.Dataset`; or
-                what can only be iterated over, such as a generator of dicts, a `datasets.IterableDataset` or Arrow's
+            rows: one row as a dict; or a list of dicts, a pandas, polars or Arrow table, or a `datasets.Dataset`; or
+                any other iterable, such as a generator of dicts, a `datasets.IterableDataset` or Arrow's
                 `RecordBatchReader`.
-            batch_size: most rows of a batch; by default the pipeline's.
-            num_workers: None or 0. Rows are encoded a chunk at a time in the calling process, which takes a small part
-                of the time that scoring takes; `flip_hf.integrations.ray` scores in several processes.
+            batch_size: maximum number of rows in a batch; by default the pipeline's.
+            num_workers: None or 0. The calling process encodes rows in chunks, which takes a small part of the time
+                that scoring takes. To score in several processes, use `flip_hf.integrations.ray`.
             kwargs: `towers`, `text_budget`; by default the pipeline's.
 
         Returns:
-            For each row `{"probability": float}`, with `towers` also `"id_probability"` and `"text_probability"`, None
-            where the text was not read. For a dict one of them; for rows whose number is known a list in their order;
-            else a generator, which is never more than 16 batches ahead of what it has given, and spends its
-            `text_budget` on each 16 batches by themselves.
+            For each row `{"probability": float}`. With `towers` also `"id_probability"` and `"text_probability"`, which
+            is None if the text was not read. A dict gives one such dict; rows with a length give a list in the same
+            order; any other iterable gives a generator. The generator reads at most 16 batches ahead, and applies
+            `text_budget` to every 16 batches separately.
 
         Raises:
             InputError: a column is missing, or a value can't be read. Rows are counted from 0, over the whole stream.
-            ValueError: `towers` or `text_budget` of a model that has only one tower, a batch size below 1, or
+            ValueError: `towers` or `text_budget` for a model with only one tower, a batch size below 1, or
                 `num_workers` above 0.
-            TypeError: an argument that the pipeline does not take.
+            TypeError: an unknown argument.
         """
         _refuse_workers(num_workers)
         batch_size = self._rows_of_a_batch(batch_size)
         before, _, after = self._sanitize_parameters(**kwargs)
         params = {**self._preprocess_params, **before, **self._postprocess_params, **after}
-        # A dict of splits is no row: reading it says so.
+        # A dict of splits is not a row; reading it raises an error that says so.
         if isinstance(rows, Mapping) and not isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict):
             return self._score([rows], 0, batch_size, params)[0]
         if isinstance(rows, str | bytes) or not (hasattr(rows, "__len__") or isinstance(rows, Iterable)):
@@ -135,16 +135,17 @@ class CTRPredictionPipeline(Pipeline):
         return self._stream(chunks, batch_size, params)
 
     def tower_vectors(self, rows: Any, tower: str, batch_size: int | None = None) -> np.ndarray:
-        """The vectors that a text tower makes of rows, such as those of all items for a nearest-neighbour index.
+        """Returns a text tower's vectors of rows, such as those of all items for a nearest-neighbour index.
 
-        The text is what the tower reads of a whole row whose other fields are missing. It is the same for every row,
-        unless a row's whole text is longer than `max_length`: then long values of one tower cut those of another.
+        The vector is that of a row in which all other fields are missing. Other fields of a row change it only if the
+        row's whole text is longer than `max_length`: then long values of one tower cut those of another.
 
         Args:
-            rows: rows as for `encode`, with the tower's fields; other columns are ignored.
-            tower: the tower's name in `text_towers`, such as `"item"`; the towers of a list are named "0", "1" and so
+            rows: rows as in `FlipProcessor.encode`, with the tower's fields; other columns are ignored.
+            tower: the tower's name in `text_towers`, such as `"item"`. The towers of a list are named "0", "1" and so
                 on.
-            batch_size: most texts of a batch; by default the pipeline's. Each distinct text is encoded once.
+            batch_size: maximum number of texts in a batch; by default the pipeline's. Each distinct text is encoded
+                once.
 
         Returns:
             float32 (rows, C), not normalised; C is the text encoder's width.
@@ -155,7 +156,7 @@ class CTRPredictionPipeline(Pipeline):
         """
         place_of_tower(tower, self.model.config)
         if self._tower_vectors is None:
-            raise ValueError("the text encoder is offloaded or spread over devices; load it onto one for tower vectors")
+            raise ValueError("the text encoder is offloaded or spread over devices; load it onto one device")
         return self._tower_vectors.of_rows(rows, tower, self._rows_of_a_batch(batch_size))
 
     def _rows_of_a_batch(self, batch_size: int | None) -> int:
@@ -187,20 +188,20 @@ class CTRPredictionPipeline(Pipeline):
             raise TypeError(f"ctr-prediction has no setting {with_nearest(unknown, _SETTINGS)}")
         if towers and self.model.config.mode != "joint":
             raise ValueError(
-                f"towers={towers} needs a model of both towers; this one is in mode={self.model.config.mode!r}"
+                f"towers={towers} needs a model with both towers; this one is in mode={self.model.config.mode!r}"
             )
         check_text_budget(text_budget, self.model.config.mode)
         before = {} if text_budget is None else {"text_budget": text_budget}
         return before, {}, {} if towers is None else {"towers": towers}
 
     def preprocess(self, rows: Any, first_row: int = 0) -> pa.Table:  # type: ignore[override]
-        """The columns of the rows that are fields."""
+        """Selects the columns of the rows that are fields."""
         return self.processor.select_columns(rows, first_row=first_row)
 
     def _forward_on_device(self, batch: dict[str, torch.Tensor]) -> FlipForCTROutput:
         if self._cache is not None:
             batch = self._cache.with_vectors(batch)
-        # It moves a batch to the pipeline's device before the scorer's model gets it.
+        # `forward` moves the batch to the pipeline's device and then calls `_forward`.
         output: FlipForCTROutput = self.forward(batch)
         return output
 
@@ -210,10 +211,10 @@ class CTRPredictionPipeline(Pipeline):
     def postprocess(  # type: ignore[override]
         self, logits: Mapping[str, np.ndarray], towers: bool = False
     ) -> list[Result]:
-        """The probabilities of some rows, a dict for each row."""
+        """Turns logits into a dict of probabilities for each row."""
         names = probability_names(self.model.config.mode)
         shown = list(names) if towers else ["probability"]
-        # A masked probability, of a text that was not read, becomes None.
+        # A masked probability means that the text was not read; it becomes None.
         columns = [probabilities(logits[names[name]]).tolist() for name in shown]
         return [dict(zip(shown, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -222,7 +223,7 @@ class CTRPredictionPipeline(Pipeline):
 
         Args:
             save_directory: a local folder.
-            kwargs: as in the model's, without `push_to_hub`.
+            kwargs: as in `model.save_pretrained`, without `push_to_hub`.
         """
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save_pretrained writes to a folder; push with pipe.push_to_hub(repo_id)")
@@ -230,7 +231,7 @@ class CTRPredictionPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Pushes the model and its processor in one commit; arguments and errors are `model.push_to_hub`'s."""
+        """Pushes the model and its processor in one commit; arguments and errors as in `model.push_to_hub`."""
         model: Any = self.model
         commit: str = model.push_to_hub(repo_id, processor=self.processor, **kwargs)
         return commit
@@ -240,7 +241,7 @@ def _refuse_workers(number: int | None) -> None:
     if number:
         raise ValueError(
             f"num_workers={number}: this pipeline encodes rows in the calling process, which takes a small part of the "
-            "time that scoring takes. Leave it out; to score in several processes use "
+            "time that scoring takes. Leave num_workers out. To score in several processes, use "
             "flip_hf.integrations.ray.BatchScorer"
         )
 

@@ -1,4 +1,4 @@
-"""What the FLIP models share."""
+"""The base class of the FLIP models."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -28,14 +28,14 @@ from flip_hf.text_encoder import LOADING_ARGUMENTS, load_text_config, load_text_
 from flip_hf.text_towers import place_of_tower
 
 _TABLE = "feature_embeddings.weight"
-"""The feature table in every checkpoint, behind the prefix of the model."""
+"""Name of the feature table in every checkpoint, without the model's prefix."""
 
 _SETTINGS = {f.name for f in fields(FlipConfig)} - {f.name for f in fields(PreTrainedConfig)}
-"""What FlipConfig adds to a configuration."""
+"""The settings that FlipConfig adds to those of transformers."""
 
 
 class FittedProcessor(Protocol):
-    """What a new model reads of a `FlipProcessor`."""
+    """The part of a `FlipProcessor` that a new model reads."""
 
     @property
     def fields(self) -> Sequence[FieldConfig]:
@@ -47,7 +47,7 @@ class FittedProcessor(Protocol):
 
 
 class FlipPreTrainedModel(PreTrainedModel):
-    """What the FLIP models share: initialisation, loading, and how a text encoder is taken over."""
+    """Base class of the FLIP models: initialisation, loading, saving, and starting from a pretrained text encoder."""
 
     config: FlipConfig
     config_class = FlipConfig
@@ -58,23 +58,23 @@ class FlipPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    # transformers.Trainer passes `num_items_in_batch`, or divides by the accumulated batches where it can't count.
+    # Otherwise Trainer would not pass `num_items_in_batch`, and would divide the loss by the accumulated batches.
     accepts_loss_kwargs = True
 
     collator: ClassVar[str] = "FlipCTRCollator.from_model(processor, model)"
-    """What makes batches for the model, as errors say it."""
+    """The call that creates the model's collator, for error messages."""
 
     new_parameters: tuple[str, ...] = ()
-    """Prefixes of what a checkpoint of another FLIP model may lack: the heads that this model starts afresh."""
+    """Prefixes of parameters that another FLIP model's checkpoint may lack: heads that this model initialises."""
 
     unused_parameters: tuple[str, ...] = ()
-    """Prefixes of what a checkpoint of another FLIP model may hold: the heads that this model does not have."""
+    """Prefixes of parameters in another FLIP model's checkpoint that this model ignores: heads that it lacks."""
 
     fresh_parameters: tuple[str, ...] = ()
-    """Names of the parameters that the checkpoint lacked and `from_pretrained` started afresh; none once saved."""
+    """Parameters that the checkpoint lacked, so `from_pretrained` initialised them; empty once the model is saved."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """As in Python; names a setting of `from_pretrained` that nobody knows, which transformers hands on to here."""
+        """Raises ValueError for unknown settings of `from_pretrained`, which transformers passes to the constructor."""
         own = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
         if unknown := kwargs.keys() - set(own):
             known = [*own, *sorted(_SETTINGS)]
@@ -99,7 +99,7 @@ class FlipPreTrainedModel(PreTrainedModel):
             start()
 
     def post_init(self) -> None:
-        """As in transformers; of a sharded feature table, `from_pretrained` reads the rows itself."""
+        """As in transformers, except that `from_pretrained` reads the rows of a sharded feature table itself."""
         if self._sharded_table is not None:
             unexpected = self._keys_to_ignore_on_load_unexpected or ()
             self._keys_to_ignore_on_load_unexpected = [*unexpected, rf"(^|\.){_TABLE}$"]
@@ -113,18 +113,18 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     @property
     def sharded_parameters(self) -> dict[str, nn.Parameter]:
-        """By name, the parameters of which every process holds rows of its own: those of a sharded feature table."""
+        """By name, the parameters of a sharded feature table, of which every process holds different rows."""
         table = self._sharded_table
         return {} if table is None else {name: p for name, p in self.named_parameters() if p is table.rows}
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        # DistributedDataParallel reads this. It would send the objectives' counts, as long as the feature table, to all
-        # processes in every step; they are set alike everywhere and never change.
+        # Read by DistributedDataParallel. It would otherwise send the objectives' counts, which are as long as the
+        # feature table, to all processes in every step, although they are equal everywhere and never change.
         return [*self.sharded_parameters, *(name for name, _ in self.named_buffers() if name.startswith("objectives."))]
 
     def get_input_embeddings(self) -> nn.Module:
-        """The text encoder's token embeddings; NotImplementedError, as in transformers, where there is none."""
+        """The text encoder's token embeddings; raises NotImplementedError without one, as in transformers."""
         embeddings: nn.Module = self._text_model().get_input_embeddings()
         return embeddings
 
@@ -140,24 +140,24 @@ class FlipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def get_init_context(cls, *args: Any, **kwargs: Any) -> list[AbstractContextManager[Any]]:
-        """As in transformers: what a model is built in when it is loaded."""
+        """As in transformers: the contexts in which a loaded model is built."""
         return [*super().get_init_context(*args, **kwargs), limited_building()]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Loads a model as transformers does, but from safetensors only.
 
-        A checkpoint that is not what its configuration says is refused, before room is made for what it is not.
+        The files are validated before memory is allocated for the weights.
 
         Args:
             pretrained_model_name_or_path: a local folder or a repository's name.
             args: as in transformers.
-            kwargs: as in transformers; settings of FlipConfig such as `mode="id"` replace the saved ones, or those of
-                `config` where that is given. `mode=None` is the saved mode.
+            kwargs: as in transformers. Settings of FlipConfig such as `mode="id"` replace the saved ones, or those of
+                `config` if it is given. `mode=None` keeps the saved mode.
 
         Raises:
             OSError: there are no weights in safetensors files.
-            ValueError: weights that the configuration asks for are not in the checkpoint, or have another shape.
+            ValueError: weights that the configuration asks for are missing in the checkpoint, or have another shape.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
@@ -165,7 +165,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         if kwargs.get("mode", "") is None:
             del kwargs["mode"]
         if isinstance(config := kwargs.get("config"), FlipConfig):
-            # transformers would hand them to __init__. Its pipelines give both the configuration and what made it.
+            # transformers would pass them to __init__; its pipelines pass the configuration and its settings together.
             settings = {name: kwargs.pop(name) for name in _SETTINGS & kwargs.keys()}
             check_settings(settings)
             if any(getattr(config, name) != value for name, value in settings.items()):
@@ -189,13 +189,13 @@ class FlipPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Saves as transformers does.
 
-        Where the feature table is sharded, every process must call this; process 0 writes, and what it writes loads
-        into any number of processes. The table passes through it a block of rows at a time.
+        If the feature table is sharded, every process must call this. Process 0 writes one checkpoint, which loads
+        into any number of processes. It receives the table in blocks of rows, so it never holds the whole table.
 
         Args:
             save_directory: a local folder.
             args: as in transformers; none with a sharded feature table.
-            kwargs: as in transformers; no `push_to_hub` with a sharded feature table.
+            kwargs: as in transformers; no `push_to_hub` or `max_shard_size` with a sharded feature table.
 
         Raises:
             ValueError: `push_to_hub` or `max_shard_size` with a sharded feature table.
@@ -210,7 +210,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         if args or kwargs.pop("push_to_hub", False) or "max_shard_size" in kwargs:
             raise ValueError(
                 "the feature table is sharded: save the model to a folder first, without max_shard_size, then load it "
-                "unsharded and push that"
+                "unsharded and push the loaded one"
             )
         if dist.get_rank() != 0:
             table.send_rows()
@@ -223,11 +223,11 @@ class FlipPreTrainedModel(PreTrainedModel):
         add_table(Path(save_directory), name, shape, table.rows.dtype, table.all_rows())
 
     def push_to_hub(self, repo_id: str, *, processor: Any = None, **kwargs: Any) -> str:  # type: ignore[override]
-        """Pushes the model, its processor, its card and the code that loads them, in one commit.
+        """Pushes the model, its processor, its model card and the loading code in one commit.
 
         Args:
-            repo_id: as in `org/name`.
-            processor: the model's. Without it the model is pushed alone, with a warning.
+            repo_id: name of the repository, such as `org/name`.
+            processor: the model's processor. Without it, only the model is pushed, with a warning.
             kwargs: as in `flip_hf.hub.push_to_hub`: `record`, `card`, `private`, `revision`, `token`, `commit_message`
                 and more.
 
@@ -248,7 +248,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         text_weights: bool = True,
         **settings: Any,
     ) -> Self:
-        """A new model whose text encoder starts from a plain transformers checkpoint; all else starts afresh.
+        """Creates a model whose text encoder starts from a plain transformers checkpoint. All other weights are random.
 
         `FlipForPreTraining.from_text_pretrained(encoder, processor=processor, text_layers=1, backbone="dcnv2")`
 
@@ -256,20 +256,19 @@ class FlipPreTrainedModel(PreTrainedModel):
             name_or_path: the text encoder: a local folder, or a repository's name, which is looked up in the local Hub
                 cache and then on the Hub.
             config: the whole configuration; `config.text_config` must describe that text encoder. By default it is
-                made of the text encoder's configuration, the processor's fields and the settings.
-            processor: the fitted `FlipProcessor`; needed without `config`. A model for pretraining also learns from it
-                how often each feature was seen.
-            text_weights: whether to load the text encoder's weights; without, they start at random. In the mode
-                `"id"` none are loaded.
-            settings: settings of `FlipConfig`, without `config`; and transformers' loading arguments for the text
-                encoder, such as `revision`, `dtype` or `attn_implementation`. Code that the text encoder brings runs
-                with `trust_remote_code=True` only.
+                built from the text encoder's configuration, the processor's fields and `settings`.
+            processor: the fitted `FlipProcessor`; needed without `config`. `FlipForPreTraining` also takes from it how
+                often each feature was seen.
+            text_weights: whether to load the text encoder's weights. If false, they are initialised randomly. Mode
+                `"id"` loads none.
+            settings: settings of `FlipConfig`, if `config` is not given; and transformers' loading arguments for the
+                text encoder, such as `revision`, `dtype` or `attn_implementation`. Custom code of the text encoder runs
+                only with `trust_remote_code=True`.
 
         Raises:
-            ValueError: neither `FlipConfig` nor transformers knows a setting, or there are settings beside `config`;
-                there is neither a configuration nor a processor, or their fields differ; or the checkpoint is not what
-                `config.text_config` describes.
-            flip_hf.fetch.FetchError: the name could not be found anywhere.
+            ValueError: an unknown setting; settings of `FlipConfig` together with `config`; neither a configuration nor
+                a processor, or their fields differ; or the checkpoint does not fit `config.text_config`.
+            flip_hf.fetch.FetchError: the text encoder was not found anywhere.
         """
         called = f"{cls.__name__}.from_text_pretrained"
         loading = {name: settings.pop(name) for name in LOADING_ARGUMENTS & settings.keys()}
@@ -277,9 +276,9 @@ class FlipPreTrainedModel(PreTrainedModel):
         if config is not None and settings:
             raise ValueError(f"{called}: set {', '.join(map(repr, settings))} in the config that you pass")
         if found := sorted({"fields", "text_config", "text_base_model"} & settings.keys()):
-            raise ValueError(f"{called} finds out {', '.join(found)} itself; pass config=FlipConfig(...) to choose")
+            raise ValueError(f"{called} sets {', '.join(found)} itself; pass config=FlipConfig(...) to choose")
         if config is None and processor is None:
-            raise ValueError(f"{called} needs processor=, the fitted FlipProcessor, or config=")
+            raise ValueError(f"{called} needs processor=, a fitted FlipProcessor, or config=")
         if config is None and processor is not None:
             text_config: Any = load_text_config(name_or_path, **loading)
             config = FlipConfig(text_config=text_config, fields=list(processor.fields), **settings)
@@ -293,16 +292,16 @@ class FlipPreTrainedModel(PreTrainedModel):
         return cls(config, text_model=text_model)
 
     def tower_vectors(self, batch: Mapping[str, torch.Tensor], tower: str) -> torch.Tensor:
-        """The vectors that a text tower makes of some rows, float32 (B, C), as for an index of items.
+        """Returns a text tower's vectors of a batch, float32 (B, C), such as for an index of items.
 
-        `CTRPredictionPipeline.tower_vectors` takes rows as users hold them, and needs the tower's fields alone.
+        `CTRPredictionPipeline.tower_vectors` takes raw rows, and needs only the tower's fields.
 
         Args:
-            batch: `input_ids` and `attention_mask`, int64 (B, towers, T), as `FlipCTRCollator` makes them.
-            tower: the tower's name in `config.text_towers`; the towers of a list are named "0", "1" and so on.
+            batch: `input_ids` and `attention_mask`, int64 (B, towers, T), as `FlipCTRCollator` returns them.
+            tower: the tower's name in `config.text_towers`. The towers of a list are named "0", "1" and so on.
 
         Raises:
-            ValueError: the model has no text towers or none of that name.
+            ValueError: the model has no text towers, or none of that name.
         """
         place = place_of_tower(tower, self.config)
         ids, mask = (batch[name][:, place] for name in ("input_ids", "attention_mask"))
@@ -311,22 +310,22 @@ class FlipPreTrainedModel(PreTrainedModel):
         return vectors.float()
 
     def resize_feature_embeddings(self, growth: FeatureGrowth, init: str = "mean") -> FeatureEmbedding:
-        """Makes room for the features that `processor.extend(rows)` added; all others keep their ids and weights.
+        """Adds rows for the features that `processor.extend(rows)` added; all others keep their ids and weights.
 
-        Save the processor beside the model afterwards: the two must agree. An optimizer that holds the table's
-        old parameter must be built anew.
+        Save the processor beside the model afterwards, because the two must agree. Rebuild an optimizer that holds the
+        table's old parameter.
 
         Args:
-            growth: what `processor.extend` returned.
-            init: new features start from the `"mean"` of their field, or from `"text"`: what the text tower's vector of
-                a feature's text predicts for its row of the table, by a ridge regression over the features that are
-                there. Where the text tells nothing (its leave-one-out error is no better), that is the mean again.
+            growth: the return value of `processor.extend`.
+            init: initial value of new features. `"mean"`: the mean of their field. `"text"`: predicted from the text
+                tower's vector of the feature's text by a ridge regression, which is fitted on the field's known
+                features. If the text does not help (no lower leave-one-out error), the prediction is the mean.
 
         Returns:
             The larger table.
 
         Raises:
-            ValueError: the growth is not of this model's processor, the mode has not what `init` needs, or the table is
-                sharded.
+            ValueError: the growth belongs to another processor, the model lacks a tower that `init` needs, or the
+                table is sharded.
         """
         return resize_feature_table(self.base_model, growth, init)

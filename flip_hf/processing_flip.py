@@ -1,4 +1,4 @@
-"""FlipProcessor: rows of a click log -> both views."""
+"""FlipProcessor: turns rows of a click log into both views."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -50,14 +50,14 @@ _LONGEST_TEXT = 512
 class FlipProcessor(ProcessorMixin):
     """Turns rows into `feature_ids` (tabular view) and `input_ids` (textual view).
 
-    Make one with `FlipProcessor.fit(...)` or `FlipProcessor.from_pretrained(...)`.
+    Create one with `FlipProcessor.fit(...)` or `FlipProcessor.from_pretrained(...)`.
 
     Args:
         tokenizer: the text encoder's fast tokenizer.
         vocabulary: the fitted features.
-        label: name of the label column (0 or 1), where the log has one.
-        max_length: most tokens of a row's text, special tokens included.
-        vectors: those of vector fields and text features; needed where there are any.
+        label: name of the label column (0 or 1), if the log has one.
+        max_length: maximum number of tokens of a row's text, including special tokens.
+        vectors: the vectors of vector fields and text features, if there are any.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class FlipProcessor(ProcessorMixin):
     ) -> None:
         super().__init__(tokenizer)
         if vocabulary is None:
-            raise ValueError("make a processor with FlipProcessor.fit or FlipProcessor.from_pretrained")
+            raise ValueError("create a processor with FlipProcessor.fit or FlipProcessor.from_pretrained")
         if not tokenizer.is_fast:
-            raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer; FLIP needs one")
+            raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer, and FLIP needs one")
         if tokenizer.pad_token_id is None:
             raise ValueError(f"{type(tokenizer).__name__} has no padding token; set tokenizer.pad_token")
         if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1:
@@ -82,13 +82,13 @@ class FlipProcessor(ProcessorMixin):
         self.max_length = max_length
         self.vectors = FeatureVectors([], {}, {}, make_source) if vectors is None else vectors
         if lacking := sorted(set(vector_sizes(vocabulary.fields)) - set(self.vectors.scales)):
-            raise ValueError(f"field {lacking[0]!r} has vectors, and the processor has not fitted any for it")
+            raise ValueError(f"field {lacking[0]!r} has vectors, but the processor has no fitted vectors for it")
         self.has_loading_code = False
         self.template = TextTemplate(tokenizer, vocabulary.fields, max_length)
 
     @property
     def fields(self) -> list[FieldConfig]:
-        """The fitted fields, in the order of the text; those with features also in that of `feature_ids`."""
+        """The fitted fields, in the order of the text. `feature_ids` has the same order, without text fields."""
         return self.vocabulary.fields
 
     @property
@@ -98,12 +98,12 @@ class FlipProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What calling the processor returns."""
-        # Trainer groups rows by the length of the first one.
+        """Names of the arrays that calling the processor returns."""
+        # input_ids come first, because Trainer groups rows by the length of the first one.
         return ["input_ids", "attention_mask", "feature_ids"]
 
     def columns_read(self, with_label: bool = False, group_field: str | None = None) -> list[str]:
-        """The columns of raw rows that encoding reads."""
+        """Names of the columns of raw rows that encoding reads."""
         label = self._label_name() if with_label else None
         names = [f.name for f in self._fields_read]
         check_label(self.label, names, group_field)
@@ -111,7 +111,7 @@ class FlipProcessor(ProcessorMixin):
 
     @property
     def _fields_read(self) -> list[FieldConfig]:
-        """The fields, and as fields the columns that text features are made from."""
+        """The fields, and the columns that text features are made from, as fields."""
         return with_columns(self.fields, self.vectors.features.values())
 
     @classmethod
@@ -127,28 +127,29 @@ class FlipProcessor(ProcessorMixin):
         text_features: Sequence[TextFeatures | Mapping[str, Any]] = (),
         catalog: Any = None,
     ) -> Self:
-        """Learns which values each field has. Fit on training rows only.
+        """Fits a processor: learns which values each field has. Fit on training rows only.
 
         Args:
-            dataset: rows in any form that `encode` takes; a `datasets.IterableDataset`; or CSV or Parquet files: a
-                path, folder, pattern or URL, or a list of these. The last two are read in a stream.
+            dataset: rows in any form that `encode` takes; a `datasets.IterableDataset`; or CSV or Parquet files, named
+                by a path, folder, pattern or URL, or a list of these. The last two forms are read as a stream.
             fields: the fields, in the order of the text.
             tokenizer: a fast tokenizer, or the name or folder of one.
             label: name of the label column.
-            max_length: most tokens of a row's text; by default what the tokenizer allows, at most 512.
-            source: where the rows come from, for error messages; by default the path, where one was given.
-            csv: how CSV files are written.
+            max_length: maximum number of tokens of a row's text; by default the tokenizer's limit, but at most 512.
+            source: where the rows come from, for error messages; by default the path, if `dataset` is one.
+            csv: the format of CSV files.
             text_features: vectors to attach to the values of fields, such as `[TextFeatures("movie_id",
                 encoder="sentence-transformers/all-MiniLM-L6-v2", fields=["title", "genre"])]`.
-            catalog: rows in any form, with the columns of the text features alone: the vectors of their values are
-                kept too. A value of a history that no training row has gets its vector from here.
+            catalog: further rows in the same forms as `dataset`; they need only the columns of the text features.
+                Values in these rows get vectors too, even if no training row has them. A later history may hold such
+                values.
 
         Raises:
             InputError: a column is missing, a value can't be an id, or there are no rows.
-            flip_hf.fetch.FetchError: an encoder could not be found.
+            flip_hf.fetch.FetchError: an encoder was not found.
         """
         if isinstance(tokenizer, str | Path):
-            # Who wants a revision hands in a tokenizer.
+            # To choose a revision, pass a loaded tokenizer.
             path = resolve_pretrained(str(tokenizer), "tokenizer")
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)  # nosec B615
         unfitted = as_fields(fields)
@@ -159,9 +160,9 @@ class FlipProcessor(ProcessorMixin):
         features = as_text_features(text_features, unfitted)
         check_label(label, [f.name for f in with_columns(unfitted, features)])
         if not tabular_fields(unfitted):
-            raise ValueError("at least one field must have ids; all of these are of the kind 'text'")
+            raise ValueError("at least one field must have ids, but all of these are of kind='text'")
         if not text_fields(unfitted):
-            raise ValueError("at least one field must have a text; all of these are of the kind 'vector'")
+            raise ValueError("at least one field must have a text, but all of these are of kind='vector'")
         read = partial(value_batches, label=label, csv=csv)
         vocabulary, vectors = fit_fields(read, dataset, source, unfitted, features, catalog, make_source)
         if max_length is None:
@@ -169,18 +170,18 @@ class FlipProcessor(ProcessorMixin):
         return cls(tokenizer, vocabulary, label, max_length, vectors)
 
     def extend(self, dataset: Any, source: str | None = None, csv: CSVFormat | None = None) -> FeatureGrowth:
-        """Gives values that fitting did not see features of their own, behind all features that are there.
+        """Adds features for values that fitting did not see, behind all existing features.
 
-        Ids that were there before stay what they were. Numbers and hashed values have their buckets already, and do not
-        grow; a value that these rows hold fewer than `min_count` times stays OOV.
+        Existing ids don't change. Numbers and hashed values have their buckets already, so their fields do not grow. A
+        value that occurs fewer than `min_count` times in these rows stays OOV.
 
         Args:
             dataset: rows as in `fit`, without those that the processor was fitted on.
             source: where the rows come from, for error messages.
-            csv: how CSV files are written.
+            csv: the format of CSV files.
 
         Returns:
-            What `model.resize_feature_embeddings` takes.
+            The growth, for `model.resize_feature_embeddings`.
 
         Raises:
             InputError: as in `fit`.
@@ -195,11 +196,11 @@ class FlipProcessor(ProcessorMixin):
         return FeatureGrowth(list(self.fields), self.feature_counts, texts)
 
     def set_text_encoder(self, field: str, encoder: str | Path) -> None:
-        """Says where the encoder is that encodes the new texts of a field's text features.
+        """Sets the location of the encoder that encodes new texts of a field's text features.
 
         Args:
             field: the field's name.
-            encoder: a folder, or a name as in `TextFeatures`; the one that the processor was fitted with.
+            encoder: a folder, or a name as in `TextFeatures`. It must hold the same encoder that `fit` used.
         """
         self.vectors.set_encoder(field, str(encoder))
 
@@ -212,8 +213,8 @@ class FlipProcessor(ProcessorMixin):
         source: str | None = None,
         group_field: str | None = None,
     ) -> pa.Table:
-        """The fields' columns of rows in any form, as `encode` takes them; arguments and errors are its own."""
-        # A label that is there but not asked for is no surprise.
+        """Selects the fields' columns of rows in any form; arguments and errors as in `encode`."""
+        # The label column may be there even if it is not asked for.
         return to_table(
             rows,
             self.columns_read(with_label, group_field),
@@ -234,27 +235,28 @@ class FlipProcessor(ProcessorMixin):
         source: str | None = None,
         group_field: str | None = None,
     ) -> pa.Table:
-        """Both views of rows, not yet padded.
+        """Encodes rows into both views, without padding.
 
         Args:
-            rows: a list of dicts, a dict of columns, a pandas, Arrow or polars table, anything else that hands over
+            rows: a list of dicts, a dict of columns, a pandas, Arrow or polars table, any other object that exports
                 Arrow data by `__arrow_c_stream__` or `__arrow_c_array__`, or a `datasets.Dataset`.
             first_row: number of the first row, for error messages and masks.
-            with_label: whether to read the label column too.
-            with_text: whether to make the textual view too, which the ID-based model alone does not read.
-            with_vectors: whether to find the vectors too, which the text encoder alone does not read.
+            with_label: whether to read the label column.
+            with_text: whether to build the textual view. The ID-based model alone does not read it.
+            with_vectors: whether to look up the vectors. The text encoder alone does not read them.
             source: where the rows come from, for error messages.
             group_field: a column whose values group the rows, such as users, for metrics within a group (GAUC, UAUC).
-                It need not be one of the fields. It is read as an id, whatever the kind of the field.
+                It need not be a field. It is read as an id, whatever the kind of the field.
 
         Returns:
-            One row each: `row` int64, its number; `feature_ids` int64 [P], one position for each field with features,
-            or `max_values`, filled up with padding, for those that hold several; with text features `vector_keys`
-            int64, for each of their positions the key of its vector, 0 for none; with vector fields `vectors` float32,
-            side by side, standardised, NaN where missing; with `with_text`, `input_ids` int32 [tokens] and
-            `token_field_ids` int16 [tokens], the field's place on tokens of its value and -1 elsewhere;
-            `fallbacks` uint8 [fields], flags of `Fallback`; with `with_label`, `label` float32; with `group_field`,
-            `group` int64, a number that rows with the same value share, and -1 where it is missing.
+            A table of the same rows. `row` int64 is the row's number. `feature_ids` int64 [P] has one position for each
+            field with features, or `max_values` positions, padded, for a field with several values. `fallbacks` uint8
+            [fields]: flags of `Fallback`. With text features, `vector_keys` int64: for each position of a field with
+            text features, the key of its vector, or 0 if it has none. With vector fields, `vectors` float32:
+            concatenated, standardised, NaN if missing. With `with_text`, `input_ids` int32 [tokens], and
+            `token_field_ids` int16 [tokens]: the index of the field on tokens of its value, -1 elsewhere. With
+            `with_label`, `label` float32. With `group_field`, `group` int64: a number that rows with the same value
+            share, -1 if it is missing.
 
         Raises:
             InputError: a column is missing, or a value can't be an id or a label.
@@ -286,25 +288,25 @@ class FlipProcessor(ProcessorMixin):
         csv: CSVFormat | None = None,
         group_field: str | None = None,
     ) -> Any:
-        """Encodes a whole dataset in batches; cached by datasets where the dataset lies on disk.
+        """Encodes a whole dataset in batches; datasets caches the result if the dataset is on disk.
 
-        As many threads as torch computes in share the work, at most 8. Logs how often each field fell back, and warns
-        where a field is unseen or missing in a far larger share of the rows than in fitting, with an example.
+        Uses as many threads as torch, at most 8. Logs how often each field fell back. Warns of fields whose values are
+        unseen or missing in a far larger share of the rows than in fitting, and gives an example.
 
         Args:
-            dataset: rows in any form that `fit` takes; a `datasets.IterableDataset` stays lazy; of a
-                `datasets.DatasetDict` each split is encoded. Columns that are no field are dropped.
-            with_label: whether to read the label column; by default where the processor has a label.
+            dataset: rows in any form that `fit` takes. A `datasets.IterableDataset` stays lazy; each split of a
+                `datasets.DatasetDict` is encoded. Columns that are not fields are dropped.
+            with_label: whether to read the label column; by default true if the processor has a label.
             source: where the rows come from, for error messages.
-            csv: how CSV files are written.
+            csv: the format of CSV files.
             group_field: as in `encode`.
 
         Returns:
-            A `datasets.Dataset` of what `encode` returns; of an IterableDataset another, whose rows are numbered in the
-            order in which each reader of the stream takes them, and of a DatasetDict another.
+            A `datasets.Dataset` with the columns of `encode`. A DatasetDict gives a DatasetDict, an IterableDataset an
+            IterableDataset. If several processes read a stream, each numbers its own rows.
 
         Raises:
-            InputError: as in `encode`, or there are no rows. Of a stream, when they are read.
+            InputError: as in `encode`, or there are no rows. For a stream it is raised during reading.
         """
         with_label = self.label is not None if with_label is None else with_label
         return encode_dataset(self, dataset, with_label=with_label, source=source, csv=csv, group_field=group_field)
@@ -312,16 +314,16 @@ class FlipProcessor(ProcessorMixin):
     def __call__(
         self, rows: Any, return_tensors: str | None = None, pad_to_multiple_of: int | None = None
     ) -> BatchFeature:
-        """What `FlipForCTR` takes.
+        """Encodes and pads rows into the inputs of `FlipForCTR`.
 
         Args:
             rows: as in `encode`.
             return_tensors: "pt", "np", or None for lists.
-            pad_to_multiple_of: the text is padded to the longest row's length, rounded up to this; by default to
-                `flip_hf.data.ragged.padding_multiple()`, 8 with an accelerator and 2 without.
+            pad_to_multiple_of: the text is padded to the longest row's length, rounded up to a multiple of this; by
+                default of `flip_hf.data.ragged.padding_multiple()`, which is 8 with an accelerator and 2 without.
 
         Returns:
-            `feature_ids` int64 (B, P), `input_ids` and `attention_mask` int64 (B, T); where fields have vectors also
+            `feature_ids` int64 (B, P), `input_ids` and `attention_mask` int64 (B, T); if fields have vectors also
             `vectors` and `vector_places`, as in `FlipModel`.
         """
         multiple = padding_multiple() if pad_to_multiple_of is None else pad_to_multiple_of
@@ -333,7 +335,7 @@ class FlipProcessor(ProcessorMixin):
         return inputs
 
     def content_hash(self) -> str:
-        """A hash of everything that decides how a row is encoded."""
+        """Returns a hash of everything that affects how a row is encoded."""
         digest = hashlib.sha256(settings_json(self.to_dict(), sort_keys=True).encode())
         digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
         sink = pa.BufferOutputStream()
@@ -347,7 +349,7 @@ class FlipProcessor(ProcessorMixin):
         return digest.hexdigest()
 
     def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The settings beside the tokenizer's and the vocabulary's files."""
+        """The settings that are not in the files of the tokenizer and the vocabulary."""
         settings = {
             "processor_class": type(self).__name__,
             "fields": [f.to_dict() for f in self.fields],
@@ -358,15 +360,15 @@ class FlipProcessor(ProcessorMixin):
         return settings | ({"text_features": features} if features else {})
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Writes the tokenizer's files, `processor_config.json`, `vocabulary.parquet` and, where there are any vectors,
+        """Saves the processor to a folder. Also saves the code for `trust_remote_code` if it was loaded with it.
+
+        The files are the tokenizer's, `processor_config.json`, `vocabulary.parquet` and, if there are any vectors,
         `vectors.safetensors`.
 
-        What was loaded from a checkpoint with loading code is saved with it.
-
         Args:
-            save_directory: folder to write to, made where it is missing.
+            save_directory: folder to write to; created if it is missing.
             push_to_hub: must be False; `processor.push_to_hub(repo_id)` pushes.
-            kwargs: accepted for transformers' sake.
+            kwargs: ignored; accepted because transformers passes them.
         """
         if push_to_hub:
             raise ValueError("save_pretrained writes to a folder; push with processor.push_to_hub(repo_id)")
@@ -388,12 +390,12 @@ class FlipProcessor(ProcessorMixin):
         return [*files, str(folder / VOCABULARY_NAME), str(folder / PROCESSOR_NAME)]
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Pushes the processor's files and the code that loads them, in one commit; the model's files there stay.
+        """Pushes the processor's files and the loading code in one commit; keeps a model's files in the repository.
 
         `model.push_to_hub(repo_id, processor=processor)` pushes both in one commit.
 
         Args:
-            repo_id: as in `org/name`.
+            repo_id: name of the repository, such as `org/name`.
             kwargs: as in `flip_hf.hub.push_to_hub`: `private`, `revision`, `token`, `commit_message` and more.
 
         Returns:
@@ -406,19 +408,18 @@ class FlipProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Loads what `save_pretrained` wrote.
+        """Loads a processor that `save_pretrained` wrote.
 
         Args:
             pretrained_model_name_or_path: a local folder or a repository's name.
-            kwargs: `max_length`, the most tokens of a row's text, in place of the saved one; `revision`, `token`,
-                `cache_dir`, `local_files_only` and the like, as in transformers; and the tokenizer's settings, such as
-                `sep_token`.
+            kwargs: `max_length`, which replaces the saved one; `revision`, `token`, `cache_dir`, `local_files_only` and
+                others, as in transformers; and the tokenizer's settings, such as `sep_token`.
 
         Raises:
-            InputError: the files disagree with each other or can't be read.
+            InputError: the files contradict each other, or can't be read.
             OSError: the folder or repository lacks a file.
-            ValueError: `max_length` is not a whole number that leaves a token for each field, or there is no such
-                setting.
+            ValueError: a setting is unknown; `max_length` is not a whole number, or is too small for one token of each
+                field.
         """
         name = str(pretrained_model_name_or_path)
         hub = {k: v for k, v in kwargs.items() if k in HUB_SETTINGS}
@@ -435,7 +436,7 @@ class FlipProcessor(ProcessorMixin):
         check_loading_settings(kwargs, tokenizer)
         try:
             processor = cls(tokenizer, vocabulary, saved.label, saved.max_length, vectors)
-        # Over a tokenizer that is not what it says, errors are of any type here too.
+        # For a malformed tokenizer, tokenizers raises errors of any type.
         except Exception as error:
             raise InputError(f"not a FLIP processor's files: {error}", source=name) from error
         if given is not None:

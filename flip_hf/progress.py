@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, and a line every so often anywhere else."""
+"""Progress bars on a terminal, and progress lines at intervals elsewhere."""
 
 import sys
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 30.0
 class _Lines(standard_tqdm):
     """A tqdm bar that prints whole lines: one every `SECONDS_BETWEEN_LINES`, and one at the end.
 
-    A bar that tqdm would remove at its end (`leave=False`) prints none if it ends before its first line is due.
+    A bar with `leave=False`, which tqdm would remove at its end, prints no line if it ends before the first is due.
     """
 
     leave: bool | None
@@ -27,7 +27,7 @@ class _Lines(standard_tqdm):
         is_due = started is not None and self._time() - getattr(self, "_shown_at", started) >= SECONDS_BETWEEN_LINES
         if is_due and msg is None:
             _Lines._print_line(self)
-        # Nothing on the screen has to be removed.
+        # False tells tqdm that nothing on the screen has to be removed.
         return False
 
     def _print_line(self) -> None:
@@ -41,7 +41,7 @@ class _Lines(standard_tqdm):
         if getattr(self, "disable", True):
             return
         is_due = self.leave or self._time() - self.start_t >= SECONDS_BETWEEN_LINES
-        # After an error, the error is the last line.
+        # If an error ends the bar, the error message stays the last line.
         if is_due and sys.exc_info()[1] is None:
             _Lines._print_line(self)
         self.leave = False
@@ -49,11 +49,11 @@ class _Lines(standard_tqdm):
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **settings: Any) -> Any:
-    """A progress bar on standard error; lines instead if that is no terminal.
+    """Creates a progress bar on standard error, or progress lines if standard error is not a terminal.
 
     Args:
-        iterable: what to count, or nothing.
-        settings: as of `tqdm.tqdm`.
+        iterable: what to iterate over and count; optional.
+        settings: as in `tqdm.tqdm`.
 
     Returns:
         A `tqdm.tqdm`.
@@ -62,9 +62,9 @@ def progress_bar(iterable: Iterable[Any] | None = None, **settings: Any) -> Any:
 
 
 def use_lines_without_terminal() -> None:
-    """Has the bars of datasets in this process print lines, too, if standard error is no terminal; for scripts.
+    """Makes the bars of datasets print lines in this process, if standard error is not a terminal; for scripts.
 
-    The bars of transformers, which are over in a moment, are then off.
+    It also turns off the bars of transformers, which end in a moment.
     """
     if _shows_bars():
         return

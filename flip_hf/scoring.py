@@ -1,8 +1,8 @@
-"""Rows to click logits and probabilities, in one place.
+"""Turns rows into click logits and probabilities.
 
-Evaluation calls `click_logits` with encoded rows and the Accelerator that prepared the model. The pipeline (and with it
-Ray) and the prediction of files call a `ClickScorer` with tables of raw rows, chunk by chunk: it also encodes them,
-counts their fallbacks and keeps to a budget of texts.
+Evaluation calls `click_logits` with encoded rows and the Accelerator that prepared the model. The pipeline (and through
+it Ray) and the prediction of files call a `ClickScorer` with tables of raw rows, chunk by chunk. A `ClickScorer` also
+encodes the rows, counts their fallbacks and applies a text budget.
 """
 
 import math
@@ -37,16 +37,16 @@ class ScoredModel(Protocol):
     training: bool
 
     def __call__(self, **batch: Any) -> Any:
-        """What `forward` makes of a batch, by keyword."""
+        """Runs `forward` on a batch, passed by keyword."""
 
     def eval(self) -> Any:
-        """Switches to evaluation."""
+        """Switches to evaluation mode."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All parameters."""
 
     def modules(self) -> Iterator[nn.Module]:
-        """All modules, the model itself among them."""
+        """All modules, including the model itself."""
 
 
 class ClickModel(ScoredModel, Protocol):
@@ -57,20 +57,20 @@ class ClickModel(ScoredModel, Protocol):
         """The `FlipConfig`."""
 
     def in_mode(self, mode: str) -> ScoredModel:
-        """One tower of it as a model of its own."""
+        """One tower of the model as a model of its own."""
 
 
 Forward: TypeAlias = Callable[[dict[str, torch.Tensor]], FlipForCTROutput]
-"""Calls a model on a batch without its labels."""
+"""A function that runs a model on a batch without labels."""
 
 LOGITS = ("logits", "id_logits", "text_logits")
-"""The logits of a joint model, of all that it gives: its own, and those of each tower."""
+"""Names of the logits in a joint model's output: its own, and those of each tower."""
 _PROBABILITIES = dict(zip(("probability", "id_probability", "text_probability"), LOGITS, strict=True))
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Click probabilities of logits, float64 (rows,); where logits are masked, so are the probabilities."""
-    # A masked array would mask what is NaN, too.
+    """Click probabilities from logits, float64 (rows,); masked where the logits are masked."""
+    # Not computed on the masked array, which would also mask NaN.
     values = np.asarray(logits, np.float64)
     with np.errstate(over="ignore"):
         result: np.ndarray = 1 / (1 + np.exp(-values))
@@ -78,11 +78,11 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def probability_names(mode: str) -> dict[str, str]:
-    """What users read a model's probabilities as, with the logits that each is made of.
+    """Names of the probabilities that users read, each with the name of the logits that it is computed from.
 
     Args:
-        mode: the model's. One tower alone repeats the model's logits, so only a joint model has probabilities of its
-            towers.
+        mode: the model's mode. Only a joint model has probabilities of its towers, because a single tower's logits are
+            the model's.
     """
     return dict(_PROBABILITIES if mode == "joint" else {"probability": "logits"})
 
@@ -95,60 +95,60 @@ def click_logits(
     accelerator: Accelerator | None = None,
     description: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Logits of every tower that is built, in the rows' order.
+    """Computes the logits of all towers that are built, in the order of the rows.
 
     Args:
-        model: a `FlipForCTR`; with an accelerator prepared.
-        rows: encoded rows; without their texts where the model reads none.
-        collator: makes a batch of them.
-        batch_size: rows of a batch on each device; rows of like length share one.
-        accelerator: what prepared the model. Its processes share the rows, and each gets the logits of all of them.
-            Without one, this process scores them on the model's device.
-        description: shown beside a progress bar; without it there is no bar.
+        model: a `FlipForCTR`, prepared by the accelerator if there is one.
+        rows: encoded rows; the text is not needed if the model does not read it.
+        collator: makes the batches.
+        batch_size: rows of a batch on each device. Rows of similar length share a batch.
+        accelerator: the Accelerator that prepared the model. Its processes share the rows, and each gets the logits of
+            all rows. Without one, this process scores the rows on the model's device.
+        description: label of the progress bar; None shows no bar.
 
     Returns:
-        `logits`, and of each tower `id_logits` and `text_logits`, float32 (rows,). Where the rows have them also
+        `logits`, and `id_logits` and `text_logits` of the towers, float32 (rows,) each. If the rows have them, also
         `labels`, float32 (rows,), and `groups`, int64 (rows,), as `FlipProcessor.encode` numbers them.
 
     Raises:
-        ValueError: the collator is not for this model.
+        ValueError: the collator does not fit the model.
     """
     check_collator(collator, model)
     model.eval()
 
     def forward(batch: dict[str, torch.Tensor]) -> FlipForCTROutput:
         if accelerator is None:
-            # Else its loader has put the batch on the device already.
+            # An accelerator's data loader has moved the batch to the device already.
             batch = send_to_device(batch, next(model.parameters()).device)
         output: FlipForCTROutput = model(**batch)
         return output
 
     scores = _scored(forward, rows, collator, batch_size, accelerator, description)
     if GROUP_COLUMN in rows.column_names:
-        # Not by the batches: every process holds all rows, and the logits are in their order.
+        # Read from the table, not from the batches: every process holds all rows, in the order of the logits.
         table = rows if isinstance(rows, pa.Table) else rows.select_columns([GROUP_COLUMN]).with_format("arrow")[:]
         scores["groups"] = table[GROUP_COLUMN].to_numpy()
     return scores
 
 
 class ClickScorer:
-    """Scores tables of rows as users hold them.
+    """Scores tables of raw rows.
 
-    With a text budget it is a cascade: the ID-based tower of a joint model scores all rows, and both towers those that
-    it is least sure of. The texts of the others are not even made.
+    With a text budget it is a cascade: the ID-based tower of a joint model scores all rows, then both towers score the
+    rows that the first one is least sure of. The texts of the other rows are not built.
 
     Args:
-        model: a `FlipForCTR`; with an accelerator prepared.
+        model: a `FlipForCTR`, prepared by the accelerator if there is one.
         processor: the processor that was saved with the model.
         collator: makes batches for the model.
         accelerator: as in `click_logits`.
-        forward: calls the model on a batch in place of `call_model`, such as to put the batch on a device first.
+        forward: called with a batch instead of `call_model`, for example to move the batch to a device first.
 
     Attributes:
-        report: the fallbacks of all rows that were scored; texts that were cut are not counted with a text budget.
+        report: the fallbacks of all scored rows; with a text budget, truncated texts are not counted.
 
     Raises:
-        ValueError: the collator is not for this model.
+        ValueError: the collator does not fit the model.
     """
 
     def __init__(
@@ -183,19 +183,19 @@ class ClickScorer:
 
         Args:
             table: at least one row, as `FlipProcessor.select_columns` returns them.
-            batch_size: rows of a batch on each device; rows of like length share one.
-            text_budget: the share of the rows whose text is read, from 0 to 1; all rows' by default.
-            first_row: number of the first row, for errors.
-            source: where the rows come from, for errors.
+            batch_size: rows of a batch on each device. Rows of similar length share a batch.
+            text_budget: share of the rows whose text is read, from 0 to 1; by default the text of all rows is read.
+            first_row: number of the first row, for error messages.
+            source: where the rows come from, for error messages.
             description: as in `click_logits`.
 
         Returns:
-            Logits of every tower that is built, by name, float32 (rows,) in the rows' order. With a text budget
-            `text_logits` is masked where the text was not read, and `logits` is the ID-based tower's there.
+            Logits of all towers that are built, by name, float32 (rows,) in the order of the rows. With a text budget,
+            `text_logits` is masked for rows whose text was not read, and `logits` is the ID-based tower's for them.
 
         Raises:
             InputError: a value can't be an id.
-            ValueError: `text_budget` is no share, or the model has not both towers.
+            ValueError: `text_budget` is not between 0 and 1, or the model does not have both towers.
         """
         check_text_budget(text_budget, self._mode)
         reads_text = self._mode != "id" and text_budget is None
@@ -209,7 +209,7 @@ class ClickScorer:
         logits["text_logits"] = np.ma.masked_all(len(table), np.float32)
         chosen = least_sure(logits["logits"], text_budget)
         if len(chosen):
-            # No error is left to find in these rows, and their fallbacks are counted.
+            # These rows passed the first encoding, so they raise no errors, and their fallbacks are counted already.
             encoded = self._processor.encode(table.take(chosen))
             with_text = None if description is None else f"{description}, with their texts"
             for name, values in self._scored(encoded, self._collator, batch_size, with_text).items():
@@ -217,10 +217,10 @@ class ClickScorer:
         return logits
 
     def call_model(self, batch: dict[str, torch.Tensor]) -> FlipForCTROutput:
-        """The model's output; that of a joint model's ID-based tower for a batch without texts."""
+        """Runs the model on a batch; for a batch without texts, runs only a joint model's ID-based tower."""
         model = self._without_text if batch.keys().isdisjoint(("input_ids", "tower_vectors")) else self._model
         if model.training:
-            # The caller may go on training it between two calls.
+            # The caller may have trained it between two calls.
             model.eval()
         output: FlipForCTROutput = model(**batch)
         return output
@@ -246,29 +246,29 @@ class ClickScorer:
 
 
 def check_text_budget(text_budget: float | None, mode: str) -> None:
-    """Raises a ValueError unless a model can keep to a text budget.
+    """Raises ValueError if the text budget is not a share, or a model can't apply it.
 
     Args:
-        text_budget: the share of the rows whose text is read; None is no budget.
-        mode: the model's.
+        text_budget: share of the rows whose text is read; None is no budget.
+        mode: the model's mode.
     """
     if text_budget is None:
         return
     if mode != "joint":
-        raise ValueError(f"text_budget={text_budget} needs a model of both towers; this one is in mode={mode!r}")
+        raise ValueError(f"text_budget={text_budget} needs a model with both towers; this one is in mode={mode!r}")
     if not 0 <= text_budget <= 1:
-        raise ValueError(f"text_budget={text_budget} is a share of the rows, from 0 to 1")
+        raise ValueError(f"text_budget={text_budget} must be a share of the rows, from 0 to 1")
 
 
 def least_sure(logits: np.ndarray, share: float) -> np.ndarray:
-    """The rows that a model is least sure of: int64 (chosen,), in the rows' order.
+    """Returns the indices of the rows that a model is least sure of, int64 (chosen,), ascending.
 
-    They are those whose logits are nearest to 0. Probabilities would not do: of rows that the model is fairly sure of
-    they are all 0 or 1.
+    These are the rows with logits nearest to 0. Probabilities can't rank rows that the model is fairly sure of, because
+    they round to 0 or 1.
 
     Args:
-        logits: the ID-based tower's (rows,).
-        share: of the rows, rounded up.
+        logits: the ID-based tower's logits (rows,).
+        share: share of the rows to choose; the number is rounded up.
     """
     order = np.argsort(np.abs(logits), kind="stable")
     chosen: np.ndarray = np.sort(order[: math.ceil(share * len(order))])
@@ -284,7 +284,7 @@ def _scored(
     accelerator: Accelerator | None,
     description: str | None,
 ) -> dict[str, np.ndarray]:
-    """What `click_logits` returns, without groups."""
+    """Computes the result of `click_logits`, without groups."""
     order = np.arange(len(rows))
     if "input_ids" in rows.column_names:
         order = np.argsort(text_lengths(rows), kind="stable")
@@ -303,7 +303,7 @@ def _scored(
             found = accelerator.gather_for_metrics(found)
         for name, values in found.items():
             parts.setdefault(name, []).append(values.float().cpu().numpy())
-    # The position at which each row was scored.
+    # For each row, the position at which it was scored.
     places = np.argsort(order)
     return {name: np.concatenate(values)[places] for name, values in parts.items()}
 
@@ -312,11 +312,11 @@ def _batches(
     rows: EncodedRows, order: np.ndarray, collator: Collator, batch_size: int, accelerator: Accelerator | None
 ) -> Iterable[dict[str, torch.Tensor]]:
     if accelerator is None:
-        # A loader would take longer to start than a single row takes to score.
+        # Starting a data loader takes longer than scoring a single row.
         parts = (order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size))
         return (collator(rows.__getitems__(part)) for part in parts)
     loader: Any = DataLoader(rows, batch_size, sampler=order.tolist(), collate_fn=collator)
-    # Not accelerator.prepare, which keeps every loader it is given, and with it the rows, for as long as it lives.
+    # Not accelerator.prepare, which would keep the loader, and with it the rows, for the accelerator's lifetime.
     prepared: Iterable[dict[str, torch.Tensor]] = prepare_data_loader(
         loader,
         accelerator.device,

@@ -1,4 +1,4 @@
-"""JSON without NaN and infinities: Python writes them by default, but the standard (RFC 8259) does not know them."""
+"""Standard JSON: without NaN and infinities, which Python writes by default but RFC 8259 does not allow."""
 
 import json
 import math
@@ -7,24 +7,24 @@ from typing import Any
 
 
 def settings_json(value: Any, **options: Any) -> str:
-    """JSON of settings.
+    """Serialises settings as JSON.
 
     Args:
         value: any value that `json.dumps` takes.
-        options: as of `json.dumps`, such as `indent`.
+        options: as in `json.dumps`, such as `indent`.
 
     Raises:
-        ValueError: a number is NaN or infinite; null in its place would be another setting.
+        ValueError: a number is NaN or infinite. Writing null instead would change the setting.
     """
     return json.dumps(value, allow_nan=False, **options)
 
 
 def measures_json(value: Any, **options: Any) -> str:
-    """JSON of measurements. NaN and infinite numbers become null: they are no measurements.
+    """Serialises measurements as JSON, with null for NaN and infinite numbers.
 
     Args:
         value: any value that `json.dumps` takes.
-        options: as of `json.dumps`, such as `indent`.
+        options: as in `json.dumps`, such as `indent`.
     """
     return settings_json(_with_nulls(value), **options)
 

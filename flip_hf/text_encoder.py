@@ -1,4 +1,4 @@
-"""Text encoders of transformers, taken over by a FLIP model."""
+"""Loads the text encoder of a FLIP model from a plain transformers checkpoint."""
 
 import logging
 from typing import Any
@@ -42,21 +42,21 @@ LOADING_ARGUMENTS = frozenset(
         "variant",
     }
 )
-"""What transformers' `from_pretrained` takes that says where a text encoder's weights are and how they are held."""
+"""Arguments of transformers' `from_pretrained` that say where a text encoder's weights are and how to load them."""
 
 
 def load_text_config(name_or_path: str, **kwargs: Any) -> PreTrainedConfig:
-    """The configuration of a text encoder, with the attention implementation that the caller chose.
+    """Loads the configuration of a text encoder, with the attention implementation of the caller's choice.
 
     Args:
         name_or_path: as in `load_text_encoder`.
-        kwargs: `LOADING_ARGUMENTS`; those that concern weights are not read.
+        kwargs: `LOADING_ARGUMENTS`; those that concern weights are ignored.
 
     Raises:
-        flip_hf.fetch.FetchError: the name could not be found anywhere.
+        flip_hf.fetch.FetchError: the name was not found anywhere.
     """
     read = {name: value for name, value in kwargs.items() if name in (*_WHERE, "attn_implementation")}
-    # The revision is the caller's. Left out, transformers would ask about code whoever sits at the terminal.
+    # The caller chooses the revision. Without trust_remote_code=False, transformers would ask at the terminal.
     config: PreTrainedConfig = AutoConfig.from_pretrained(  # nosec B615
         resolve_pretrained(name_or_path, "config", revision=kwargs.get("revision"), token=kwargs.get("token")),
         **{"trust_remote_code": False, **read},
@@ -65,17 +65,16 @@ def load_text_config(name_or_path: str, **kwargs: Any) -> PreTrainedConfig:
 
 
 def load_text_encoder(name_or_path: str, text_config: Any, **kwargs: Any) -> PreTrainedModel:
-    """The text encoder of a plain transformers checkpoint, from safetensors only.
+    """Loads the text encoder of a plain transformers checkpoint, from safetensors only.
 
     Args:
         name_or_path: a local folder, or a repository's name, as in `flip_hf.fetch.resolve_pretrained`.
-        text_config: what is built; it may have fewer layers than the checkpoint.
-        kwargs: `LOADING_ARGUMENTS`. Code that the checkpoint brings runs with `trust_remote_code=True`
-            only.
+        text_config: configuration of the encoder to build; it may have fewer layers than the checkpoint.
+        kwargs: `LOADING_ARGUMENTS`. Custom code of the checkpoint runs only with `trust_remote_code=True`.
 
     Raises:
-        ValueError: the checkpoint is not what `text_config` describes.
-        flip_hf.fetch.FetchError: the name could not be found anywhere.
+        ValueError: the checkpoint does not fit `text_config`.
+        flip_hf.fetch.FetchError: the name was not found anywhere.
     """
     path = resolve_pretrained(name_or_path, revision=kwargs.get("revision"), token=kwargs.get("token"))
     saved = load_text_config(path, **kwargs)
@@ -103,7 +102,7 @@ def load_text_encoder(name_or_path: str, text_config: Any, **kwargs: Any) -> Pre
 
 
 def _is_left_out(name: str, text_model: Any) -> bool:
-    """Whether a text encoder is built without a weight of its checkpoint: a head's, the pooler's or a later layer's."""
+    """Whether a weight of the checkpoint is left out on purpose: of a head, of the pooler or of a later layer."""
     inner = name.removeprefix(f"{text_model.base_model_prefix}.")
     parts = inner.split(".")
     layers = [int(part) for part in parts if part.isdigit()]

@@ -1,4 +1,4 @@
-"""Text towers: groups of fields whose texts the text encoder reads apart."""
+"""Text towers: groups of fields whose texts the text encoder reads separately."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -10,15 +10,15 @@ TextTowers: TypeAlias = Sequence[Sequence[str]] | Mapping[str, Sequence[str]]
 
 
 def named_towers(text_towers: TextTowers, fields: Sequence[FieldConfig]) -> dict[str, list[str]]:
-    """The fields of each tower by the tower's name, in the order of the text.
+    """Returns the fields of each tower by the tower's name, in the order of the text.
 
     Args:
-        text_towers: the groups, as in `FlipConfig`. Towers of a list are named "0", "1" and so on. A mapping may be in
-            any order, because JSON files are sorted by name.
+        text_towers: the groups, as in `FlipConfig`. The towers of a list are named "0", "1" and so on. A mapping may
+            have any order, because JSON files sort it by name.
         fields: the model's fields.
 
     Raises:
-        ValueError: the groups do not cut the text into parts.
+        ValueError: the groups do not split the text into consecutive parts.
     """
     names = [f.name for f in text_fields(fields)]
     if isinstance(text_towers, Mapping):
@@ -29,28 +29,28 @@ def named_towers(text_towers: TextTowers, fields: Sequence[FieldConfig]) -> dict
         towers = {str(i): list(group) for i, group in enumerate(text_towers)}
     grouped = [name for group in towers.values() for name in group]
     if len(towers) < 2 or not all(towers.values()):
-        raise ValueError(f"text_towers={text_towers} must be two groups of fields or more, none of them empty")
+        raise ValueError(f"text_towers={text_towers} must be at least two groups of fields, none of them empty")
     if vectors := [f.name for f in fields if f.name in grouped and f.name not in names]:
         raise ValueError(f"text_towers={text_towers}: leave {vectors[0]!r} out, because vectors have no text")
     if sorted(grouped) != sorted(names):
         raise ValueError(f"text_towers={text_towers} must name every field exactly once: {', '.join(map(repr, names))}")
     if grouped != names:
         raise ValueError(
-            f"text_towers={text_towers} cut the text into parts, so order their fields as the text does, which is the "
-            f"order of the fields: {', '.join(map(repr, names))}"
+            f"text_towers={text_towers} must split the text into consecutive parts, so list the fields in the order of "
+            f"the text: {', '.join(map(repr, names))}"
         )
     return towers
 
 
 def place_of_tower(tower: str, config: Any) -> int:
-    """The place of a text tower among a model's, by its name.
+    """The index of a text tower among those of a model.
 
     Args:
         tower: the tower's name.
         config: the model's `FlipConfig`.
 
     Raises:
-        ValueError: the model reads no text or has no tower of that name.
+        ValueError: the model reads no text, or has no tower of that name.
     """
     if config.mode == "id" or config.towers is None:
         raise ValueError(

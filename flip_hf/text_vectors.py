@@ -1,4 +1,4 @@
-"""One vector for each text, by a frozen text encoder: computed once, then read from a cache on disk."""
+"""Computes one vector for each text by a frozen text encoder, and caches it on disk."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -25,46 +25,47 @@ from flip_hf.text_encoder import load_text_encoder
 from flip_hf.towers import FlipModel
 from flip_hf.vector_cache import VectorCache
 
-# Texts that are sorted by length together, and whose vectors are written in one transaction.
+# Texts that are sorted by length together; their vectors are written in one transaction.
 _TEXTS_AT_ONCE = 8192
-# A change of how vectors are computed changes this number, and with it every identity.
+# Increase this number when vectors are computed differently; it changes every identity.
 _VERSION = 1
-# What `config.json` says of who saved it, not of the model.
+# Entries of `config.json` that describe the saved file, not the model.
 _NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "auto_map")
 
 
 class TextVectorizer:
-    """Computes one vector for each text by a frozen encoder, and keeps it in a cache on disk.
+    """Computes one vector for each text by a frozen encoder, and caches it on disk.
 
-    The vectors of a text that is not in the cache are computed in batches of texts of like length, in bfloat16 where
-    the machine computes in it, and rounded to float16. The batch that a text happens to share changes the last bits of
-    its vector. The cache keeps the first vector, and every later call returns that one.
+    Vectors are computed in batches of texts of similar length, in bfloat16 if the device computes in it, and rounded to
+    float16. The last bits of a vector depend on the other texts of its batch. The cache keeps the first vector of a
+    text, and every later call returns that one.
 
     The cache is an SQLite file for each `identity`, in the folder `text-vectors` of `flip_hf.fetch.cache_dir()`. It
-    holds hashes of the texts, not the texts. Several processes may use it at once. Encoding that was interrupted
-    continues where it was.
+    holds hashes of the texts, not the texts. Several processes may use it at once. Interrupted encoding continues where
+    it stopped.
 
-    An encoder is one of three, by its folder:
+    The encoder is one of these:
 
-    - A sentence-transformers model (`modules.json`) of the modules Transformer, Pooling (mean, cls or last token) and
-      Normalize. The vectors are those of sentence-transformers.
-    - A saved FLIP model with its processor. Its text tower reads the text by the processor's tokenizer, and pools as
-      `text_pooling` says.
-    - A plain transformers encoder: the mean over its tokens' states.
+    - A sentence-transformers model (`modules.json`) with the modules Transformer, Pooling (mean, cls or last token) and
+      an optional Normalize. The vectors are those of sentence-transformers.
+    - A saved FLIP model with its processor. Its text tower reads texts with the processor's tokenizer, and pools
+      according to `text_pooling`.
+    - A plain transformers encoder. The vector is the mean over its token states.
 
-    The weights are loaded when the first text is not in the cache, from safetensors only. Code that an encoder brings
-    never runs.
+    The weights are loaded, from safetensors only, when a text is not in the cache. Custom code of an encoder never
+    runs.
 
     Args:
-        encoder: a folder, or the name of a repository that is in the local Hub cache. Nothing is downloaded.
-        text_layers: use only the first layers of the encoder; all by default.
+        encoder: a folder, or the name of a repository in the local Hub cache. Nothing is downloaded.
+        text_layers: number of layers of the encoder to use, counted from the first; all by default.
         pooling: `"mean"` over the tokens, `"cls"` for the first token's state, or `"last"` for the last one's; by
-            default what the encoder's files say.
-        normalize: whether vectors have an L2 norm of 1; by default what a sentence-transformers model says, and true
-            for the others.
+            default the pooling in the encoder's files.
+        normalize: whether to scale vectors to an L2 norm of 1; by default as a sentence-transformers model's files say,
+            and true for other encoders.
         batch_size: texts in a batch.
-        max_length: most tokens of a text, special tokens included; the rest is cut off. By default what a
-            sentence-transformers model says, and 256 for the others. It is never more than the tokenizer allows.
+        max_length: maximum number of tokens of a text, including special tokens; the rest is cut off. By default the
+            length in a sentence-transformers model's files, and 256 for other encoders. It never exceeds the
+            tokenizer's limit.
 
     Attributes:
         size: numbers in a vector.
@@ -72,7 +73,7 @@ class TextVectorizer:
         normalize: whether vectors are normalised.
 
     Raises:
-        ValueError: a setting is not one of those above, or the encoder's files do not describe such an encoder.
+        ValueError: a setting is invalid, or the encoder's files describe none of the encoders above.
         flip_hf.fetch.FetchError: the encoder is not on this machine.
     """
 
@@ -103,25 +104,25 @@ class TextVectorizer:
         self.size: int = self._text_config.hidden_size
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process loads the weights itself, onto its own device, if it needs them at all.
+        # Another process loads the weights itself, onto its own device, and only if it needs them.
         return {name: value for name, value in self.__dict__.items() if name != "_encoder"}
 
     @cached_property
     def max_length(self) -> int:
-        """Most tokens of a text, special tokens included."""
+        """Maximum number of tokens of a text, including special tokens."""
         allowed = [self._tokenizer.model_max_length, getattr(self._text_config, "max_position_embeddings", None)]
-        # Encoders without positions of their own have none, or a number that is no length.
+        # Encoders without position embeddings have no limit, or a value that is not a length.
         most = min(n for n in allowed if n is not None and n > 0)
         wanted = self._max_length or self._files.max_length
         return int(most if wanted is None else min(wanted, most))
 
     @cached_property
     def identity(self) -> str:
-        """A fingerprint, 32 hexadecimal digits, of all that decides a vector.
+        """A fingerprint, 32 hexadecimal digits, of everything that determines a vector.
 
-        These are the contents of the encoder's weights, its configuration and tokenizer, the layers in use, pooling,
-        normalisation, `max_length`, and whether texts are lower-cased. The encoder's name and folder, the device and
-        the batch size are no part of it.
+        It covers the contents of the encoder's weights, its configuration and tokenizer, the layers in use, pooling,
+        normalisation, `max_length` and lower-casing. It does not cover the encoder's name and folder, the device and
+        the batch size.
 
         Raises:
             OSError: there are no safetensors files.
@@ -142,7 +143,7 @@ class TextVectorizer:
         return xxhash.xxh3_128_hexdigest(settings_json(facts, sort_keys=True).encode())
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """The vectors of some texts, float16 (texts, size), in their order. Texts may repeat; each is encoded once.
+        """Returns the vectors of some texts, float16 (texts, size), in their order. Repeated texts are encoded once.
 
         Raises:
             ValueError: a text is not a string, or its vector is not finite.
@@ -159,12 +160,12 @@ class TextVectorizer:
             with progress_bar(total=len(missing), desc="encoding texts", leave=False, disable=is_short) as bar:
                 for start in range(0, len(missing), _TEXTS_AT_ONCE):
                     part = missing[start : start + _TEXTS_AT_ONCE]
-                    # Another process may have encoded them since.
+                    # Reads again, because another process may have encoded them since.
                     new = cache.read(keys, vectors, part)
                     bar.update(len(part) - len(new))
                     if len(new):
                         cache.add(keys[new], self._encode([texts[i] for i in new.tolist()], bar.update))
-                        # What another process has written meanwhile stays, and is what later calls will read.
+                        # If another process has added a vector first, that one stays; later calls return it, too.
                         cache.read(keys, vectors, new)
         source = first[inverse]
         repeated = np.flatnonzero(source != np.arange(len(source)))
@@ -172,24 +173,24 @@ class TextVectorizer:
         return vectors
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """The vectors of texts that were encoded before, by their keys.
+        """Looks up the vectors of texts that were encoded before, by their keys.
 
         Args:
-            keys: int64 (texts,), as `flip_hf.data.text_features.text_key` makes them.
+            keys: int64 (texts,), from `flip_hf.data.text_features.text_key`.
 
         Returns:
             float16 (texts, size).
 
         Raises:
-            OSError: the cache does not hold one of them, or can't be read.
+            OSError: a key is not in the cache, or the cache can't be read.
         """
         distinct, inverse = np.unique(keys, return_inverse=True)
         vectors = np.empty((len(distinct), self.size), np.float16)
         with self._cache() as cache:
             if number := len(cache.read(distinct, vectors, np.arange(len(distinct)))):
                 raise OSError(
-                    f"{self._cache_path}: the vectors of {number} texts are no longer in the cache; encode the rows "
-                    "that they belong to again"
+                    f"{self._cache_path}: the vectors of {number} texts are no longer in the cache; encode their rows "
+                    "again"
                 )
         return vectors[inverse]
 
@@ -201,15 +202,15 @@ class TextVectorizer:
         return VectorCache(self._cache_path, self.size)
 
     def _encode(self, texts: list[str], done: Callable[[int], object]) -> np.ndarray:
-        """The vectors of texts, float16 (texts, size); `done` is told of each batch."""
+        """Computes the vectors of texts, float16 (texts, size); calls `done` with the size of each batch."""
         tokens = self._tokenize(texts)
         lengths = np.array([len(ids) for ids in tokens])
-        # The longest first: what does not fit into memory does not fit at once.
+        # Longest first, so that running out of memory shows in the first batch.
         order = np.argsort(-lengths, kind="stable")
         vectors = np.empty((len(texts), self.size), np.float16)
         encoder, device, pool = self._encoder, self._encoder.device, VECTOR_POOLING[self.pooling]
         padding = self._tokenizer.pad_token_id or 0
-        # One context for all batches: it keeps the weights that it has rounded.
+        # One context for all batches, because it caches the weights that it has rounded.
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=computes_bf16()):
             for start in range(0, len(order), self.batch_size):
                 rows = order[start : start + self.batch_size]
@@ -233,13 +234,13 @@ class TextVectorizer:
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if self._files.lower_case:
             texts = [text.lower() for text in texts]
-        # An encoder must read something.
+        # A text without tokens becomes a single padding token, because an encoder needs some input.
         nothing = [self._tokenizer.pad_token_id or 0]
         return [encoded.ids or nothing for encoded in self._backend.encode_batch_fast(texts)]
 
     @cached_property
     def _tokenizer(self) -> Any:
-        # The configuration tells which class of tokenizer it is where the tokenizer's own files don't.
+        # If the tokenizer's own files do not name its class, the configuration does.
         files = self._files
         config = FlipConfig() if files.flip_config is not None else files.text_config
         tokenizer = load_tokenizer(str(files.folder), {}, {}, config)
@@ -249,7 +250,7 @@ class TextVectorizer:
 
     @cached_property
     def _backend(self) -> Tokenizer:
-        """What transformers would call, without what it makes of each text beside the tokens."""
+        """The tokenizers backend, which is faster than calling the transformers tokenizer around it."""
         backend = _without_lengths(self._tokenizer)
         backend.enable_truncation(self.max_length, direction=self._tokenizer.truncation_side)
         return backend
@@ -257,13 +258,13 @@ class TextVectorizer:
     @cached_property
     def _encoder(self) -> Any:
         folder = str(self._files.folder)
-        # On a CPU, half precision in the file would be half precision in every layer.
+        # Without it, a half-precision file would make every layer compute in half precision on a CPU.
         settings: dict[str, Any] = {"dtype": torch.float32}
         if (config := self._files.flip_config) is not None:
             encoder = FlipModel.from_pretrained(folder, config=config, **settings).text_model
         else:
             encoder = load_text_encoder(folder, self._text_config, **settings)
-        # Decoders would keep what they need to write on.
+        # Decoders would otherwise keep keys and values for generation.
         encoder.config.use_cache = False
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return encoder.eval().to(accelerator or "cpu")
@@ -272,12 +273,12 @@ class TextVectorizer:
 def _local_folder(encoder: str) -> Path:
     path = Path(resolve_pretrained(encoder))
     if not path.is_dir():
-        raise FetchError(f"the text encoder {encoder!r} is on the Hub; run `hf download {encoder}`, which fetches it")
+        raise FetchError(f"the text encoder {encoder!r} is on the Hub; fetch it with `hf download {encoder}`")
     return path
 
 
 def _without_lengths(tokenizer: Any) -> Tokenizer:
-    """A copy of a tokenizer that neither cuts nor pads: a saved one may do both, and calls change it."""
+    """Copies a tokenizer without truncation and padding, which a saved one may do and calls may change."""
     copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     copy.no_truncation()
     copy.no_padding()
@@ -295,11 +296,11 @@ def _keys(texts: Sequence[str]) -> np.ndarray:
         try:
             keys[i] = text_key(text)
         except UnicodeEncodeError as error:
-            raise ValueError(f"text {i}, {text!r:.80}, is not Unicode ({error.reason})") from error
+            raise ValueError(f"text {i}, {text!r:.80}, is not valid Unicode ({error.reason})") from error
     return keys
 
 
 def make_source(features: TextFeatures) -> TextVectorizer:
-    """What encodes the texts of some text features."""
+    """Creates the encoder of some text features."""
     assert features.encoder is not None
     return TextVectorizer(features.encoder, text_layers=features.text_layers)

@@ -1,4 +1,4 @@
-"""The vectors of text towers, each computed once: for serving without the encoder, and for an index."""
+"""Vectors of text towers, each computed once: for serving without the text encoder, and for an index."""
 
 import threading
 from collections import OrderedDict
@@ -20,9 +20,9 @@ _SAMPLED_NUMBERS = 64
 
 
 def can_encode_apart(model: FlipForCTR) -> bool:
-    """Whether a model has text towers, and its text encoder lies on one device.
+    """Whether a model has text towers and its text encoder is on one device.
 
-    Otherwise accelerate brings weights and inputs together during the model's own forward only.
+    Otherwise accelerate brings weights and inputs together only during the model's own forward.
     """
     if model.config.text_towers is None or model.config.mode == "id":
         return False
@@ -31,15 +31,15 @@ def can_encode_apart(model: FlipForCTR) -> bool:
 
 
 class TowerVectors:
-    """The vectors of the texts that a model's towers read; those of the texts used last are kept in memory.
+    """Computes the vectors of the texts that a model's towers read, and keeps the most recently used in memory.
 
-    A text is known by its token ids, so all rows that show the same text of a user or an item share one vector. Threads
-    may share the object.
+    A text is identified by its token ids, so all rows with the same text of a user or an item share one vector. The
+    object is thread-safe.
 
     Args:
-        model: a `FlipForCTR` of which `can_encode_apart` is true. Encoding puts it into evaluation mode.
-        processor: the model's.
-        max_texts: the most texts whose vectors are kept, 4 bytes a number; 0 keeps none.
+        model: a `FlipForCTR` for which `can_encode_apart` is true. Encoding switches it to evaluation mode.
+        processor: the model's processor.
+        max_texts: maximum number of texts whose vectors are kept, at 4 bytes per number; 0 keeps none.
     """
 
     def __init__(self, model: FlipForCTR, processor: FlipProcessor, max_texts: int) -> None:
@@ -49,7 +49,7 @@ class TowerVectors:
         self._collator = FlipCTRCollator(processor, "text", text_towers=model.config.text_towers)
         text_config: Any = model.config.text_config
         self._size: int = text_config.hidden_size
-        # The least recently used text comes first. The system gives the array memory where vectors are written to it.
+        # Least recently used first. The operating system allocates pages of the array only when they are written.
         self._slots: OrderedDict[bytes, int] = OrderedDict()
         self._kept = np.empty((max_texts, self._size), np.float32)
         self._versions: list[tuple[int, int]] = []
@@ -57,22 +57,22 @@ class TowerVectors:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process encodes texts itself.
+        # Another process encodes its texts itself.
         return {"model": self._model, "processor": self._processor, "max_texts": self.max_texts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
     def __len__(self) -> int:
-        """Texts whose vectors are kept."""
+        """Number of texts whose vectors are kept."""
         return len(self._slots)
 
     @torch.no_grad()
     def forget_if_changed(self) -> None:
-        """Drops all vectors if the weights of the text encoder have changed. Call it before you score rows."""
+        """Drops all vectors if the weights of the text encoder have changed. Call it before scoring rows."""
         weights = [p.detach() for p in self._model.flip.text_model.parameters()]
-        # PyTorch counts the changes of a tensor, except those by fused optimizers and in inference mode. An optimizer
-        # changes the first numbers of one weight or another in each step.
+        # PyTorch counts the in-place changes of a tensor, except those by fused optimizers and in inference mode. The
+        # sample covers these: an optimizer step changes the first numbers of at least one weight.
         versions = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
         sample = torch.cat([w.flatten()[:_SAMPLED_NUMBERS] for w in weights]).cpu()
         with self._lock:
@@ -82,7 +82,7 @@ class TowerVectors:
 
     @torch.no_grad()
     def of_rows(self, rows: Any, tower: str, batch_size: int) -> np.ndarray:
-        """What `CTRPredictionPipeline.tower_vectors` returns; arguments and errors are its own."""
+        """Implements `CTRPredictionPipeline.tower_vectors`; arguments and errors as there."""
         place = place_of_tower(tower, self._model.config)
         names = self._collator.towers[tower] if self._collator.towers is not None else []
         fields = [field for field in self._processor.fields if field.name in names]
@@ -98,7 +98,7 @@ class TowerVectors:
         return result
 
     def with_vectors(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch with `tower_vectors` in place of its texts; a batch without texts stays as it is."""
+        """Replaces the texts of a batch with `tower_vectors`; a batch without texts is returned as it is."""
         if "input_ids" not in batch:
             return batch
         ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -107,7 +107,7 @@ class TowerVectors:
         return rest | {"tower_vectors": torch.from_numpy(found).unflatten(0, ids.shape[:2])}
 
     def _find(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, batch_size: int) -> np.ndarray:
-        """The vectors of texts, int64 (texts, T) twice -> float32 (texts, C); unknown ones are encoded in batches."""
+        """The vectors of texts, int64 (texts, T) twice -> float32 (texts, C); encodes unknown texts in batches."""
         lengths, multiple = attention_mask.sum(dim=1).numpy(), self._collator.pad_to_multiple_of
         number_of_key: dict[bytes, int] = {}
         numbers = np.empty(len(input_ids), np.int64)
@@ -119,7 +119,7 @@ class TowerVectors:
         keys, rows = list(number_of_key), np.array(firsts, np.int64)
         vectors = np.empty((len(keys), self._size), np.float32)
         new = self._read(keys, vectors)
-        # Texts of like length share a batch.
+        # Texts of similar length share a batch.
         for part in _batches(new[np.argsort(lengths[rows[new]], kind="stable")], batch_size):
             length = -(-int(lengths[rows[part]].max()) // multiple) * multiple
             vectors[part] = self._encode(input_ids[rows[part], :length], attention_mask[rows[part], :length])
@@ -129,7 +129,7 @@ class TowerVectors:
 
     def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> np.ndarray:
         if self._model.training:
-            # The caller may go on training it between two calls.
+            # The caller may have trained it between two calls.
             self._model.eval()
         device = self._model.flip.text_model.device
         vectors = self._model.flip.encode_texts(input_ids.to(device), attention_mask.to(device))
@@ -137,7 +137,7 @@ class TowerVectors:
         return result
 
     def _read(self, keys: Sequence[bytes], vectors: np.ndarray) -> np.ndarray:
-        """Writes the vectors that are kept to an array, and returns the places of the others, int64."""
+        """Copies the kept vectors into an array, and returns the indices of the other keys, int64."""
         with self._lock:
             slots = np.array([self._slots.get(key, -1) for key in keys], np.int64)
             is_kept = slots >= 0
@@ -151,7 +151,7 @@ class TowerVectors:
         with self._lock:
             for key, vector in zip(keys[first:], vectors[first:], strict=True):
                 if key in self._slots:
-                    # Another thread has encoded it meanwhile.
+                    # Another thread has encoded the text in the meantime.
                     continue
                 slot = len(self._slots)
                 if slot == self.max_texts:
@@ -161,7 +161,7 @@ class TowerVectors:
 
 
 def _keys(input_ids: np.ndarray, lengths: np.ndarray) -> list[bytes]:
-    """The token ids of each text without its padding."""
+    """The token ids of each text, without padding, as bytes."""
     width = 4 * input_ids.shape[1]
     held = input_ids.astype(np.int32).tobytes()
     return [held[width * i : width * i + 4 * length] for i, length in enumerate(lengths.tolist())]

@@ -1,4 +1,4 @@
-"""The two towers of FLIP, side by side."""
+"""FlipModel: the two towers of FLIP side by side."""
 
 from typing import Any, TypeAlias
 
@@ -22,11 +22,11 @@ from flip_hf.pretrained_model import FlipPreTrainedModel
 _TABULAR_PARTS = ("feature_embeddings", "field_pooling", "vector_projection", "backbone")
 
 OutputHiddenStates: TypeAlias = bool | int | list[int] | None
-"""All hidden states, some by their numbers, or what the configuration says."""
+"""Whether to return all hidden states, the indices of those to return, or None to follow the configuration."""
 
 
 class FlipModel(FlipPreTrainedModel):
-    """The two towers: an ID-based model over the tabular view, a text encoder over the textual view."""
+    """The two towers: an ID-based model for the tabular view, a text encoder for the textual view."""
 
     unused_parameters = ("objectives.", "text_head.", "fusion.")
 
@@ -67,7 +67,7 @@ class FlipModel(FlipPreTrainedModel):
                 text_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
             self.text_model = text_model
             if getattr(self.text_model, "pooler", None) is not None:
-                # Nothing reads it, and distributed training stops at parameters without gradients.
+                # Nothing reads the pooler, and distributed training stops at parameters without gradients.
                 self.text_model.pooler = None
         absent = {"joint": (), "id": ("text_model",), "text": _TABULAR_PARTS}
         self._keys_to_ignore_on_load_unexpected: Any = [rf"^(flip\.)?{part}\." for part in absent[config.mode]]
@@ -81,7 +81,7 @@ class FlipModel(FlipPreTrainedModel):
 
     @property
     def text_size(self) -> int:
-        """Width of the pooled text: the text encoder's, once for each of the towers."""
+        """Width of the pooled text: the text encoder's width, times the number of text towers."""
         text_config: Any = self.config.text_config
         size: int = text_config.hidden_size
         return size if self.config.text_towers is None else size * len(self.config.text_towers)
@@ -89,7 +89,7 @@ class FlipModel(FlipPreTrainedModel):
     def encode_tabular(
         self, feature_ids: torch.Tensor, vectors: Vectors = None, vector_places: torch.Tensor | None = None
     ) -> FlipModelOutput:
-        """The tabular tower: int64 (B, P) -> its parts of FlipModelOutput; the rest as in `forward`."""
+        """Runs the tabular tower: int64 (B, P) -> its parts of FlipModelOutput; the rest as in `forward`."""
         assert self.feature_embeddings is not None and self.field_pooling is not None and self.backbone is not None
         features = self.feature_embeddings(feature_ids)  # (B, P, D), or wider
         if self.vector_projection is not None:
@@ -98,7 +98,7 @@ class FlipModel(FlipPreTrainedModel):
                     f"fields have vectors: vectors and vector_places are needed; {self.collator} makes them"
                 )
             added = self.vector_projection(feature_ids, vectors, vector_places)  # (B, P, D)
-            # What a table holds beyond the embedding gets nothing.
+            # Columns of the table beyond the embedding (first-order weights) get nothing added.
             features = features + F.pad(added, (0, features.shape[-1] - added.shape[-1]))
         embeddings = self.field_pooling(features, feature_ids)  # (B, F, D)
         representation, logits = self.backbone(embeddings)
@@ -116,16 +116,16 @@ class FlipModel(FlipPreTrainedModel):
         output_hidden_states: OutputHiddenStates = None,
         output_attentions: bool | None = None,
     ) -> FlipModelOutput:
-        """The textual tower: int64 (B, T) twice -> its parts of FlipModelOutput; the rest as in `forward`."""
+        """Runs the textual tower: int64 (B, T) twice -> its parts of FlipModelOutput; the rest as in `forward`."""
         towers = self.config.text_towers
         if towers is not None:
             if input_ids.shape[1:-1] != (len(towers),) or attention_mask.shape != input_ids.shape:
                 raise ValueError(
-                    f"text_towers read texts cut apart, input_ids and attention_mask (B, {len(towers)}, T), not "
-                    f"{tuple(input_ids.shape)} and {tuple(attention_mask.shape)}; "
+                    f"with text_towers, input_ids and attention_mask must have the shape (B, {len(towers)}, T), but "
+                    f"have {tuple(input_ids.shape)} and {tuple(attention_mask.shape)}; "
                     "FlipCTRCollator.from_model(processor, model) makes them"
                 )
-            # To the text encoder each part is a text of its own: none sees another, and each has positions from 0.
+            # The text encoder reads each part as a text of its own: no part sees another, and positions start at 0.
             input_ids, attention_mask = input_ids.flatten(0, 1), attention_mask.flatten(0, 1)
         output = self._read(input_ids, attention_mask, output_hidden_states, output_attentions)
         states = output.last_hidden_state  # (B, T, C)
@@ -141,7 +141,7 @@ class FlipModel(FlipPreTrainedModel):
         )
 
     def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """One vector for each text, whichever tower it is for: int64 (texts, T) twice -> float (texts, C)."""
+        """Encodes texts of any tower, one vector each: int64 (texts, T) twice -> float (texts, C)."""
         states = self._read(input_ids, attention_mask).last_hidden_state
         return TEXT_POOLING[self.config.text_pooling](states, attention_mask)
 
@@ -152,22 +152,24 @@ class FlipModel(FlipPreTrainedModel):
         output_hidden_states: OutputHiddenStates = None,
         output_attentions: bool | None = None,
     ) -> Any:
-        """The text encoder's output of texts, int64 (texts, T) twice."""
+        """Runs the text encoder on texts, int64 (texts, T) twice, and returns its output."""
         asked: dict[str, Any] = {}
         for name, value in (("output_hidden_states", output_hidden_states), ("output_attentions", output_attentions)):
-            # What neither the call nor this configuration asks for is left to the text encoder's own configuration.
+            # If neither the call nor this configuration asks for them, the text encoder's own configuration decides.
             if value is not None or getattr(self.config, name):
                 asked[name] = True if value is None else value
         return self.text_model(input_ids=input_ids, attention_mask=attention_mask, **asked)
 
     def _known_text(self, tower_vectors: torch.Tensor) -> FlipModelOutput:
-        """What `encode_text` says of texts whose towers' vectors are known: float (B, towers, C)."""
+        """The result of `encode_text` for texts whose tower vectors are known: float (B, towers, C)."""
         if self.config.text_towers is None:
-            raise ValueError("tower_vectors need text_towers; give this model input_ids and attention_mask")
+            raise ValueError("tower_vectors need text_towers; pass input_ids and attention_mask to this model instead")
         text_config: Any = self.config.text_config
         shape = len(self.config.text_towers), text_config.hidden_size
         if tower_vectors.shape[1:] != shape:
-            raise ValueError(f"tower_vectors are (B, {shape[0]}, {shape[1]}) here, not {tuple(tower_vectors.shape)}")
+            raise ValueError(
+                f"tower_vectors must have the shape (B, {shape[0]}, {shape[1]}), but have {tuple(tower_vectors.shape)}"
+            )
         return FlipModelOutput(text_representation=tower_vectors.to(self.dtype).flatten(1))
 
     @can_return_tuple  # type: ignore[untyped-decorator]
@@ -189,16 +191,16 @@ class FlipModel(FlipPreTrainedModel):
             feature_ids: int64 (B, P); needed unless the mode is "text".
             input_ids: int64 (B, T), with `text_towers` (B, towers, T); needed unless the mode is "id".
             attention_mask: int64 of the same shape, 1 on tokens and 0 on padding; needed with `input_ids`.
-            output_hidden_states: whether to return the text encoder's hidden states, or the numbers of those to return;
-                by default what the configuration says.
-            output_attentions: whether to return its attention weights, which need `attn_implementation="eager"`; by
-                default what the configuration says.
-            vectors: for each field that owns vectors the distinct ones of the batch, float (1, vectors, size); needed
-                where fields have vectors, unless the mode is "text".
-            vector_places: int64 (B, P), for each position which of its field's vectors it holds, -1 for none; needed
+            output_hidden_states: whether to return the text encoder's hidden states, or the indices of those to return;
+                by default the configuration decides.
+            output_attentions: whether to return its attention weights, which needs `attn_implementation="eager"`; by
+                default the configuration decides.
+            vectors: for each field that owns vectors, the distinct vectors of the batch, float (1, vectors, size);
+                needed if fields have vectors, unless the mode is "text".
+            vector_places: int64 (B, P), for each position the index of its vector in `vectors`, -1 for none; needed
                 with `vectors`.
-            tower_vectors: with `text_towers`, the vectors of the towers' texts, float (B, towers, C), in place of
-                `input_ids` and `attention_mask`: the text encoder is not called.
+            tower_vectors: with `text_towers`, the vectors of the towers' texts, float (B, towers, C), instead of
+                `input_ids` and `attention_mask`; the text encoder is then not called.
         """
         parts: dict[str, Any] = {}
         if self.config.mode != "text":

@@ -1,4 +1,4 @@
-"""Vectors of texts on disk: an SQLite file that several processes may read and write at once."""
+"""A cache of text vectors on disk: an SQLite file that several processes can read and write at once."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ import numpy as np
 import xxhash
 from filelock import FileLock
 
-# SQLite before 3.32 takes 999 values in a statement.
+# SQLite before 3.32 allows 999 parameters in a statement.
 _KEYS_IN_A_QUERY = 900
-# Another process that writes holds the file for one transaction.
+# Maximum number of seconds to wait for another process, which locks the file for one transaction at a time.
 _LOCKED_S = 120.0
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
@@ -21,8 +21,8 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 class VectorCache:
     """Float16 vectors by 64-bit keys, in one SQLite file. Use it as a context manager.
 
-    Each `add` is a transaction: a crash loses at most the one that was being written. The file is in SQLite's WAL mode,
-    so it must be on a file system of this machine.
+    Each `add` is one transaction; a crash loses at most the current one. The file must be on a local file system,
+    because it is in SQLite's WAL mode.
 
     Args:
         path: the file. It is created, with its folder, if it is missing.
@@ -40,7 +40,7 @@ class VectorCache:
             if not path.exists():
                 _create(path)
             self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_LOCKED_S)
-            # A power failure may then lose transactions, but never damages the file.
+            # With this setting a power failure may lose transactions, but never damages the file.
             self._connection.execute("PRAGMA synchronous = NORMAL")
 
     def __enter__(self) -> Self:
@@ -52,12 +52,12 @@ class VectorCache:
         self._connection.close()
 
     def read(self, keys: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Writes the cached vectors of some rows into an array.
+        """Copies the cached vectors of some rows into an array.
 
         Args:
-            keys: int64 (texts,), the key of each row.
-            vectors: float16 (texts, size), written to.
-            rows: int64 (rows,), the rows that are wanted.
+            keys: int64 (texts,), the key of each text.
+            vectors: float16 (texts, size), the array to write to.
+            rows: int64 (rows,), indices of the wanted texts.
 
         Returns:
             Those of `rows` that are not in the cache, in the same order.
@@ -70,12 +70,12 @@ class VectorCache:
             part = rows[start : start + _KEYS_IN_A_QUERY]
             row_of = dict(zip(keys[part].tolist(), part.tolist(), strict=True))
             marks = ",".join("?" * len(row_of))
-            # Only question marks are put into the statement.
+            # Only question marks are inserted into the statement.
             query = f"SELECT key, vector, checksum FROM vectors WHERE key IN ({marks})"  # nosec B608
             with _errors_of(self._path):
                 found = self._connection.execute(query, list(row_of)).fetchall()
             if any(len(v) != 2 * self._size or _checksum(k, v) != check for k, v, check in found):
-                raise OSError(_damaged(self._path, "a vector is not what was written"))
+                raise OSError(_damaged(self._path, "the checksum of a vector is wrong"))
             if found:
                 read = [row_of.pop(key) for key, _, _ in found]
                 vectors[read] = np.frombuffer(b"".join(v for _, v, _ in found), np.float16).reshape(-1, self._size)
@@ -83,7 +83,7 @@ class VectorCache:
         return np.concatenate(missing)
 
     def add(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Adds vectors in one transaction; of a key that is there already the old vector stays.
+        """Adds vectors in one transaction. A key that is there already keeps its vector.
 
         Args:
             keys: int64 (texts,).
@@ -103,7 +103,7 @@ def _create(path: Path) -> None:
         # Another process may have created it meanwhile.
         if path.exists():
             return
-        # Whole or not at all: a file without its table would count as damaged.
+        # Created under another name and renamed, because a file without its table would count as damaged.
         partial = path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         with closing(sqlite3.connect(partial)) as connection:
@@ -120,20 +120,21 @@ def _checksum(key: int, vector: bytes) -> int:
 
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
-    """Context manager that names the file in SQLite's errors."""
+    """Context manager that adds the file's name to SQLite's errors."""
     try:
         yield
     except sqlite3.Error as error:
-        # The lowest byte is the kind of the error.
+        # The lowest byte is the kind of error.
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
             raise OSError(_damaged(path, str(error))) from error
         raise OSError(
-            f"{path}: the cache of text vectors can't be used ({error}); set FLIP_HF_CACHE to a folder of this machine "
-            "that can be written to"
+            f"{path}: the cache of text vectors can't be used ({error}); set FLIP_HF_CACHE to a writable "
+            "folder of this machine"
         ) from error
 
 
 def _damaged(path: Path, reason: str) -> str:
     return (
-        f"{path}: the cache of text vectors is damaged ({reason}); delete the file, and the vectors are computed again"
+        f"{path}: the cache of text vectors is damaged ({reason}); delete the file, and the vectors will be computed "
+        "again"
     )

@@ -309,7 +309,7 @@ def test_only_what_a_collator_reads_is_compared(processor):
 
 def test_fields_of_another_order_or_setting_are_named(processor):
     check_fields(processor.fields, list(processor.fields))
-    advice = "Load both from one folder, and after processor.extend resize the model and save both"
+    advice = "Load both from the same folder. After processor.extend, resize the model and save both"
     two = [FieldConfig("a", num_features=4), FieldConfig("b", num_features=5, max_tokens=7)]
     assert message_of(check_fields, two, two[::-1]) == (
         "the processor's fields are not the model's: the processor has 'a', 'b' and the model 'b', 'a'. " + advice

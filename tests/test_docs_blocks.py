@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from transformers import pipeline
 
-from flip_hf import FlipForCTR
+from flip_hf import FlipForCTR, FlipProcessor
 from flip_hf.cli import COMMANDS, main
 from flip_hf.fetch import minilm
 from flip_hf.runs.parsing import parse_run
@@ -56,7 +55,7 @@ def _offline(monkeypatch):
 
 @pytest.fixture
 def names(ctr_folder, click_rows, tmp_path, monkeypatch):
-    """What the pages take as given: two imports, a finetuned model, its rows, training rows, an encoder."""
+    """What the pages take as given: a finetuned model and its rows, training rows, a processor, an encoder."""
     monkeypatch.chdir(tmp_path)
     place = tmp_path / "runs" / "flip"
     place.mkdir(parents=True)
@@ -72,8 +71,9 @@ def names(ctr_folder, click_rows, tmp_path, monkeypatch):
         }
     )
     rows = pd.DataFrame(click_rows).head(4).to_dict("records")
-    given = {"FlipForCTR": FlipForCTR, "pipeline": pipeline}
-    return {**given, "folder": str(ctr_folder), "rows": rows, "train": train, "encoder": minilm()}
+    processor = FlipProcessor.fit(train, ["user_id", "title"], minilm(), label="label")
+    given = {"FlipForCTR": FlipForCTR, "folder": str(ctr_folder), "rows": rows}
+    return {**given, "train": train, "processor": processor, "encoder": minilm()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

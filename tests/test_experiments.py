@@ -37,7 +37,6 @@ TABLE = {
     "splits": ["random"],
     "seeds": 2,
     "pictures": ["Plain", "Both"],
-    "headline": ["Plain", "Mean", "Both"],
     "rows": {
         "Mean": ["plain", "words"],
         "Plain": "plain",
@@ -49,6 +48,26 @@ TABLE = {
         },
     },
     "compare": {"Both": ["Plain", "Mean"]},
+}
+SUMMARY = {
+    "chart": [
+        {
+            "title": "Random split",
+            "split": "random",
+            "rows": {"Plain": ["one", "Plain"], "Averaged": ["one", "Mean"], "Joint": ["one", "Both"]},
+        }
+    ],
+    "findings": [
+        {
+            "topic": "Both towers",
+            "table": "one",
+            "split": "random",
+            "pairs": [
+                {"rows": ["Both", "Plain"], "names": ["Joint", "Plain"]},
+                {"rows": ["Plain", "Both"], "names": ["Plain", "Joint"]},
+            ],
+        }
+    ],
 }
 NUM_ROWS = 60
 LABELS = (np.arange(NUM_ROWS) % 3 == 0).astype(np.float32)
@@ -74,11 +93,11 @@ def workplace(tmp_path, monkeypatch):
     """The modules over folders of the test's own, and the jobs that they asked for."""
     monkeypatch.syspath_prepend(str(FOLDER))
     modules = {}
-    for name in ("click_data", "experiments", "run", "report"):
+    for name in ("click_data", "experiments", "measures", "summary", "run", "report"):
         monkeypatch.delitem(sys.modules, name, raising=False)
         modules[name] = importlib.import_module(name)
         monkeypatch.setitem(sys.modules, name, modules[name])
-    _, experiments, run, report = modules.values()
+    experiments, run, report = (modules[name] for name in ("experiments", "run", "report"))
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "one.yaml").write_text(yaml.safe_dump(TABLE, sort_keys=False))
     (tmp_path / "models.yaml").write_text(yaml.safe_dump(MODELS))
@@ -92,7 +111,7 @@ def workplace(tmp_path, monkeypatch):
         monkeypatch.setattr(run, f"{name.upper()}_FILE", tmp_path / "results" / f"{name}.jsonl")
     monkeypatch.setattr(run, "rows_of", lambda run, places: rows())
     (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text("Before.\n\n" + "\n\nold\n\n".join(report.PLACE) + "\n\nAfter.\n")
+    (tmp_path / "summary.yaml").write_text(yaml.safe_dump({"chart": [], "findings": []}))
     asked = []
 
     def run_jobs(jobs, processes, when_done):
@@ -194,7 +213,7 @@ def test_a_student_follows_its_teacher(workplace):
     (folder / "models.yaml").write_text(yaml.safe_dump({**MODELS, "plain": student}))
     wide = {"model.options.embedding_dim": 64}
     row = {"model": "plain", "first": wide, "last": {"training.max_steps": 5}, "teacher": {"training.max_steps": 7}}
-    table = {**TABLE, "seeds": 1, "rows": {"Student": row}, "compare": {}, "pictures": [], "headline": []}
+    table = {**TABLE, "seeds": 1, "rows": {"Student": row}, "compare": {}, "pictures": []}
     (folder / "tables" / "one.yaml").write_text(yaml.safe_dump(table))
     run.main()
     found = find_run(experiments, row, "random", 0)
@@ -395,35 +414,91 @@ def test_the_report_says_what_the_records_say(workplace, monkeypatch):
         }
         test_within = paired_t(np.subtract(within["both"], within["plain"]), 1 / 8)
         gained += [f"{test_within.difference:+.4f}", f"{test_within.p:.4f}"]
-    line = re.search(r"^\| Both over Plain \| 2 \| (.*) \|$", text, re.MULTILINE)[1].split(" | ")
+    line = re.search(r"^\| Both vs. Plain \| 2 \| (.*) \|$", text, re.MULTILINE)[1].split(" | ")
     assert line[:3] == [f"{test.difference:+.4f}", f"{test.low:+.4f} to {test.high:+.4f}", f"{test.p:.4f}"]
     assert line[-4:] == gained
-    assert "| comparison | seeds | AUC | 95% interval | p | rows, +/- | LogLoss | p | GAUC | p | UAUC | p |" in text
+    assert "| first vs. second | seeds | AUC | 95% CI | p | DeLong +/- | LogLoss | p | GAUC | p | UAUC | p |" in text
     assert "| model | AUC | LogLoss | GAUC | UAUC | ECE | seeds | minutes |" in text
     # Seven users of 60 rows, of whom one has no training row; no item is unseen.
-    assert "| AUC on rows of | unseen user (8 of seed 0) | " in text
-    on_slices = re.search(r"^\| UAUC on rows of \|.*\| seen \(52 of seed 0\) \|\n.*\n(.*)", text, re.MULTILINE)[1]
+    assert "| AUC on slice | unseen user (8 rows, seed 0) | " in text
+    on_slices = re.search(r"^\| UAUC on slice \|.*\| seen \(52 rows, seed 0\) \|\n.*\n(.*)", text, re.MULTILINE)[1]
     assert on_slices.startswith("| Mean | ")
     assert re.search(r"\| 0\.\d{4} \|$", on_slices)
     for picture in ("calibration-one-random", "learning-one-random"):
         assert (folder / "docs" / "results" / f"{picture}.png").stat().st_size > 5_000
         assert f"(results/{picture}.png)" in text
-    assert "Fewer than" not in text
-    readme = (folder / "README.md").read_text()
-    assert readme.startswith(
-        f"Before.\n\n{report.PLACE[0]}\n\nA table:\n\n| model | AUC, random split | over Plain | seeds |\n"
-    )
-    assert readme.endswith(f" | 2 |\n\n{report.PLACE[1]}\n\nAfter.\n")
-    assert (
-        f"\n| Both | {np.mean(aucs['both']):.4f} ± {reach:.4f} | {test.difference:+.4f} (p {test.p:.4f}) | 2 |"
-        in readme
-    )
-    assert re.search(r"^\| Plain \| 0\.\d{4} ± 0\.\d{4} \|  \| 2 \|$", readme, re.MULTILINE)
-    assert "old" not in readme
-    assert "Wide" not in readme, "it is not of the headline"
+    assert "fewer than 2 recorded seeds" not in text
     # Two minutes and five seconds for each of two stages.
     assert re.search(r"^\| Both \|.* \| 2 \| 4.2 \|$", text, re.MULTILINE)
     assert "## Machines\n\n- A CPU, 1 threads a run, bf16; torch 2.13.0, transformers 5.23.0: 12 runs\n" in text
+
+
+def test_what_readers_see_first_is_computed_from_the_records(workplace, monkeypatch):
+    *_, run, report, _, folder = workplace
+    (folder / "summary.yaml").write_text(yaml.safe_dump(SUMMARY, sort_keys=False))
+    readme = folder / "README.md"
+    readme.write_text('Before.\n\n<img src="docs/pictures/results-light.svg" alt="Old.">\n\nAfter.\n')
+    monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
+    report.main()
+    text, pictures = (folder / "docs" / "results.md").read_text(), folder / "docs" / "pictures"
+    assert ("Both towers" in text, pictures.exists()) == (False, False), "there is no record yet"
+    monkeypatch.setattr(sys, "argv", ["run.py", "--runs", str(folder / "runs")])
+    run.main()
+    monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
+    report.main()
+    text = (folder / "docs" / "results.md").read_text()
+    aucs = {model: [auc(LABELS, logits(model, seed)) for seed in range(2)] for model in ("both", "plain")}
+    test = paired_t(np.subtract(aucs["both"], aucs["plain"]), 100 / 800)
+    assert test.p > 0.05
+    facts = f"{np.mean(aucs['both']):.4f} against {np.mean(aucs['plain']):.4f}; 2 seeds, p = {test.p:.4f}"
+    said = f"Joint does not differ significantly from Plain: {test.difference:+.4f} AUC ({facts})."
+    assert f"\n- **Both towers.** {said} Plain does not differ significantly from Joint: " in text
+    assert text.index("## Results in one minute") < text.index("## Contents") < text.index("\n## A table")
+    assert (
+        "- [How to read the tables](#how-to-read-the-tables)\n- [A table](#a-table)\n- [Machines](#machines)\n" in text
+    )
+    pages = {theme: (pictures / f"results-{theme}.svg").read_bytes() for theme in ("light", "dark")}
+    assert pages["light"] != pages["dark"]
+    words = re.search(r"^!\[(.*)\]\(pictures/results-light\.svg\)$", text, re.MULTILINE)[1]
+    assert words.startswith("Bar chart of test AUC. Random split: Plain 0.")
+    assert words.endswith(f", Joint {np.mean(aucs['both']):.4f}.")
+    assert readme.read_text() == f'Before.\n\n<img src="docs/pictures/results-light.svg" alt="{words}">\n\nAfter.\n'
+    report.main()
+    assert pages == {theme: (pictures / f"results-{theme}.svg").read_bytes() for theme in pages}
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        ([0.01, 0.011, 0.012], "A beats B by 0.0110 AUC (0.8110 against 0.8000; 3 seeds, p = 0.0027)."),
+        ([-0.01, -0.011, -0.012], "A is worse than B by 0.0110 AUC (0.7890 against 0.8000; 3 seeds, p = 0.0027)."),
+        ([0.01, 0.01, 0.01], "A beats B by 0.0100 AUC (0.8100 against 0.8000; 3 seeds, p < 0.0001)."),
+        (
+            [0.01, -0.01],
+            "A does not differ significantly from B: +0.0000 AUC (0.8000 against 0.8000; 2 seeds, p = 1.0000).",
+        ),
+        ([0.01], ""),
+    ],
+)
+def test_a_verdict_follows_from_the_test(workplace, over, said):
+    def records(values):
+        return {seed: {"split": "time", "result": {"test": {"auc": value}}} for seed, value in enumerate(values)}
+
+    summary = sys.modules["summary"]
+    assert summary.verdict(("A", "B"), records([0.8 + value for value in over]), records([0.8] * 3), {}) == said
+
+
+def test_a_summary_names_rows_that_there_are(workplace):
+    experiments, *_, folder = workplace
+    summary, tables = sys.modules["summary"], experiments.load_tables()
+    for changed, said in (
+        ({"table": "two"}, "there is no table 'two'"),
+        ({"pairs": [{"rows": ["Both", "Plane"], "names": ["a", "b"]}]}, "table 'one' has no row 'Plane'"),
+    ):
+        wrong = {**SUMMARY, "findings": [{**SUMMARY["findings"][0], **changed}]}
+        (folder / "summary.yaml").write_text(yaml.safe_dump(wrong))
+        with pytest.raises(ValueError, match=said):
+            summary.load_summary(tables)
 
 
 def test_cards_are_of_the_records(workplace, monkeypatch):
@@ -457,21 +532,19 @@ def test_a_table_of_what_was_tried_shows_validation_rows_alone(workplace, monkey
     monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
     report.main()
     text = (folder / "docs" / "results.md").read_text()
-    section = text[text.index("## What was tried") : text.index("## Machines")]
+    section = text[text.index("\n## What was tried") : text.index("\n## Machines")]
     assert "| model | AUC, validation | LogLoss, validation | ECE, validation | seeds | minutes |" in section
     assert "| Plain | 0.7500 ± 0.0000 | " in section
-    assert "AUC on rows of" not in section
-    assert "What was tried" not in (folder / "README.md").read_text()
+    assert "AUC on slice" not in section
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"shows": "validation"}, "compare, pictures and headline are of test rows"),
+        ({"shows": "validation"}, "compare and pictures need test rows"),
         ({"shows": "training"}, "shows 'training'; it must be 'test' or 'validation'"),
         ({"compare": {"Both": ["Plane"]}}, "names 'Plane', which are none of its rows"),
         ({"pictures": ["Wider"]}, "names 'Wider'"),
-        ({"headline": ["Plane"]}, "names 'Plane'"),
     ],
 )
 def test_a_table_must_hold_together(workplace, changed, said):
@@ -484,7 +557,6 @@ def test_a_table_must_hold_together(workplace, changed, said):
 def test_rows_are_compared_on_the_seeds_that_both_have(workplace, monkeypatch):
     experiments, run, report, _, folder = workplace
     table = {**TABLE, "splits": ["random", "time"], "rows": {"Plain": "plain", "Both": "both"}, "pictures": []}
-    table["headline"] = ["Plain", "Both"]
     (folder / "tables" / "one.yaml").write_text(
         yaml.safe_dump({**table, "compare": {"Both": ["Plain"]}}, sort_keys=False)
     )
@@ -495,35 +567,30 @@ def test_rows_are_compared_on_the_seeds_that_both_have(workplace, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
     report.main()
     over = [auc(LABELS, logits("both", seed)) - auc(LABELS, logits("plain", seed)) for seed in range(2)]
-    random, time = (folder / "docs" / "results.md").read_text().split("### Split: time")
-    assert re.search(rf"^\| Both over Plain \| 1 \| {re.escape(f'{over[0]:+.4f}')} \|  \|  \| ", random, re.MULTILINE)
-    assert "Fewer than 2 seeds are recorded of: Both." in random
+    random, time = (folder / "docs" / "results.md").read_text().split("### Time split")
+    assert re.search(rf"^\| Both vs. Plain \| 1 \| {re.escape(f'{over[0]:+.4f}')} \|  \|  \| ", random, re.MULTILINE)
+    assert "These rows have fewer than 2 recorded seeds: Both." in random
     # On the time split all seeds have the same rows.
     test = paired_t(over)
     assert (
-        f"| Both over Plain | 2 | {test.difference:+.4f} | {test.low:+.4f} to {test.high:+.4f} | {test.p:.4f} | "
-        in time
+        f"| Both vs. Plain | 2 | {test.difference:+.4f} | {test.low:+.4f} to {test.high:+.4f} | {test.p:.4f} | " in time
     )
     by_rows = [line["auc"] for line in lines(run.COMPARISONS_FILE) if line["split"] == "time"]
     better = sum(found["p"] < 0.05 and found["difference"] > 0 for found in by_rows)
-    assert re.search(rf"^\| Both over Plain .* \| {better} / 0 \| ", time, re.MULTILINE)
-    readme = (folder / "README.md").read_text()
-    assert re.search(
-        rf"^\| Both \|  \|  \|  \| .* {re.escape(f'{test.difference:+.4f}')} \(p .*\) \| 2 \|$", readme, re.MULTILINE
-    )
+    assert re.search(rf"^\| Both vs. Plain .* \| {better} / 0 \| ", time, re.MULTILINE)
 
 
 def test_slices_of_other_training_rows_show_their_counts(workplace, monkeypatch):
     _, run, report, _, folder = workplace
     few = {"model": "plain", "last": {"data.max_train_rows": 3}}
-    table = {**TABLE, "rows": {"Plain": "plain", "Few": few}, "compare": {}, "pictures": [], "headline": []}
+    table = {**TABLE, "rows": {"Plain": "plain", "Few": few}, "compare": {}, "pictures": []}
     (folder / "tables" / "one.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
     run.main()
     monkeypatch.setattr(sys, "argv", ["report.py", "--folder", str(folder)])
     report.main()
     text = (folder / "docs" / "results.md").read_text()
-    header, _, plain, other = text[text.index("| AUC on rows of") :].splitlines()[:4]
-    assert header.split(" | ")[1] == "unseen user (of seed 0)"
+    header, _, plain, other = text[text.index("| AUC on slice") :].splitlines()[:4]
+    assert header.split(" | ")[1] == "unseen user (rows, seed 0)"
     # Of 60 rows of 7 users those of one have no training row, of four none among the first three: too few for an AUC.
     assert [line.split("|")[2].split() for line in (plain, other)] == [["(8)"], ["(33)"]]
 
@@ -609,7 +676,7 @@ def test_what_ran_again_is_told_by_model_and_machines(workplace):
     assert f"| plain; time | A CPU, 4 threads a run, fp32; {by} | Another | 1 | 1 | +0.0000 | 0.0000 |" in text
     shown = "both, training.num_train_epochs: 3; random"
     assert f"| {shown} | cuda, fp32; {by} | Another | 2 | 1 | +0.0080 | 0.0120 |" in text
-    assert text.endswith("- three: 0.8000, again 0.8120, outside 0.7900 to 0.8100.\n")
+    assert text.endswith("- three: AUC 0.8000, repeated 0.8120, outside the CI from 0.7900 to 0.8100.\n")
 
 
 def test_learning_curves_are_those_of_the_towers(workplace):
@@ -630,6 +697,7 @@ def test_every_table_names_models_that_there_are(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     experiments = importlib.import_module("experiments")
     tables = experiments.load_tables()
+    importlib.import_module("summary").load_summary(tables)
     names = [table.name for table in tables]
     assert names.index("2-ablations") < names.index("10-cold-start") < names.index("tried")
     for table in tables:

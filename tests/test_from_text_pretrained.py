@@ -95,7 +95,7 @@ def test_code_of_a_text_encoder_runs_only_for_who_says_so(encoder, processor, mo
         ({"text_layer": 1}, "has no setting 'text_layer' .*text_layers"),
         ({"revison": "main"}, "has no setting 'revison' .*revision"),
         ({"objectives": {"mlmm": 1.0}}, r"has no setting 'objectives\.mlmm'"),
-        ({"text_config": {}}, "from_text_pretrained finds out text_config itself"),
+        ({"text_config": {}}, "from_text_pretrained sets text_config itself"),
         ({"processor": None}, "FlipForPreTraining.from_text_pretrained needs processor="),
         ({"backbone": "dcnv3"}, "dcnv3"),
         ({"text_layers": 7}, "text_layers=7, but the text encoder has 2 layers"),

@@ -217,7 +217,7 @@ def test_new_features_come_behind_and_training_continues(fitted, tmp_path):
     assert torch.equal(grown.flip.feature_embeddings.weight, table)
     grown(**again(new_rows, return_tensors="pt"), labels=torch.ones(4)).loss.backward()
     assert (grown.flip.feature_embeddings.weight.grad[ids[:, 1]] != 0).any(dim=1).all()
-    with pytest.raises(ValueError, match="not of the processor that was saved with this model"):
+    with pytest.raises(ValueError, match="growth belongs to another processor"):
         model.resize_feature_embeddings(FeatureGrowth(FIELDS, again.feature_counts, list))
 
 
@@ -340,11 +340,11 @@ def test_only_fields_with_an_oov_feature_drop_to_it(fitted):
         ({"separator": ","}, "separator is a setting of the kinds multi_categorical, sequence"),
         ({"kind": "numeric", "num_buckets": 1}, "num_buckets=1 must be a whole number of at least 2"),
         ({"kind": "numeric", "bucketing": "even"}, "bucketing='even' is not one of quantile, log"),
-        ({"hash_buckets": 5, "min_count": 2}, "min_count has no meaning with hash_buckets"),
-        ({"hash_buckets": 5, "show_oov": False}, "show_oov has no meaning with hash_buckets"),
+        ({"hash_buckets": 5, "min_count": 2}, "min_count has no effect with hash_buckets"),
+        ({"hash_buckets": 5, "show_oov": False}, "show_oov has no effect with hash_buckets"),
         ({"kind": "text", "show_oov": False}, "show_oov is a setting of the kinds categorical, multi_categorical, seq"),
         ({"show_oov": "no"}, "show_oov='no' must be true or false"),
-        ({"share_embedding": "b", "min_count": 2}, "min_count belongs to 'b'"),
+        ({"share_embedding": "b", "min_count": 2}, "uses the features of 'b'; set min_count there"),
     ],
 )
 def test_settings_that_can_not_be_are_named(settings, message):

@@ -49,7 +49,7 @@ def test_a_model_that_was_never_finetuned_is_one_line(pretrained_folder, said):
     (line,) = said(lambda: FlipForCTR.from_pretrained(pretrained_folder))
     assert line == (
         f"{pretrained_folder} was saved by FlipForPreTraining, which does not learn clicks and lacks fusion.id_weight, "
-        "text_head.1.bias, text_head.1.weight, which start afresh: finetune it before you use its logits"
+        "text_head.1.bias, text_head.1.weight, which were newly initialised: finetune it before you use its logits"
     )
 
 

@@ -227,7 +227,7 @@ def test_evaluate_metrics_refuse_a_name_and_a_group_that_is_missing(tmp_path):
     with pytest.raises(ValueError, match="'gaug' is not one of the metrics auc, logloss, ece, gauc, uauc, relaimpr"):
         load("gaug")
     for groups in (["a", None], [1, None]):
-        with pytest.raises(ValueError, match="groups: row 1 has none; leave out the rows without one"):
+        with pytest.raises(ValueError, match="groups: row 1 has no value; leave out rows without one"):
             load("gauc", cache_dir=str(tmp_path)).compute(predictions=[0.1, 0.2], references=[0, 1], groups=groups)
 
 

@@ -178,10 +178,10 @@ def test_a_tower_of_a_joint_model_is_a_model_of_the_same_modules(saved, tmp_path
         alone.save_pretrained(tmp_path / mode)
         again = FlipForCTR.from_pretrained(tmp_path / mode)
         torch.testing.assert_close(again(**own_view).logits, expected, rtol=0, atol=1e-6)
-        with pytest.raises(ValueError, match=f"mode='{mode}' has no part in mode='joint'"):
+        with pytest.raises(ValueError, match=f"mode='{mode}' has no tower for mode='joint'"):
             alone.in_mode("joint")
     assert model.in_mode("joint") is model
-    with pytest.raises(ValueError, match="no part in mode='both'"):
+    with pytest.raises(ValueError, match="no tower for mode='both'"):
         model.in_mode("both")
 
 
@@ -224,7 +224,7 @@ def test_a_model_that_has_not_learned_clicks_says_so(saved, tmp_path, caplog):
     assert FlipForCTR.from_pretrained(folder).needs_finetuning is None
     own = "flip_hf.modeling_flip"
     assert not [record for record in caplog.records if record.name == own]
-    fresh = "lacks fusion.id_weight, text_head.1.bias, text_head.1.weight, which start afresh"
+    fresh = "lacks fusion.id_weight, text_head.1.bias, text_head.1.weight, which were newly initialised"
     for cls, mode, reason in (
         (FlipForPreTraining, "joint", f"was saved by FlipForPreTraining, which does not learn clicks and {fresh}"),
         # Nothing is missing here, but what the ID-based model says of clicks is as it started.

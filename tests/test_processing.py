@@ -445,7 +445,9 @@ def test_ids_that_are_not_known_are_not_shown(wordpiece):
     processor.extend({"user": [9, 9], "rated": ["x", "x"], "title": ["One", "One"]})
     assert texts(processor, new)[2] == "user is 9. rated is x. title is two."
     shared = FieldConfig("b", share_embedding="user", show_oov=False)
-    with pytest.raises(ValueError, match="show_oov has no meaning where 'user', whose features it uses, has hash_buck"):
+    with pytest.raises(
+        ValueError, match="show_oov has no effect, because 'user', whose features it uses, has hash_buck"
+    ):
         FlipConfig(fields=[FieldConfig("user", hash_buckets=9), shared])
 
 

@@ -324,7 +324,7 @@ def test_predict_with_a_text_budget_is_the_pipelines(workplace, finetuned, tmp_p
     assert sum(score["text_probability"] is not None for score in scores) == 15 + 15 + 6
     for score, result in zip(scores, expected, strict=True):
         assert {name: score[name] for name in result} == pytest.approx(result, abs=1e-6)
-    with pytest.raises(ValueError, match=r"text_budget=0.3 needs a model of both towers; this one is in mode='id'"):
+    with pytest.raises(ValueError, match=r"text_budget=0.3 needs a model with both towers; this one is in mode='id'"):
         script("predict")([*arguments, "--text_budget", "0.3", "--mode", "id"])
 
 

@@ -110,8 +110,8 @@ def test_a_file_s_unknown_settings_are_named_ignored_and_kept(newer_folder, capl
     with caplog.at_level(logging.WARNING):
         config = FlipConfig.from_pretrained(newer_folder)
         assert warnings() == [
-            "config.json: this version of flip_hf ignores the settings 'tower_norm', 'objectives.rtd', which it does "
-            "not know; another version may have written them"
+            "config.json: this version of flip_hf does not know the settings 'tower_norm', 'objectives.rtd' and "
+            "ignores them; another version may have written them"
         ]
         assert FlipConfig.from_json_file(newer_folder / "config.json").tower_norm == "layer"
         assert len(warnings()) == 1

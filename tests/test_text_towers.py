@@ -266,20 +266,26 @@ def test_a_grown_table_starts_from_texts_read_as_wholes(processor, click_rows, w
     [
         ({"text_pooling": "cls"}, "text_towers need text_pooling='mean', not 'cls'"),
         ({"text_towers": {"user": USER, "item": ["title"]}}, "must name every field exactly once"),
-        ({"text_towers": {"user": USER + ITEM, "item": []}}, "two groups of fields or more, none of them empty"),
+        ({"text_towers": {"user": USER + ITEM, "item": []}}, "at least two groups of fields, none of them empty"),
         (
             {"text_towers": {"a": ["user_id", "title"], "b": ["gender", "age", "genre"]}},
-            "order their fields as the text",
+            "list the fields in the order of the text",
         ),
         ({"text_towers": {"user": "user_id"}}, "'text_towers'"),
-        ({"text_towers": [USER + ITEM]}, "two groups of fields or more"),
-        ({"text_towers": []}, "two groups of fields or more"),
+        ({"text_towers": [USER + ITEM]}, "at least two groups of fields"),
+        ({"text_towers": []}, "at least two groups of fields"),
         ({"text_towers": [USER, ITEM, []]}, "none of them empty"),
         ({"text_towers": [USER, ["title"]]}, "must name every field exactly once: 'user_id', 'gender'"),
         ({"text_towers": [USER, [*ITEM, "age"]]}, "must name every field exactly once"),
         ({"text_towers": [USER, ["title", "film"]]}, "must name every field exactly once"),
-        ({"text_towers": [ITEM, USER]}, "order their fields as the text does, .*: 'user_id', 'gender', 'age', 'title'"),
-        ({"text_towers": [["user_id", "title"], ["gender", "age", "genre"]]}, "order their fields as the text does"),
+        (
+            {"text_towers": [ITEM, USER]},
+            "list the fields in the order of the text: 'user_id', 'gender', 'age', 'title'",
+        ),
+        (
+            {"text_towers": [["user_id", "title"], ["gender", "age", "genre"]]},
+            "list the fields in the order of the text",
+        ),
         ({"text_towers": USER}, "'text_towers'"),
         ({"text_towers": "user_id"}, "'text_towers'"),
     ],
@@ -319,11 +325,11 @@ def test_towers_are_for_clicks_alone(processor):
 def test_a_text_that_is_not_cut_is_refused(processor, click_rows):
     model, rows = make_model(processor), make_rows(click_rows)
     texts = processor(rows, return_tensors="pt")
-    message = r"text_towers read texts cut apart.* \(B, 2, T\), not \(12, \d+\).*FlipCTRCollator\.from_model"
+    message = r"must have the shape \(B, 2, T\), but have \(12, \d+\).*FlipCTRCollator\.from_model"
     with pytest.raises(ValueError, match=message):
         model(**texts)
     three = collate(processor, rows, towers=[["user_id"], ["gender", "age"], ["title", "genre"]])
-    with pytest.raises(ValueError, match=r"\(B, 2, T\), not \(12, 3, \d+\)"):
+    with pytest.raises(ValueError, match=r"\(B, 2, T\), but have \(12, 3, \d+\)"):
         model(**three)
 
 

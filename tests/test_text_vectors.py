@@ -581,15 +581,15 @@ def encoder_and_decoder(folder):
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        (dense, ValueError, r"lists 'Transformer', 'Pooling', 'Dense'; .* bring them as a column"),
+        (dense, ValueError, r"lists 'Transformer', 'Pooling', 'Dense'; .* add them as a column"),
         (foreign_code, ValueError, "lists 'custom_st.Transformer', 'Pooling'"),
-        (climbing, ValueError, r"'\.\./1_Pooling' is not in the same folder"),
-        (two_poolings, ValueError, r"the pooling 'cls \+ mean' is not one of .* as a column"),
-        (max_pooling, ValueError, "the pooling 'max' is not one of"),
+        (climbing, ValueError, r"the path '\.\./1_Pooling' leaves the model's folder"),
+        (two_poolings, ValueError, r"pooling 'cls \+ mean' is not one of .* as a column"),
+        (max_pooling, ValueError, "pooling 'max' is not one of"),
         (prompt, ValueError, "default_prompt_name puts a prompt before each text"),
         (bad_length, ValueError, "max_seq_length='long' must be a whole number"),
         (no_list, ValueError, "not a list of modules"),
-        (no_json, ValueError, "modules.json: not JSON"),
+        (no_json, ValueError, "modules.json is not valid JSON"),
         (no_pooling, OSError, "1_Pooling/config.json"),
         (pickled, OSError, "found no model.safetensors"),
         (adapter, ValueError, "adapter_config.json would replace this model"),
@@ -604,5 +604,5 @@ def test_what_cannot_be_computed_here_is_an_error(plain, change, kind, message):
 
 def test_an_encoder_that_only_the_hub_has_is_not_downloaded(monkeypatch):
     monkeypatch.setattr(text_vectors, "resolve_pretrained", lambda name: name)
-    with pytest.raises(FetchError, match="'org/encoder' is on the Hub; run `hf download org/encoder`"):
+    with pytest.raises(FetchError, match="'org/encoder' is on the Hub; fetch it with `hf download org/encoder`"):
         TextVectorizer("org/encoder")

@@ -264,9 +264,9 @@ def test_errors_say_what_is_wrong(processor, frame):
         CTRPredictionPipeline(pipe.model, processor, tower_cache=-1)
     ids = torch.zeros(3, 5, dtype=torch.int64)
     for model in (pipe.model, pipe.model.flip):
-        with pytest.raises(ValueError, match=r"tower_vectors are \(B, 2, 32\) here, not \(3, 32\)"):
+        with pytest.raises(ValueError, match=r"tower_vectors must have the shape \(B, 2, 32\), but have \(3, 32\)"):
             model(feature_ids=ids, tower_vectors=torch.zeros(3, SIZE))
-    with pytest.raises(ValueError, match="tower_vectors need text_towers; give this model input_ids"):
+    with pytest.raises(ValueError, match="tower_vectors need text_towers; pass input_ids"):
         make_model(processor, text_towers=None)(feature_ids=ids, tower_vectors=torch.zeros(3, 2, SIZE))
 
 

@@ -582,7 +582,7 @@ def test_masks_follow_the_epoch_without_a_callback(processor, click_rows, tmp_pa
     assert collator.epochs == [0, 0, 1, 1, 2, 2]
 
 
-def test_what_the_trainer_saves_is_loaded_by_name(processor, click_rows, tmp_path):
+def test_what_the_trainer_saves_is_loaded_by_name(processor, click_rows, tmp_path, caplog):
     frame = pd.DataFrame(click_rows)
     settings = arguments(tmp_path, learning_rate=0.01, save_strategy="epoch")
     trainer = FlipTrainer(build(FlipForCTR, processor), settings, train_dataset=frame, processing_class=processor)
@@ -593,6 +593,8 @@ def test_what_the_trainer_saves_is_loaded_by_name(processor, click_rows, tmp_pat
     for folder in (tmp_path, *tmp_path.glob("checkpoint-*")):
         clicks = pipeline("ctr-prediction", model=str(folder))(frame)
         np.testing.assert_allclose([found["probability"] for found in clicks], 1 / (1 + np.exp(-logits)), atol=1e-5)
+    # transformers.Trainer sets use_cache in every configuration, which FLIP does not know.
+    assert "use_cache" not in caplog.text
 
 
 def test_what_the_trainer_can_not_encode_or_collate_is_said_at_once(processor, click_rows, rows, tmp_path):

@@ -1,9 +1,12 @@
-"""The pictures of docs/results.md that show several models or matrices beside each other."""
+"""The pictures of docs/results.md and README that show several models or matrices beside each other."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from flip_hf.runs.curves import Line, line_styles
 
@@ -64,3 +67,59 @@ def draw_matrices(
         axes.set_title(title, fontsize=11)
     figure.colorbar(image, ax=figure.axes, shrink=0.8)
     figure.savefig(target, dpi=110)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One model of a bar chart.
+
+    Attributes:
+        name: the label of the bar.
+        auc: the model's mean AUC.
+        difference: its AUC minus that of the model that the others are compared with.
+        low: the lower bound of the difference's confidence interval.
+        high: the upper bound.
+    """
+
+    name: str
+    auc: float
+    difference: float
+    low: float
+    high: float
+
+
+def draw_bars(panels: Mapping[str, Sequence[Bar]], title: str, target: Path, *, dark: bool) -> None:
+    """Draws differences of AUC as horizontal bars with their intervals, one panel beside the other.
+
+    Args:
+        panels: title -> bars from top to bottom. The first is the model that the others are compared with.
+        title: the label of the horizontal axis.
+        target: the SVG to write.
+        dark: whether it is for dark pages; then the background is transparent, and otherwise white.
+    """
+    ink, better, worse = ("#e6edf3", "#1f6feb", "#db6d28") if dark else ("#1f2328", "#54aeff", "#fb8f44")
+    rows = max(map(len, panels.values()))
+    # The same records give the same bytes, and letters are shapes, which look alike everywhere.
+    with rc_context({"svg.hashsalt": target.name, "svg.fonttype": "path"}):
+        figure = Figure(figsize=(9.4, 1.1 + 0.36 * rows), layout="constrained")
+        for place, (name, bars) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(1, len(panels), place)
+            for i, bar in enumerate(bars):
+                axes.barh(i, bar.difference, color=better if bar.difference > 0 else worse, height=0.6)
+                if i:
+                    reach = [[bar.difference - bar.low], [bar.high - bar.difference]]
+                    axes.errorbar(bar.difference, i, xerr=reach, color=ink, capsize=3, linewidth=1.2)
+            axes.text(0, 0, " (reference)", color=ink, fontsize=9, va="center")
+            axes.axvline(0, color=ink, linewidth=1)
+            axes.set_yticks(range(len(bars)), [f"{bar.name}   {bar.auc:.4f}" for bar in bars], fontsize=9)
+            axes.set_ylim(rows - 0.5, -0.5)
+            axes.set_title(name, fontsize=11, color=ink)
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter("{x:+.3f}")
+            axes.tick_params(labelsize=9, colors=ink, length=0)
+            axes.grid(axis="x", color=ink, alpha=0.15)
+            axes.set_axisbelow(True)
+            for side in axes.spines.values():
+                side.set_visible(False)
+        figure.supxlabel(title, fontsize=9, color=ink)
+        figure.savefig(target, transparent=dark, metadata={"Date": None})

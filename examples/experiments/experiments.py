@@ -99,7 +99,6 @@ class Table:
         rows: name of a row -> its model, or several models whose probabilities are averaged.
         compare: row -> the rows that it is tested against.
         pictures: the rows whose learning curves and calibration are drawn.
-        headline: the rows that README shows. The others are compared with the first.
         shows: "test"; or "validation" for a table of models that were tried, whose test metrics are not shown.
         speeds: whether it shows how many rows a second were trained on and scored.
     """
@@ -113,19 +112,16 @@ class Table:
     rows: Mapping[str, Model | Sequence[Model]]
     compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
     pictures: Sequence[str] = ()
-    headline: Sequence[str] = ()
     shows: str = "test"
     speeds: bool = False
 
     def __post_init__(self) -> None:
         if self.shows not in ("test", "validation"):
             raise ValueError(f"table {self.name!r} shows {self.shows!r}; it must be 'test' or 'validation'")
-        if self.shows == "validation" and (self.compare or self.pictures or self.headline):
-            raise ValueError(
-                f"table {self.name!r} shows validation rows; compare, pictures and headline are of test rows"
-            )
+        if self.shows == "validation" and (self.compare or self.pictures):
+            raise ValueError(f"table {self.name!r} shows validation rows; compare and pictures need test rows")
         compared = (row for others in self.compare.values() for row in others)
-        named = {*self.pictures, *self.headline, *self.compare, *compared}
+        named = {*self.pictures, *self.compare, *compared}
         if unknown := sorted(named - set(self.rows)):
             raise ValueError(f"table {self.name!r} names {', '.join(map(repr, unknown))}, which are none of its rows")
 
@@ -137,7 +133,6 @@ class Table:
             rows={row: model for row, model in self.rows.items() if row in rows},
             compare={row: others for row, others in compare.items() if row in rows},
             pictures=[row for row in self.pictures if row in rows],
-            headline=[row for row in self.headline if row in rows],
         )
 
     def models(self, row: str) -> list[Model]:

@@ -1,9 +1,10 @@
-"""Renders docs/results.md, model_cards/ and README's tables from the records in results/ and nothing else.
+"""Renders docs/results.md, model_cards/ and the chart of README from the records in results/ and nothing else.
 
 python examples/experiments/report.py
 """
 
 import argparse
+import re
 import statistics
 import tempfile
 from collections import Counter
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from drawings import draw_learning, draw_matrices
-from experiments import ALIGNED, RESULTS, SHOWN_DATA, Table, find_run, key_of, load_tables, name_of
+from experiments import ALIGNED, RESULTS, SHOWN_DATA, Table, find_run, load_tables, name_of
 from markdown_tables import markdown
+from measures import RARE, by_seed, differences, measured, shown_p, spread, test_ratio
 from recorded import CPU, device_name, machine_name, read_lines
 from significance import paired_t
+from summary import chart, findings, load_summary
 
 from flip_hf.hub.push import write_card
 from flip_hf.runs.curves import Line, draw_calibration, draw_curves
@@ -35,35 +38,53 @@ METRICS = {"auc": "AUC", "logloss": "LogLoss", "gauc": "GAUC", "uauc": "UAUC", "
 SPEEDS = {"rows_per_second": "training", "test_rows_per_second": "serving"}
 COMPARED = ("auc", "logloss", "gauc", "uauc")
 SLICES = ("unseen user", "rare user", "unseen item", "rare item", "frequent", "seen")
-# Each seed draws these splits anew from the same rows.
-DRAWN = ("random", "item")
 # The AUC of fewer rows says nothing.
 FEW_ROWS = 50
-# README's tables go between these.
-PLACE = ("<!-- `make report` writes these tables -->", "<!-- up to here -->")
-INTRODUCTION = """# Results
+TITLE = """# Results
 
-Written by `make report` from the records in `results/`; no figure was entered by hand. `make experiments` makes the
-records, and goes on where it was stopped.
+`make report` writes this page from the records in `results/`. No number was entered by hand.
 
-Where a table names no other data: MovieLens-100K with ratings of 3 dropped, split 8:1:1 at random or by item (another
-split for each seed) or by time. A figure is the mean over seeds and, after ±, half of its 95% interval by Student's t,
-on the splits that each seed draws anew corrected for the rows that they share (Nadeau and Bengio 2003); on the others,
-where the rows are the same for all seeds, that is the spread of training alone. *Minutes* are the median wall time of
-a run with those that it needs, while other runs shared the machine, and where not all seeds ran on a CPU how many ran
-where.
+## Results in one minute
 
-Differences are those of the same seed and rows; *p* is that of the paired t-test over seeds, corrected likewise, but
-not for the number of comparisons. Some rows ran on another machine than those that they are compared with: what that
-alone does is at the end (*Run again*), and it adds to what the seeds differ by. *Rows, +/-*: on how many seeds DeLong's
-test on the test rows finds the first one's AUC higher, and on how many lower, at p < 0.05. The settings are those of
-`examples/configs` and `examples/experiments/models.yaml`.
+The numbers are mean test AUCs over the seeds. *p* is the p-value of a paired t-test over the seeds, not corrected for
+the number of comparisons.
 """
+CHART_SHOWN = """![{}](pictures/results-light.svg)
 
-
-AGAIN = """Recorded runs that were run once more, with those that they start from (`results/again.jsonl`). On the same
-machine all is the same; on another the draws of dropout are others, and rounding.
+The number beside each name is the model's mean AUC. The bar is its difference from the first model in the
+panel. *Id dropout*: training hides the ids of films in half of the rows. *Text features*: each film has a precomputed
+vector of its text; on the item split, ids are dropped as well.
 """
+INTRODUCTION = f"""## How to read the tables
+
+**Data.** Unless a table names other data, the rows are MovieLens-100K without the ratings of 3. The split is 8:1:1.
+Each seed has its own *random* and *item* split. The *time* split is the same for all seeds.
+
+**Values.** Each value is the mean over the seeds, ± half of the 95% confidence interval (Student's t). On the random
+and the item split, the seeds share rows; the interval is corrected for that (Nadeau and Bengio 2003). On the other
+splits all seeds have the same rows, and the interval shows the variance of training alone.
+
+**Comparisons.** Differences are the first model minus the second, on the same seed and rows. *p* comes from a paired
+t-test over the seeds with the same correction for shared rows, but none for the number of comparisons. *DeLong +/-*
+counts the seeds on which DeLong's test on the test rows finds the first AUC higher, or lower, at p < 0.05.
+
+**Slices.** A user or item is *unseen* if it has no training row, and *rare* if it has 1 to {RARE} training rows.
+*Frequent* rows have neither an unseen nor a rare user or item. *Seen* rows have no unseen user or item. Seeds with
+fewer than {FEW_ROWS} rows in a slice do not count.
+
+**Minutes.** The median wall time of a run, pretraining and other required runs included. Other runs shared the
+machine. If some seeds ran on a GPU, the table shows the number of seeds for each device.
+
+**Machines.** Some rows ran on another machine than the rows that they are compared with.
+[Repeated runs](#repeated-runs) shows how much that changes the AUC. This effect adds to the variance between seeds.
+
+**Settings.** See `examples/configs` and `examples/experiments/models.yaml`. To make the records again, run
+`make experiments`; it continues where it stopped.
+"""
+AGAIN = """Some recorded runs were repeated, together with the runs that they start from (`results/again.jsonl`). On the
+same machine the results are identical. On another machine dropout draws other random numbers, and rounding differs.
+"""
+HEADINGS = {"random": "Random split", "time": "Time split", "item": "Item split", "months": "Split by months"}
 
 
 def main() -> None:
@@ -73,24 +94,43 @@ def main() -> None:
     runs = {line["key"]: line for line in read_lines(RESULTS / "runs.jsonl")}
     comparisons = {(line["first"], line["second"]): line for line in read_lines(RESULTS / "comparisons.jsonl")}
     folder, tables = arguments.folder / "docs", load_tables()
+    summary = load_summary(tables)
+    first = [TITLE, findings(tables, runs, summary["findings"])]
+    if words := chart(tables, runs, summary["chart"], folder / "pictures"):
+        first.append(CHART_SHOWN.format(words))
+        describe_chart(arguments.folder / "README.md", words)
     parts = [INTRODUCTION, *(part for table in tables for part in render(table, runs, comparisons, folder))]
     pretraining = find_run(ALIGNED, SHOWN_DATA, "random", 0).key
     parts += [aligned(line, folder) for line in read_lines(RESULTS / "alignment.jsonl") if line["key"] == pretraining]
     parts.append(machines(runs.values()))
     if again := read_lines(RESULTS / "again.jsonl"):
         parts.append(repeated(again, runs))
-    (folder / "results.md").write_text("\n".join(parts), encoding="utf-8")
-    page = arguments.folder / "README.md"
-    readme = page.read_text(encoding="utf-8")
-    begin, end = (readme.index(mark) for mark in PLACE)
-    shown = "\n\n".join(f"{table.title}:\n\n{headline(table, runs)}" for table in tables if table.headline)
-    page.write_text(f"{readme[: begin + len(PLACE[0])]}\n\n{shown}\n\n{readme[end:]}", encoding="utf-8")
+    (folder / "results.md").write_text("\n".join([*first, contents(parts), *parts]), encoding="utf-8")
     for name, model in CARD_MODELS.items():
         place = arguments.folder / "model_cards" / name
         if (key := find_run(model, SHOWN_DATA, "random", 0).key) in runs:
             card(runs[key], runs, place)
         elif place.exists():
             print(f"model_cards/{name} is the card of a run that is no longer recorded: run {model} again or delete it")
+
+
+def describe_chart(page: Path, words: str) -> None:
+    """Puts the words into the page as the alternative text of the chart."""
+    text = page.read_text(encoding="utf-8")
+    image = re.compile(r'(<img src="docs/pictures/results-light\.svg" alt=")[^"]*')
+    page.write_text(image.sub(lambda found: found[1] + words, text), encoding="utf-8")
+
+
+def contents(parts: Iterable[str]) -> str:
+    """The list of the sections that the parts of a page begin."""
+    titles = re.findall(r"^## (.+)$", "\n".join(parts), re.MULTILINE)
+    return "".join(["## Contents\n\n", *(f"- [{title}](#{anchor(title)})\n" for title in titles)])
+
+
+def anchor(title: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    kept = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_")
+    return kept.replace(" ", "-")
 
 
 def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any], folder: Path) -> list[str]:
@@ -100,35 +140,29 @@ def render(table: Table, runs: Mapping[str, Any], comparisons: Mapping[Any, Any]
         every = {row: by_seed(table, row, split, runs) for row in table.rows}
         found = {row: records for row, records in every.items() if records}
         if not found:
-            parts.append(f"### Split: {split}\n\nNo run of this split is recorded yet.\n")
+            parts.append(f"### {HEADINGS[split]}\n\nNo run of this split is recorded yet.\n")
             continue
-        parts.append(f"### Split: {split}\n")
+        parts.append(f"### {HEADINGS[split]}\n")
         parts.append(models_table(found, runs, table))
         compared = [name for name in recorded_metrics(found, "test") if name in COMPARED]
         tests = [
-            comparison(f"{first} over {second}", every[first], every[second], runs, comparisons, compared)
+            comparison(f"{first} vs. {second}", every[first], every[second], runs, comparisons, compared)
             for first, others in table.compare.items()
             for second in others
             if every[first].keys() & every[second].keys()
         ]
         if tests:
-            header = ["comparison", "seeds", "AUC", "95% interval", "p", "rows, +/-"]
+            header = ["first vs. second", "seeds", "AUC", "95% CI", "p", "DeLong +/-"]
             header += [cell for name in compared if name != "auc" for cell in (METRICS[name], "p")]
             parts.append(markdown(header, tests) + "\n")
         if table.shows == "test":
             parts += [slices_table(found, name) for name in ("auc", "uauc") if has_slices(found, name)]
         if open_rows := [row for row, records in every.items() if len(records) < table.seeds]:
-            parts.append(f"Fewer than {table.seeds} seeds are recorded of: {'; '.join(open_rows)}.\n")
+            parts.append(f"These rows have fewer than {table.seeds} recorded seeds: {'; '.join(open_rows)}.\n")
         first_seed = {row: found[row][0] for row in table.pictures if 0 in found.get(row, {})}
         if first_seed:
             parts += pictures_of(first_seed, f"{table.name}-{split}", folder)
     return parts
-
-
-def by_seed(table: Table, row: str, split: str, runs: Mapping[str, Any]) -> dict[int, Any]:
-    """The records of a table's row, of the seeds that have one."""
-    keys = {seed: key_of(table.runs(row, split, seed)) for seed in range(table.seeds)}
-    return {seed: runs[key] for seed, key in keys.items() if key in runs}
 
 
 def pictures_of(records: Mapping[str, Any], name: str, folder: Path) -> list[str]:
@@ -137,13 +171,13 @@ def pictures_of(records: Mapping[str, Any], name: str, folder: Path) -> list[str
     bins = {row: record["result"]["test_calibration"] for row, record in records.items()}
     shown = []
     draw_calibration(bins, folder / "results" / f"calibration-{name}.png")
-    caption = "Click rates against predicted probabilities, seed 0"
+    caption = "Calibration: click rates against predicted probabilities, seed 0"
     shown.append(f"![{caption}](results/calibration-{name}.png)\n")
     if panels := panels_of(records):
         draw_learning(panels, folder / "results" / f"learning-{name}.png")
         caption = (
-            "How the models learn, seed 0; of the training LogLoss, moving means. Of towers apart it is the AUC before "
-            "a gate is fitted"
+            "Learning curves, seed 0. The training LogLoss is a moving mean. For separately trained towers, the AUC is "
+            "that before the gate is fitted."
         )
         shown.append(f"![{caption}](results/learning-{name}.png)\n")
     return shown
@@ -185,28 +219,6 @@ def card(record: Mapping[str, Any], runs: Mapping[str, Any], folder: Path) -> No
         if "test_calibration" in record["result"]:
             draw_calibration({"model": record["result"]["test_calibration"]}, calibration)
         write_card(folder, f"your-name/{folder.name}", whole, shown)
-
-
-def headline(table: Table, runs: Mapping[str, Any]) -> str:
-    """The AUC of a table's headline on each split beside that of its first row; of rows with as many seeds as that."""
-    rows, first = [], table.headline[0]
-    bases = {split: by_seed(table, first, split, runs) for split in table.splits}
-    for row in table.headline:
-        cells: list[Any] = []
-        for split, base in bases.items():
-            found = by_seed(table, row, split, runs)
-            if not found or found.keys() != base.keys():
-                cells += ["", "", ""]
-                continue
-            ratio, over = test_ratio(found, runs), differences(found, base, "auc")
-            difference = "" if row == first else f"{statistics.fmean(over):+.4f}"
-            if row != first and len(over) > 1:
-                difference += f" (p {shown_p(paired_t(over, ratio).p)})"
-            cells += [spread(measured(found, "test", "auc"), ratio), difference, len(found)]
-        if any(cells):
-            rows.append([row, *cells])
-    header = [cell for split in table.splits for cell in (f"AUC, {split} split", f"over {first}", "seeds")]
-    return markdown(["model", *header], rows)
 
 
 def models_table(found: Mapping[str, Mapping[int, Any]], runs: Mapping[str, Any], table: Table) -> str:
@@ -279,32 +291,6 @@ def comparison(
     return cells
 
 
-def measured(records: Mapping[int, Any], shows: str, metric: str) -> list[float]:
-    """A metric of a row's seeds, of those where it has a value."""
-    values = (record["result"][shows].get(metric) for record in records.values())
-    return [value for value in values if value is not None]
-
-
-def differences(first: Mapping[int, Any], second: Mapping[int, Any], metric: str) -> list[float]:
-    """By how much a row's test metric is above another's, over the seeds where both have a value."""
-    pairs = [
-        (record["result"]["test"], second[seed]["result"]["test"]) for seed, record in first.items() if seed in second
-    ]
-    values = [(one.get(metric), other.get(metric)) for one, other in pairs]
-    return [one - other for one, other in values if one is not None and other is not None]
-
-
-def test_ratio(records: Mapping[int, Any], runs: Mapping[str, Any]) -> float:
-    """Test rows divided by training rows, where each seed has another split of the same rows; else 0."""
-    record = next(iter(records.values()))
-    if record["split"] not in DRAWN:
-        return 0.0
-    # Of an average the first part's.
-    rows = runs[record["key"].split(" + ")[0]]["run"]["data"]["rows"]
-    ratio: float = rows["test"] / rows["train"]
-    return ratio
-
-
 def slices_table(found: Mapping[str, Mapping[int, Any]], metric: str) -> str:
     """A metric on slices of the test rows. Records of earlier versions lack some slices."""
     seed = min(seed for records in found.values() for seed in records)
@@ -326,10 +312,12 @@ def slices_table(found: Mapping[str, Mapping[int, Any]], metric: str) -> str:
             cells.append(cell if alike[name] or row not in numbers[name] else f"{cell} ({numbers[name][row]:,})")
         rows.append([row, *cells])
     header = [
-        f"{name} ({next(iter(numbers[name].values())):,} of seed {seed})" if alike[name] else f"{name} (of seed {seed})"
+        f"{name} ({next(iter(numbers[name].values())):,} rows, seed {seed})"
+        if alike[name]
+        else f"{name} (rows, seed {seed})"
         for name in names
     ]
-    return markdown([f"{METRICS[metric]} on rows of", *header], rows) + "\n"
+    return markdown([f"{METRICS[metric]} on slice", *header], rows) + "\n"
 
 
 def aligned(line: Mapping[str, Any], folder: Path) -> str:
@@ -345,8 +333,8 @@ def aligned(line: Mapping[str, Any], folder: Path) -> str:
     }
     rows = [[name, f"{own[name]:.3f}", f"{others[name]:.3f}"] for name in matrices]
     explained = (
-        "Linear CKA between a field's feature embeddings (rows) and the mean state of a field's tokens (columns) over "
-        f"{line['rows']:,} test rows: 1 where one tells the other up to a turn and a scale."
+        f"Linear CKA over {line['rows']:,} test rows, between a field's feature embeddings (matrix rows) and the mean "
+        "hidden state of a field's tokens (columns). It is 1 if one is a rotated and scaled copy of the other."
     )
     table = markdown(["", "own field", "other fields"], rows)
     return f"## Alignment of fields\n\n{explained}\n\n{table}\n\n![Alignment of fields]({picture})\n"
@@ -372,13 +360,18 @@ def repeated(lines: Sequence[Any], runs: Mapping[str, Any]) -> str:
         over = [line["again"] - line["auc"] for line in found]
         inside = sum(map(is_inside, found))
         rows.append([*group, len(found), inside, f"{statistics.fmean(over):+.4f}", f"{max(map(abs, over)):.4f}"])
-    header = ["model; split", "first on", "again on", "runs", "in its 95% interval", "AUC higher by", "at most"]
-    outside = [
-        "- {key}: {auc:.4f}, again {again:.4f}, outside {interval[0]:.4f} to {interval[1]:.4f}.\n".format_map(line)
-        for line in lines
-        if not is_inside(line)
+    header = [
+        "model; split",
+        "first run on",
+        "repeated on",
+        "runs",
+        "in the 95% CI",
+        "mean AUC change",
+        "largest change",
     ]
-    return "\n".join([f"## Run again\n\n{AGAIN}\n{markdown(header, rows)}\n", *outside])
+    said = "- {key}: AUC {auc:.4f}, repeated {again:.4f}, outside the CI from {interval[0]:.4f} to {interval[1]:.4f}.\n"
+    outside = [said.format_map(line) for line in lines if not is_inside(line)]
+    return "\n".join([f"## Repeated runs\n\n{AGAIN}\n{markdown(header, rows)}\n", *outside])
 
 
 def is_inside(line: Mapping[str, Any]) -> bool:
@@ -386,22 +379,6 @@ def is_inside(line: Mapping[str, Any]) -> bool:
     low, high = line["interval"]
     found: bool = low <= line["again"] <= high
     return found
-
-
-def spread(values: Sequence[float], ratio: float) -> str:
-    """Mean and half of its 95% interval over seeds; empty without values."""
-    if not values:
-        return ""
-    mean = f"{statistics.fmean(values):.4f}"
-    if len(values) < 2:
-        return mean
-    found = paired_t(values, ratio)
-    return f"{mean} ± {found.high - found.difference:.4f}"
-
-
-def shown_p(p: float) -> str:
-    """A probability as tables show it."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from click_data import LABEL, ClickData
 from datasets import DatasetDict
 from experiments import RESULTS, PlannedRun, Table, data_of, find_run, key_of, load_tables
 from jobs import Job, run_jobs
+from measures import RARE
 from recorded import add_line, add_scores, load_scores, machine_name, read_lines
 from significance import delong, paired_bootstrap
 
@@ -43,8 +44,6 @@ from flip_hf.runs.script import run_script
 from flip_hf.scoring import probabilities
 from flip_hf.training.evaluation import evidence
 
-# Users and items with so few training rows are rare.
-RARE = 10
 RUNS_FILE, COMPARISONS_FILE, AGAIN_FILE = (RESULTS / f"{name}.jsonl" for name in ("runs", "comparisons", "again"))
 SCORES = RESULTS / "scores"
 

@@ -1,4 +1,4 @@
-"""ID-based models, one file each. To add one: write the file, add its line to `BACKBONES`."""
+"""ID-based models, one file each. To add one, write its file and add a line to `BACKBONES`."""
 
 import inspect
 from collections.abc import Collection
@@ -44,21 +44,21 @@ BACKBONES: dict[str, type[Backbone]] = {
 
 
 def backbone_class(name: str) -> type[Backbone]:
-    """The registered ID-based model of that name, or a ValueError that lists the names."""
+    """Returns the ID-based model of that name; an unknown name is a ValueError that lists the known ones."""
     if name not in BACKBONES:
         raise ValueError(f"backbone={name!r} is not one of {', '.join(BACKBONES)}")
     return BACKBONES[name]
 
 
 def check_backbone_options(name: str, options: Collection[str]) -> None:
-    """Raises ValueError for the name of an unknown ID-based model, or of an option that it does not have."""
+    """Raises ValueError for an unknown ID-based model, or for an option that it does not have."""
     known = [p for p in inspect.signature(backbone_class(name)).parameters if p not in ("num_fields", "embedding_dim")]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"backbone {name!r} has no option {with_nearest(unknown, known)}")
 
 
 def build_backbone(name: str, num_fields: int, embedding_dim: int, options: dict[str, Any]) -> Backbone:
-    """An ID-based model with its own options; an option it does not have is a ValueError."""
+    """Builds an ID-based model with its own options; an unknown option is a ValueError."""
     check_backbone_options(name, options)
     return backbone_class(name)(num_fields, embedding_dim, **options)
 

@@ -11,11 +11,11 @@ from flip_hf.nn.layers import FirstOrder, pairs_of_fields
 class AFM(Backbone):
     """Products of all pairs of fields, weighted by attention (Sections 3.1 and 3.2, equations 3 to 6).
 
-    The first-order weight of a feature is the last column of its row in the feature table.
-    The representation is the weighted sum of the pairs.
+    The first-order weight of a feature is the last column of its row in the feature table. The representation is the
+    weighted sum over the pairs.
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
         attention_size: width of the attention network.
         dropout: dropout of the weighted sum.

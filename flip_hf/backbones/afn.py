@@ -8,12 +8,12 @@ from torch import nn
 from flip_hf.backbones.base import Backbone, BackboneOutput
 from flip_hf.nn.layers import MLP, BatchNorm
 
-# Below it a logarithm says more of the sign than of the size.
+# Lower bound of absolute values before the logarithm, which diverges at zero.
 _SMALLEST = 1e-7
 
 
 class LogarithmicTransformation(nn.Module):
-    """Logarithmic neurons: `y_j = exp(sum_i w_ij ln |e_i|)`, products of powers of the fields, dimension by dimension.
+    """Logarithmic neurons: `y_j = exp(sum_i w_ij ln |e_i|)`, elementwise products of powers of the fields.
 
     The logarithms and the products are batch-normalised (Section 3.2, equations 5 to 7).
 
@@ -39,10 +39,10 @@ class AFN(Backbone):
     """Learned orders of interaction: logarithmic neurons, then a deep network (Section 3, equation 8).
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        num_neurons: logarithmic neurons.
-        hidden_sizes: layers of the deep network, batch-normalised.
+        num_neurons: number of logarithmic neurons.
+        hidden_sizes: widths of the deep network's layers, which are batch-normalised.
         dropout: dropout in the deep network.
     """
 

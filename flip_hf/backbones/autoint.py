@@ -31,7 +31,7 @@ class InteractingLayer(nn.Module):
             project(fields).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, F, size / heads)
             for project in (self.query, self.key, self.value)
         )
-        # The paper's inner products are not scaled.
+        # As in the paper, the inner products are not scaled.
         attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         return F.relu(attended.transpose(1, 2).flatten(-2) + self.residual(fields))
 
@@ -40,12 +40,12 @@ class AutoInt(Backbone):
     """Interacting layers (AutoInt), with a deep network beside them (AutoInt+, Section 5.5).
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        hidden_sizes: layers of the deep network; none leaves AutoInt without one.
-        attention_layers: interacting layers.
-        attention_size: width of a field's vector after each, all heads together; by default the embedding's.
-        num_heads: heads of each.
+        hidden_sizes: widths of the deep network's layers; empty for AutoInt without a deep network.
+        attention_layers: number of interacting layers.
+        attention_size: width of a field's vector after each layer, all heads together; by default the embedding's.
+        num_heads: attention heads of each layer.
         dropout: dropout in the deep network.
     """
 

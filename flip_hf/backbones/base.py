@@ -1,4 +1,4 @@
-"""The contract that ID-based models share."""
+"""The interface of ID-based models."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
@@ -8,10 +8,11 @@ from torch import nn
 
 
 class BackboneOutput(NamedTuple):
-    """What an ID-based model makes of a row.
+    """Output of an ID-based model.
 
-    representation: float (B, representation_size), the tabular vector that the objectives align with the text.
-    logits: float (B,), the click logit.
+    Attributes:
+        representation: float (B, representation_size), the tabular vector that the objectives align with the text.
+        logits: float (B,), the click logits.
     """
 
     representation: torch.Tensor
@@ -19,16 +20,17 @@ class BackboneOutput(NamedTuple):
 
 
 class Backbone(nn.Module, ABC):
-    """An ID-based model: field embeddings in, a representation and a logit out.
+    """An ID-based model: turns the embeddings of the fields into a representation and a logit.
 
-    It sees neither ids nor configuration. The constructor takes `num_fields`, `embedding_dim` and keyword options of
-    its own with defaults, and sets `representation_size`.
+    It reads neither ids nor the configuration. The constructor takes `num_fields`, `embedding_dim` and its own keyword
+    options with defaults, and must set `representation_size`.
 
     Attributes:
-        extra_dim: columns that it reads from the feature table behind the `embedding_dim` of the embedding.
+        extra_dim: number of columns of the feature table that it reads in addition to the `embedding_dim` columns of
+            the embedding.
         representation_size: width of the representation.
-        logit_module: name of the module whose bias shifts the logit and nothing else. It starts at zero and only clicks
-            train it, by which `FlipForCTR` knows whether the logit was ever trained.
+        logit_module: name of the module whose bias is only added to the logit. The bias starts at zero and only click
+            training changes it, so `FlipForCTR` can tell whether the logit was ever trained.
     """
 
     extra_dim: ClassVar[int] = 0

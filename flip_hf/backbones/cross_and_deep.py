@@ -1,4 +1,4 @@
-"""What the Deep & Cross family shares: a cross network and a deep network."""
+"""Base class of the Deep & Cross family: a cross network and a deep network."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,14 +11,16 @@ from flip_hf.nn.layers import MLP
 
 
 class CrossAndDeep(Backbone):
-    """Both networks read the concatenated embeddings, and their outputs, side by side, are the representation.
+    """A cross network and a deep network over the concatenated embeddings.
+
+    The representation is the concatenation of both outputs.
 
     Args:
         size: width of the concatenated embeddings.
         cross_layers: the layers of the cross network.
-        hidden_sizes: layers of the deep network.
+        hidden_sizes: widths of the deep network's layers.
         dropout: dropout in the deep network.
-        stacked: the deep network reads the cross network's output instead, and its own is the representation.
+        stacked: if true, the deep network reads the cross network's output, and its output is the representation.
     """
 
     def __init__(

@@ -7,13 +7,13 @@ from flip_hf.nn.cross import VectorCross
 
 
 class DCN(CrossAndDeep):
-    """Cross network with one weight vector a layer, beside a deep network (Sections 2.2 to 2.4, equations 3 and 6).
+    """A cross network with one weight vector per layer, beside a deep network (Sections 2.2 to 2.4, equations 3, 6).
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        hidden_sizes: layers of the deep network.
-        cross_layers: layers of the cross network.
+        hidden_sizes: widths of the deep network's layers.
+        cross_layers: number of layers of the cross network.
         dropout: dropout in the deep network.
     """
 

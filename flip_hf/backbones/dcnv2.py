@@ -7,17 +7,17 @@ from flip_hf.nn.cross import LowRankCross, MatrixCross
 
 
 class DCNv2(CrossAndDeep):
-    """The parallel structure (Section 3, Figure 1): cross network and deep network side by side, concatenated.
+    """The parallel structure of DCN-V2: cross network and deep network, concatenated (Section 3, Figure 1).
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        hidden_sizes: layers of the deep network.
-        cross_layers: layers of the cross network.
-        cross: `"mixture"`, low-rank experts (Section 3.1, equations 3 and 4), or `"matrix"`, one full matrix a layer
+        hidden_sizes: widths of the deep network's layers.
+        cross_layers: number of layers of the cross network.
+        cross: `"mixture"`, low-rank experts (Section 3.1, equations 3 and 4), or `"matrix"`, one full matrix per layer
             (equation 1).
         low_rank: rank of each expert of a mixture.
-        num_experts: experts of each layer of a mixture.
+        num_experts: number of experts of each layer of a mixture.
         dropout: dropout in the deep network.
     """
 

@@ -10,14 +10,14 @@ from flip_hf.nn.layers import MLP, FactorizationMachine
 
 
 class DeepFM(Backbone):
-    """Factorization machine and deep network over the same embeddings (Section 2.1, equations 1 to 4).
+    """A factorization machine and a deep network over the same embeddings (Section 2.1, equations 1 to 4).
 
     The first-order weight of a feature is the last column of its row in the feature table.
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        hidden_sizes: layers of the deep network.
+        hidden_sizes: widths of the deep network's layers.
         dropout: dropout in the deep network.
     """
 

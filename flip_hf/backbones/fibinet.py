@@ -11,7 +11,7 @@ from flip_hf.nn.layers import MLP, pairs_of_fields
 
 
 class SqueezeExcitation(nn.Module):
-    """Weighs each field by what all fields hold (Section 3.2, equations 2 to 4).
+    """Scales each field by a weight computed from all fields (Section 3.2, equations 2 to 4).
 
     Shape:
         - input: float (B, F, D)
@@ -46,7 +46,7 @@ class BilinearInteraction(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_weights, embedding_dim, embedding_dim))
 
     def init_parameters(self) -> None:
-        """Starts the matrices, Xavier's uniform for each; called by the model that owns this module."""
+        """Initialises each matrix with Xavier's uniform distribution; called by the model that owns this module."""
         bound = (3 / self.weight.shape[-1]) ** 0.5
         init.uniform_(self.weight, -bound, bound)
 
@@ -61,17 +61,18 @@ class BilinearInteraction(nn.Module):
 
 
 class FiBiNET(Backbone):
-    """Bilinear interactions of the fields as they are and as weighed, into a deep network (Section 3, equations 8-11).
+    """Bilinear interactions of the plain and of the weighted fields, into a deep network (Section 3, equations 8-11).
 
     Both sets of interactions share their matrices. The first-order weight of a feature is the last column of its row
     in the feature table.
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        hidden_sizes: layers of the deep network.
-        bilinear: one matrix for `"all"` pairs, for `"each"` field, or for each `"interaction"` of two.
-        reduction: how many times narrower the excitation's hidden layer is than the fields are many.
+        hidden_sizes: widths of the deep network's layers.
+        bilinear: number of matrices: one for `"all"` pairs, one for `"each"` field, or one for each `"interaction"` of
+            two fields.
+        reduction: the excitation's hidden layer has `num_fields // reduction` units.
         dropout: dropout in the deep network.
     """
 

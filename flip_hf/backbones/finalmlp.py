@@ -13,7 +13,7 @@ from flip_hf.nn.layers import MLP
 class FeatureSelection(nn.Module):
     """Scales every entry of the embeddings by a gate in (0, 2) (Section 3.2, equations 4 and 5).
 
-    The gate reads the embeddings of chosen fields, such as the user's, or a learned vector where none are chosen.
+    The gate reads the embeddings of chosen fields, such as the user's, or a learned vector if no fields are chosen.
 
     Shape:
         - input: float (B, F, D)
@@ -31,7 +31,7 @@ class FeatureSelection(nn.Module):
         )
 
     def init_parameters(self) -> None:
-        """Starts the learned vector; called by the model that owns this module."""
+        """Initialises the learned vector; called by the model that owns this module."""
         if self.context is not None:
             init.normal_(self.context, std=0.1)
 
@@ -56,7 +56,7 @@ class BilinearFusion(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_heads, first_size // num_heads, second_size // num_heads))
 
     def init_parameters(self) -> None:
-        """Starts the matrices, Xavier's uniform for each; called by the model that owns this module."""
+        """Initialises each matrix with Xavier's uniform distribution; called by the model that owns this module."""
         bound = (6 / (self.weight.shape[1] + self.weight.shape[2])) ** 0.5
         init.uniform_(self.weight, -bound, bound)
 
@@ -70,12 +70,12 @@ class FinalMLP(Backbone):
     """Two deep networks over differently gated embeddings, fused by a bilinear form (Section 3, Figure 1).
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        hidden_sizes: layers of the first deep network.
-        second_hidden_sizes: layers of the second; by default like the first.
-        gate_fields: places of the fields that the two gates read, such as the user's and the item's; none for a
-            learned vector.
+        hidden_sizes: widths of the first deep network's layers.
+        second_hidden_sizes: widths of the second network's layers; by default those of the first.
+        gate_fields: for each of the two gates, the indices of the fields that it reads, such as the user's and the
+            item's. With no indices, the gate reads a learned vector.
         gate_size: width of the gates' hidden layer.
         num_heads: heads of the bilinear form, which must divide both networks' last widths.
         dropout: dropout in both networks.
@@ -97,7 +97,7 @@ class FinalMLP(Backbone):
         super().__init__()
         sizes = [hidden_sizes, hidden_sizes if second_hidden_sizes is None else second_hidden_sizes]
         if any(size[-1] % num_heads for size in sizes):
-            raise ValueError(f"backbone 'finalmlp': num_heads={num_heads} must divide the networks' last widths")
+            raise ValueError(f"backbone 'finalmlp': num_heads={num_heads} must divide both networks' last widths")
         self.selections = nn.ModuleList(
             FeatureSelection(num_fields, embedding_dim, fields, gate_size) for fields in gate_fields
         )

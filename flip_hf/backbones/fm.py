@@ -9,11 +9,11 @@ from flip_hf.nn.layers import FactorizationMachine, FirstOrder
 class FM(Backbone):
     """First-order weights and the inner products of all pairs of fields (Section III, equation 1).
 
-    The first-order weight of a feature is the last column of its row in the feature table.
-    The representation is the pairs' products summed over pairs, one number a dimension.
+    The first-order weight of a feature is the last column of its row in the feature table. The representation is the
+    sum of the pairs' elementwise products, float (B, embedding_dim).
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
     """
 

@@ -12,12 +12,13 @@ from flip_hf.nn.layers import MLP
 class FNN(Backbone):
     """A multi-layer perceptron over the fields' embeddings (Section 3.1, equations 2 to 4).
 
-    The embeddings start at random and are trained with the network, not taken over from a factorization machine.
+    The embeddings are initialised randomly and trained with the network. The paper pretrains them with a factorization
+    machine.
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        hidden_sizes: layers of the network.
+        hidden_sizes: widths of the network's layers.
         dropout: dropout in the network.
     """
 

@@ -7,14 +7,15 @@ from flip_hf.nn.cross import GatedCross
 
 
 class GDCN(CrossAndDeep):
-    """Cross network whose interactions pass a gate, with a deep network beside or behind it (Section 3, equation 2).
+    """A cross network with gated interactions, and a deep network beside or after it (Section 3, equation 2).
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        hidden_sizes: layers of the deep network.
-        cross_layers: layers of the cross network.
-        structure: `"parallel"` (GDCN-P), or `"stacked"` (GDCN-S): the deep network reads the cross network's output.
+        hidden_sizes: widths of the deep network's layers.
+        cross_layers: number of layers of the cross network.
+        structure: `"parallel"` (GDCN-P), or `"stacked"` (GDCN-S), in which the deep network reads the cross network's
+            output.
         dropout: dropout in the deep network.
     """
 

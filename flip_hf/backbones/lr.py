@@ -7,13 +7,13 @@ from flip_hf.nn.layers import FirstOrder
 
 
 class LR(Backbone):
-    """A bias and one weight a feature, summed: the click model that all others are measured against.
+    """The sum of a bias and one weight per feature: the baseline of all other models.
 
-    The weight of a feature is the last column of its row in the feature table; the embedding is not read. The
-    representation is the fields' weights.
+    The weight of a feature is the last column of its row in the feature table; the embedding is ignored. The
+    representation consists of the fields' weights.
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
     """
 

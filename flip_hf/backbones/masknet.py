@@ -11,8 +11,9 @@ from flip_hf.nn.layers import MLP
 
 
 class MaskBlock(nn.Module):
-    """`relu(LN(W (mask(embeddings) ⊙ x)))`, the mask made of the row's embeddings (Sections 3.2 and 3.3, equations
-    6-11).
+    """`relu(LN(W (mask(embeddings) ⊙ x)))` (Sections 3.2 and 3.3, equations 6-11).
+
+    The mask is computed from the row's embeddings.
 
     Shape:
         - inputs: float (B, embedding_size), float (B, input_size)
@@ -31,17 +32,18 @@ class MaskBlock(nn.Module):
 
 
 class MaskNet(Backbone):
-    """Mask blocks over the layer-normalised embeddings, side by side or one after the other (Section 3.4).
+    """Mask blocks over the layer-normalised embeddings, in parallel or in series (Section 3.4).
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        structure: `"parallel"`: blocks side by side, then a deep network; `"serial"`: each block masks the one before.
-        num_blocks: mask blocks.
+        structure: `"parallel"`, blocks side by side and then a deep network, or `"serial"`, in which each block masks
+            the output of the previous one.
+        num_blocks: number of mask blocks.
         block_size: width of a block's output.
-        reduction: width of a mask's hidden layer, as a multiple of the embeddings' width.
-        hidden_sizes: layers of the parallel structure's deep network.
-        dropout: dropout in that network.
+        reduction: width of a mask's hidden layer, as a multiple of the embeddings' total width.
+        hidden_sizes: widths of the deep network's layers, for the parallel structure.
+        dropout: dropout in the deep network.
     """
 
     def __init__(

@@ -12,13 +12,13 @@ from flip_hf.nn.layers import MLP, pairs_of_fields
 class PNN(Backbone):
     """A deep network over the embeddings and the inner products of all pairs of them (Section III, equations 3 to 9).
 
-    The first layer is the paper's product layer: linear in both signals, `l1 = relu(l_z + l_p + b_1)`, with a full
-    weight for each pair where the paper factorises it.
+    The first layer is the paper's product layer: linear in both signals, `l1 = relu(l_z + l_p + b_1)`. It has a full
+    weight for each pair; the paper factorises these weights.
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        hidden_sizes: layers of the network, the product layer first.
+        hidden_sizes: widths of the network's layers, the product layer first.
         dropout: dropout in the network.
     """
 

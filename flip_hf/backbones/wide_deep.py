@@ -12,13 +12,13 @@ from flip_hf.nn.layers import MLP
 class WideDeep(Backbone):
     """First-order weights beside a deep network, trained together (Section 3.3, equation 3).
 
-    The wide part reads the fields themselves, without crossed ones made by hand.
-    The first-order weight of a feature is the last column of its row in the feature table.
+    The wide part reads the fields themselves, without hand-crafted crosses. The first-order weight of a feature is the
+    last column of its row in the feature table.
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        hidden_sizes: layers of the deep network.
+        hidden_sizes: widths of the deep network's layers.
         dropout: dropout in the deep network.
     """
 

@@ -13,7 +13,7 @@ class CompressedInteraction(nn.Module):
     """The compressed interaction network (Section 3.2, equations 6 to 8), without an activation between its layers.
 
     Layer `k` combines each of its `H_(k-1)` feature maps with each field, dimension by dimension, and compresses the
-    products to `H_k` maps; the maps of all layers, summed over dimensions, are the output.
+    products to `H_k` maps. The output is the maps of all layers, summed over dimensions.
 
     Shape:
         - input: float (B, F, D)
@@ -39,15 +39,15 @@ class CompressedInteraction(nn.Module):
 
 
 class XDeepFM(Backbone):
-    """First-order weights, compressed interaction network and deep network (Section 3.3, equation 9).
+    """First-order weights, a compressed interaction network and a deep network (Section 3.3, equation 9).
 
     The first-order weight of a feature is the last column of its row in the feature table.
 
     Args:
-        num_fields: fields of a row.
+        num_fields: number of fields.
         embedding_dim: width of a feature's embedding.
-        hidden_sizes: layers of the deep network.
-        map_sizes: feature maps of each layer of the compressed interaction network.
+        hidden_sizes: widths of the deep network's layers.
+        map_sizes: number of feature maps of each layer of the compressed interaction network.
         dropout: dropout in the deep network.
     """
 

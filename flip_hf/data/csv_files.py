@@ -36,8 +36,8 @@ class CSVFormat:
             and semicolons. For other delimiters, a value that starts with a quote is an error by default.
         escape: the character that escapes quotes, such as the backslash in Spark's files. An empty string means that
             there is none. By default there is none, and a backslash before a quote is an error.
-        null_values: values that mean "missing", such as `[NA, "null"]`. By default only empty values do, and a warning
-            counts the words that other programs write for a missing value.
+        null_values: values that mean "missing", such as `[NA, "null"]`. By default only empty values do. A warning
+            counts values such as NA and null, which other programs write for a missing value.
 
     Raises:
         ValueError: a setting is invalid.

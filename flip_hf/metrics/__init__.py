@@ -1,4 +1,4 @@
-"""Metrics of click prediction: functions of arrays, and the same for users of the `evaluate` library (`load`)."""
+"""Metrics of click prediction, as functions of arrays and as metrics of the `evaluate` library (`load`)."""
 
 from typing import Any
 
@@ -20,17 +20,20 @@ METRICS: dict[str, ClickMetric] = {
     "uauc": UAUC,
     "relaimpr": RELAIMPR,
 }
-"""The metrics by their names in logs, records and cards. To add one: a file of this folder, and its line here."""
+"""The metrics by their names in logs, records and cards. To add one, write a file in this folder and add a line."""
 
 
 def compute_metrics(labels: np.ndarray, probabilities: np.ndarray, groups: Any = None) -> dict[str, float]:
-    """All of `METRICS` that the inputs suffice for, by their names.
+    """Computes all of `METRICS` for which the inputs are given.
 
     Args:
         labels: 0 or 1 (rows,).
-        probabilities: of a click (rows,).
-        groups: the group of each row, such as its user, as in `flip_hf.metrics.gauc.group_aucs`; without it the metrics
-            that need groups are left out.
+        probabilities: click probabilities (rows,).
+        groups: the group of each row, such as its user, as in `flip_hf.metrics.gauc.group_aucs`. Without it, the
+            metrics that need groups are left out.
+
+    Returns:
+        The values by the metric's name.
     """
     results = {}
     for name, metric in METRICS.items():
@@ -42,14 +45,14 @@ def compute_metrics(labels: np.ndarray, probabilities: np.ndarray, groups: Any =
 
 
 def load(name: str, **kwargs: Any) -> Any:
-    """One of `METRICS` as a metric of the `evaluate` library, without the network.
+    """Loads one of `METRICS` as a metric of the `evaluate` library, without using the network.
 
     `load("gauc").compute(predictions=..., references=..., groups=...)` returns `{"gauc": value}`. `predictions` are
-    click probabilities, `references` are labels, 0 or 1. GAUC and UAUC also take `groups`, whole numbers or strings,
-    none of them missing; RelaImpr also takes `base_predictions`, the click probabilities of the base model.
+    click probabilities, `references` are labels, 0 or 1. GAUC and UAUC also take `groups`: integers or strings, without
+    missing values. RelaImpr also takes `base_predictions`, the click probabilities of the base model.
 
     Args:
-        name: of the metric.
+        name: name of the metric.
         kwargs: as in `evaluate.load`, such as `keep_in_memory`, `num_process` or `experiment_id`.
 
     Returns:
@@ -60,7 +63,7 @@ def load(name: str, **kwargs: Any) -> Any:
     """
     if name not in METRICS:
         raise ValueError(f"{name!r} is not one of the metrics {', '.join(METRICS)}")
-    # The library takes a second to import.
+    # Imported here, because importing `evaluate` takes a second.
     from flip_hf.metrics.evaluate_metric import EvaluateMetric
 
     return EvaluateMetric(config_name=name, **kwargs)

@@ -6,20 +6,20 @@ from flip_hf.metrics.base import ClickMetric
 
 
 def midranks(values: np.ndarray) -> np.ndarray:
-    """Ranks of values (rows,), counted from 1, float64 (rows,): rows with the same value share the mean of theirs."""
+    """Ranks of values, counted from 1, float64 (rows,); equal values get the mean of their ranks."""
     _, places, sizes = np.unique(values, return_inverse=True, return_counts=True)
     ranks: np.ndarray = (sizes.cumsum() - (sizes - 1) / 2)[places]
     return ranks
 
 
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Area under the ROC curve: the chance that a random click scores above a random other row, ties counting half.
+    """Area under the ROC curve: the probability that a random click scores above a random non-click; ties count half.
 
-    NaN where the labels are all the same: nothing can be ranked.
+    NaN if all labels are the same.
 
     Args:
         labels: 0 or 1 (rows,).
-        probabilities: of a click (rows,).
+        probabilities: click probabilities (rows,).
     """
     clicks = labels.astype(bool)
     num_clicks = int(clicks.sum())

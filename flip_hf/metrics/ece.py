@@ -1,4 +1,4 @@
-"""Calibration: whether rows with a probability of 0.3 are clicked 3 times in 10."""
+"""Calibration error: the difference between predicted probabilities and observed click rates."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Rows of like probability.
+    """Rows of similar probability.
 
     Attributes:
-        rows: how many they are.
-        probability: the mean of their probabilities.
-        click_rate: the share of clicks among them.
+        rows: number of rows.
+        probability: mean of their probabilities.
+        click_rate: share of clicks among them.
     """
 
     rows: int
@@ -27,14 +27,14 @@ class CalibrationBin:
 def calibration_bins(
     labels: np.ndarray, probabilities: np.ndarray, num_bins: int = CALIBRATION_BINS
 ) -> list[CalibrationBin]:
-    """The rows, sorted by probability and cut into bins of as many rows each: what a reliability diagram draws.
+    """Sorts rows by probability and cuts them into bins of equally many rows, as for a reliability diagram.
 
-    Fewer bins where there are fewer rows.
+    If there are fewer rows than bins, there are fewer bins.
 
     Args:
         labels: 0 or 1 (rows,).
-        probabilities: of a click (rows,).
-        num_bins: how many bins.
+        probabilities: click probabilities (rows,).
+        num_bins: number of bins.
     """
     order = np.argsort(probabilities, kind="stable")
     parts = [part for part in np.array_split(order, num_bins) if len(part)]
@@ -42,12 +42,13 @@ def calibration_bins(
 
 
 def ece(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Expected calibration error: how far the click rate is from the mean probability, over 15 bins of as many rows
-    each (Nguyen and O'Connor 2015, Section 3: bins of equal size).
+    """Expected calibration error: the mean distance of click rate and mean probability over 15 bins of equal size.
+
+    Source: Nguyen and O'Connor 2015, Section 3.
 
     Args:
         labels: 0 or 1 (rows,).
-        probabilities: of a click (rows,).
+        probabilities: click probabilities (rows,).
     """
     bins = calibration_bins(labels, probabilities)
     return sum(b.rows * abs(b.probability - b.click_rate) for b in bins) / len(labels)

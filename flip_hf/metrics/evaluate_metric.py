@@ -1,4 +1,4 @@
-"""A metric for users of the `evaluate` library; `flip_hf.metrics.load` makes it."""
+"""Metrics for the `evaluate` library; `flip_hf.metrics.load` creates them."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from flip_hf.metrics import METRICS
 
 _LABELS_AND_CLICKS = {"predictions": datasets.Value("float64"), "references": datasets.Value("int8")}
-# What the library calls the third input, and the types that it may have; the first that fits is taken.
+# The library's name for the third input, and its possible types; the first type that fits is used.
 _THIRD_INPUTS = {
     "groups": ("groups", [datasets.Value("string"), datasets.Value("int64")]),
     "base_probabilities": ("base_predictions", [datasets.Value("float64")]),
@@ -17,7 +17,7 @@ _THIRD_INPUTS = {
 
 
 class EvaluateMetric(evaluate.Metric):
-    """One of `METRICS`, whose name is `config_name`."""
+    """One of `METRICS`; `config_name` is its name."""
 
     def _info(self) -> evaluate.MetricInfo:
         metric = METRICS[self.config_name]
@@ -34,8 +34,8 @@ class EvaluateMetric(evaluate.Metric):
 
     def _compute(self, predictions: Any, references: Any, **third: Any) -> dict[str, float]:
         for name, values in third.items():
-            # The library lets None through in some places of a column, and not in others.
+            # The library rejects None in some places of a column only.
             if None in values:
-                raise ValueError(f"{name}: row {values.index(None)} has none; leave out the rows without one")
+                raise ValueError(f"{name}: row {values.index(None)} has no value; leave out rows without one")
         inputs = [np.asarray(values) for values in (references, predictions, *third.values())]
         return {self.config_name: METRICS[self.config_name].function(*inputs)}

@@ -1,4 +1,4 @@
-"""AUC among the rows of a group, such as those of a user, weighted by the group's rows."""
+"""AUC within groups of rows, such as those of a user, weighted by the number of rows."""
 
 from typing import Any
 
@@ -10,32 +10,32 @@ from flip_hf.metrics.base import ClickMetric
 
 
 def group_aucs(labels: np.ndarray, probabilities: np.ndarray, groups: Any) -> tuple[np.ndarray, np.ndarray]:
-    """AUC among the rows of each group.
+    """Computes the AUC within each group of rows.
 
-    A group whose labels are all the same has no AUC and is left out. So are rows whose group is missing: they belong to
-    no group that is known, and as one group they would compare rows of different users.
+    Groups whose labels are all the same have no AUC and are left out. Rows without a group are left out too, because
+    together they would mix rows of different users.
 
     Args:
         labels: 0 or 1 (rows,).
-        probabilities: of a click (rows,).
-        groups: the group of each row, whole numbers or strings (rows,), in any order. It is missing where it is None,
-            NaN or masked.
+        probabilities: click probabilities (rows,).
+        groups: the group of each row, integers or strings (rows,), in any order. None, NaN and masked values are
+            missing groups.
 
     Returns:
-        The AUC of each group with both labels, float64 (groups,); and the number of its rows, int64 (groups,).
+        The AUC of each group with both labels, float64 (groups,), and the number of its rows, int64 (groups,).
 
     Raises:
-        ValueError: the groups are not as many as the rows.
+        ValueError: the numbers of groups and rows differ.
     """
     if len(groups) != len(labels):
-        raise ValueError(f"{len(groups)} groups are given for {len(labels)} rows; give one a row")
+        raise ValueError(f"{len(groups)} groups are given for {len(labels)} rows; pass one group for each row")
     encoded = pa.array(groups, from_pandas=True).dictionary_encode()
     has_group = encoded.is_valid().to_numpy(zero_copy_only=False)
     places = encoded.indices.drop_null().to_numpy().astype(np.int64)
     clicks, probabilities = labels[has_group].astype(bool), probabilities[has_group]
     rows = np.bincount(places)
     scores, score_places = np.unique(probabilities, return_inverse=True)
-    # Ordered by group, then by score: a rank among all rows is one in the group, and the rows of the groups before it.
+    # Sorted by group, then by score: the rank within a group is the overall rank minus the rows of earlier groups.
     ranks = midranks(places * len(scores) + score_places) - (rows.cumsum() - rows)[places]
     num_clicks = np.bincount(places, clicks, len(rows))
     num_others = rows - num_clicks
@@ -46,14 +46,13 @@ def group_aucs(labels: np.ndarray, probabilities: np.ndarray, groups: Any) -> tu
 
 
 def gauc(labels: np.ndarray, probabilities: np.ndarray, groups: Any) -> float:
-    """AUC among the rows of a group, such as those of a user, as a mean over groups weighted by their rows: how well a
-    model orders what one user sees, whatever it says of users as a whole.
+    """Mean of the AUC within groups, such as users, weighted by the groups' rows.
 
-    Zhou et al., Deep Interest Network, KDD 2018, Section "Metrics". Arguments, errors and what is left out are as in
-    `group_aucs`.
+    It measures how well a model orders the rows of one user, and ignores how it orders users. Source: Zhou et al., Deep
+    Interest Network, KDD 2018, Section "Metrics". Arguments, errors and exclusions as in `group_aucs`.
 
     Returns:
-        The mean; NaN where no group has both labels.
+        The weighted mean; NaN if no group has both labels.
     """
     areas, rows = group_aucs(labels, probabilities, groups)
     return float(np.average(areas, weights=rows)) if len(areas) else float("nan")

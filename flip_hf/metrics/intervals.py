@@ -8,21 +8,21 @@ from flip_hf.metrics import compute_metrics
 def bootstrap_intervals(
     labels: np.ndarray, probabilities: np.ndarray, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """A confidence interval for each metric of `compute_metrics`: percentiles over resamples of the rows (Efron and
-    Tibshirani 1993, Chapter 13).
+    """Computes a bootstrap confidence interval for each metric of `compute_metrics`.
 
-    It says what other rows of the same log would change, not what another training run would. ECE's lies too high: in a
-    resample each bin is noisier than in the rows.
+    The bounds are percentiles over resamples of the rows (Efron and Tibshirani 1993, Chapter 13). They show the effect
+    of other rows of the same log, not of another training run. The intervals of ECE are too high, because the bins of a
+    resample are noisier than those of the rows.
 
     Args:
         labels: 0 or 1 (rows,).
-        probabilities: of a click (rows,).
+        probabilities: click probabilities (rows,).
         level: confidence level.
-        resamples: how many; time grows with them and with the rows.
-        seed: of the resamples.
+        resamples: number of resamples; the time grows with it and with the number of rows.
+        seed: random seed of the resamples.
 
     Returns:
-        The lower and upper bound by metric, NaN where a metric never had a value.
+        The lower and upper bound by metric, NaN for a metric that never had a value.
     """
     random = np.random.Generator(np.random.PCG64(seed))
     values: dict[str, list[float]] = {}

@@ -1,1 +1,1 @@
-"""Building blocks that know tensors only: no ids of a data set, no configuration, no files."""
+"""Building blocks that work on tensors only: without dataset ids, configurations or files."""

@@ -11,7 +11,7 @@ from transformers.masking_utils import sdpa_mask
 from flip_hf.nn.dropout import ByteDropout
 
 CPU_ATTENTION = "flip_cpu_training"
-"""The name of `cpu_attention` among transformers' attention implementations."""
+"""Name under which `cpu_attention` is registered with transformers' attention implementations."""
 
 
 def cpu_attention(
@@ -24,28 +24,28 @@ def cpu_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """transformers' `"sdpa"`, but where it trains with dropout on a CPU.
+    """Attention like transformers' `"sdpa"`, but faster for training with dropout on a CPU.
 
-    There torch has no fused kernel, and computes in single precision what autocast gave it in bfloat16. Here the
-    products stay in the precision that they came in, and dropout is `ByteDropout`. The weights of each row's positions
-    are held for the backward pass, as torch holds them.
+    torch has no fused kernel for that case, and computes it in single precision even if autocast passes bfloat16. This
+    function keeps the input's precision and uses `ByteDropout`. Like torch, it keeps the attention weights in memory
+    for the backward pass. In all other cases it calls `"sdpa"`.
 
     Args:
         module: the attention layer.
         query: float (B, heads, T, size).
         key: float (B, heads, T, size).
         value: float (B, heads, T, size).
-        attention_mask: bool, true where a position may be read, broadcast to (B, heads, T, T); None where all may.
-        dropout: probability.
-        scaling: of the products; by default `size ** -0.5`.
+        attention_mask: bool, true for positions that may be read, broadcast to (B, heads, T, T); None allows all.
+        dropout: dropout probability.
+        scaling: factor of the products; `size ** -0.5` by default.
         kwargs: as transformers passes them.
 
     Returns:
-        float (B, T, heads, size), and None: weights are not returned.
+        float (B, T, heads, size), and None instead of the attention weights.
     """
     is_plain = not module.training or not dropout or query.device.type != "cpu" or torch.compiler.is_compiling()
     is_causal = getattr(module, "is_causal", True) if kwargs.get("is_causal") is None else kwargs["is_causal"]
-    # Without a mask, "sdpa" makes a causal layer's itself.
+    # For a causal layer without a mask, "sdpa" builds the mask itself.
     is_plain |= (attention_mask is None and is_causal) or key.shape[1] != query.shape[1]
     if is_plain or any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache")):
         return sdpa_attention_forward(
@@ -58,7 +58,7 @@ def cpu_attention(
         )
     if attention_mask is not None:
         scores = scores + attention_mask.to(scores.dtype)
-    # Autocast would have it in single precision; inside, torch sums in that anyway.
+    # Autocast would convert to single precision, in which torch's softmax accumulates anyway.
     with torch.autocast("cpu", enabled=False):
         weights = ByteDropout(dropout)(scores.softmax(dim=-1))
     return (weights @ value).transpose(1, 2).contiguous(), None

@@ -1,4 +1,4 @@
-"""From positions to fields: the features of a field that holds several become one vector."""
+"""Pools the embeddings of positions into one vector per field."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from flip_hf.nn.layers import MLP
 class TargetAttention(nn.Module):
     """DIN's activation unit (Zhou et al., KDD 2018, arXiv 1706.06978, Section 4.3, equation 3).
 
-    Each feature of the sequence is weighed by a small network that reads it, the target, their difference and their
-    product. The weights are not normalised, so that a sequence that resembles the target says more; padding weighs
-    nothing.
+    A small network weights each feature of the sequence. It reads the feature, the target, their difference and their
+    product. The weights are not normalised, so that a sequence similar to the target has more influence. Padding has
+    weight 0.
 
     Shape:
         - inputs: float (B, embedding_dim), float (B, P, embedding_dim), bool (B, P)
@@ -35,14 +35,17 @@ class TargetAttention(nn.Module):
 
 
 class FieldPooling(nn.Module):
-    """One vector a field: a single-valued field's own, the mean of a bag's, a sequence's weighed by its target.
+    """Computes one vector per field.
+
+    The vector of a single-valued field is its embedding, that of a multi-valued field the mean, and that of a sequence
+    with a target the sum weighted by `TargetAttention`.
 
     Args:
-        num_positions: positions of each field.
-        targets: for each field the place of the field that attends to it, or None for the mean.
-        embedding_dim: width of an embedding; what a table holds beyond it is pooled with the same weights.
-        attention_normalization: "none", as in DIN, or "length": a sequence's weights are divided by its number of
-            values, so that a long one adds up to no more than a short one.
+        num_positions: number of positions of each field.
+        targets: for each field, the index of the field that attends to it, or None for the mean.
+        embedding_dim: width of an embedding; further columns of the table are pooled with the same weights.
+        attention_normalization: "none", as in DIN, or "length", which divides a sequence's weights by its number of
+            values, so that a long sequence has no larger sum than a short one.
 
     Shape:
         - inputs: float (B, P, E), int64 (B, P), P the sum of `num_positions`

@@ -1,4 +1,4 @@
-"""Cross layers: explicit interactions of bounded degree between the entries of one vector."""
+"""Cross layers: explicit interactions of bounded degree between the elements of a vector."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from transformers import initialization as init
 
 
 class CrossNetwork(nn.ModuleList):
-    """Cross layers one after the other, each told the network's input too.
+    """A sequence of cross layers, each of which also reads the network's input.
 
     Shape:
         - input: float (B, size)
@@ -35,7 +35,7 @@ class VectorCross(nn.Module):
         self.bias = nn.Parameter(torch.empty(size))
 
     def init_parameters(self) -> None:
-        """Starts the bias; called by the model that owns this module."""
+        """Initialises the bias; called by the model that owns this module."""
         init.zeros_(self.bias)
 
     def forward(self, x0: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ class LowRankCross(nn.Module):
         super().__init__()
         self.num_experts = num_experts
         self.low_rank = low_rank
-        # V and U of all experts side by side: one product each.
+        # V and U of all experts are concatenated, so that each needs only one matrix product.
         self.down = nn.Linear(size, num_experts * low_rank, bias=False)
         self.middle = nn.Parameter(torch.empty(num_experts, low_rank, low_rank))
         self.up = nn.Parameter(torch.empty(num_experts, size, low_rank))
@@ -81,7 +81,7 @@ class LowRankCross(nn.Module):
         self.gate = nn.Linear(size, num_experts)
 
     def init_parameters(self) -> None:
-        """Starts the bias and each expert's layers; called by the model that owns this module."""
+        """Initialises the bias and each expert's layers; called by the model that owns this module."""
         init.zeros_(self.bias)
         for layers in (self.middle, self.up):
             if not getattr(layers, "_is_hf_initialized", False):
@@ -92,7 +92,7 @@ class LowRankCross(nn.Module):
         gates = self.gate(x).softmax(dim=-1)  # (B, experts)
         low = torch.tanh(self.down(x)).unflatten(-1, (self.num_experts, self.low_rank))  # (B, experts, rank)
         inner = gates.unsqueeze(-1) * torch.tanh(torch.einsum("ber,eor->beo", low, self.middle))  # (B, experts, rank)
-        # The gates sum to one: so x0 and the bias come out of the sum, and the experts' products are one.
+        # Because the gates sum to one, x0 and the bias can be moved out of the sum, and one product covers all experts.
         up = self.up.transpose(0, 1).flatten(1)  # (size, experts * rank)
         return x0 * (F.linear(inner.flatten(1), up) + self.bias) + x
 

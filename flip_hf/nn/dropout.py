@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost an eighth of torch's on a CPU."""
+"""Dropout that draws an eighth of torch's random numbers on a CPU."""
 
 import torch
 from torch import nn
@@ -7,12 +7,12 @@ _CHANCES = 256
 
 
 class ByteDropout(nn.Dropout):
-    """Dropout that decides by one random byte an element.
+    """Dropout that uses one random byte per element.
 
-    On a CPU torch draws a number of 32 bits for each element on one thread, which was a seventh of a pretraining
-    step. Here a drawn number of 64 bits decides for eight elements, so the probability is a multiple of 1/256 (0.1 is
-    0.1016), and what is kept is scaled up by just that. On other devices, where p is 0 or 1, and in compiled code this
-    is `nn.Dropout`; a p below 1/512 drops nothing.
+    On a CPU, torch draws a 32-bit number for each element on a single thread, which took a seventh of a pretraining
+    step. This class draws one 64-bit number for eight elements. The probability is therefore a multiple of 1/256 (0.1
+    becomes 0.1016), and the kept elements are scaled accordingly; a p below 1/512 drops nothing. On other devices, for
+    p of 0 or 1, and in compiled code it is the same as `nn.Dropout`.
 
     Arguments and shapes as in `nn.Dropout`.
     """

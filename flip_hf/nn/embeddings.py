@@ -9,23 +9,22 @@ from torch.nn import functional as F
 from flip_hf.fields import MASK_ID, PADDING_ID, oov_id
 
 Ranges = Sequence[tuple[int, int]]
-"""Ranges (first, end) of feature ids; the first one begins with the field's OOV feature."""
+"""Ranges (first, end) of feature ids; the first range starts with the field's OOV feature."""
 
 
 class FeatureEmbedding(nn.Module):
-    """Looks feature ids up in one table that all fields share.
+    """Looks up feature ids in one table that all fields share.
 
     Args:
-        num_features: rows of the table.
-        position_ranges: the ids that each position (column of the input) may hold, beside padding and mask.
+        num_features: number of rows of the table.
+        position_ranges: for each position (column of the input), the ids that it may hold besides padding and mask.
         embedding_dim: width of an embedding.
-        initializer_range: standard deviation of the embeddings at the start.
-        extra_dim: further columns that a backbone reads beside the embedding, such as a first-order weight. They
-            start at zero.
+        initializer_range: standard deviation of the embeddings at initialisation.
+        extra_dim: number of further columns that a backbone reads, such as a first-order weight; initialised to zero.
 
     Attributes:
         sparse: whether the table's gradient is a sparse tensor of the rows that were read, as in `nn.Embedding`. The
-            optimiser must know such gradients (`training.feature_updates`).
+            optimiser must support such gradients (`training.feature_updates`).
 
     Shape:
         - input: int64 (B, P), ids in the global space
@@ -53,7 +52,7 @@ class FeatureEmbedding(nn.Module):
         self.position_ranges = list(position_ranges)
         most = max(len(ranges) for ranges in self.position_ranges)
         padded = [[*ranges, *[(0, 0)] * (most - len(ranges))] for ranges in self.position_ranges]
-        # On the CPU also where the model is built on the meta device: only there are ids checked.
+        # Always on the CPU, even if the model is built on the meta device, because ids are only checked on the CPU.
         bounds = torch.tensor(padded, device="cpu")  # (P, ranges, 2)
         self._bounds = [(bounds[:, i, 0], bounds[:, i, 1]) for i in range(most)]
 
@@ -61,7 +60,7 @@ class FeatureEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_features, width))
 
     def init_parameters(self) -> None:
-        """Starts the table unless it was loaded; called by the model that owns this module."""
+        """Initialises the table unless it was loaded; called by the model that owns this module."""
         if getattr(self.weight, "_is_hf_initialized", False):
             return
         nn.init.zeros_(self.weight)
@@ -69,13 +68,13 @@ class FeatureEmbedding(nn.Module):
         nn.init.zeros_(self.weight[PADDING_ID])
 
     def forward(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        # On an accelerator the check would cost a synchronisation in every step, and the lookup itself stops there.
+        # On an accelerator the check would synchronise in every step, and the lookup itself fails on ids out of range.
         if feature_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check(feature_ids)
         return self._lookup(feature_ids)
 
     def embed(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        """The embeddings of any features, without the extra columns: int64 (...) -> float (..., embedding_dim)."""
+        """The embeddings of any features, without extra columns: int64 (...) -> float (..., embedding_dim)."""
         return self._lookup(feature_ids)[..., : self.embedding_dim]
 
     def _lookup(self, feature_ids: torch.Tensor) -> torch.Tensor:
@@ -90,7 +89,7 @@ class FeatureEmbedding(nn.Module):
         num_positions = len(self.position_ranges)
         if feature_ids.ndim != 2 or feature_ids.shape[1] != num_positions:
             raise ValueError(
-                f"feature_ids must have the shape (batch, {num_positions}), one column a position; "
+                f"feature_ids must have the shape (batch, {num_positions}), with one column per position; "
                 f"got {tuple(feature_ids.shape)}"
             )
         inside = (feature_ids == MASK_ID) | (feature_ids == PADDING_ID)
@@ -101,5 +100,5 @@ class FeatureEmbedding(nn.Module):
             ranges = ", ".join(f"[{first}, {end})" for first, end in self.position_ranges[column])
             raise ValueError(
                 f"feature_ids[{row}, {column}] is {feature_ids[row, column].item()}, outside its field's range "
-                f"{ranges}; make the ids with the processor that was saved with this model"
+                f"{ranges}; encode the rows with the processor that was saved with this model"
             )

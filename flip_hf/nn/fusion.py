@@ -1,4 +1,4 @@
-"""How the two towers' logits become one."""
+"""Fusion of the two towers' logits into one."""
 
 import torch
 from torch import nn
@@ -11,20 +11,20 @@ class LearnedWeightFusion(nn.Module):
     """`a * id_logits + (1 - a) * text_logits` with one learned weight `a` (FLIP, Section 3.4).
 
     Args:
-        num_fields: fields of the tabular view.
+        num_fields: number of fields of the tabular view.
 
     Shape:
-        - inputs: float (B,), float (B,), float (B, num_fields), which is not read
+        - inputs: float (B,), float (B,), float (B, num_fields), which is ignored
         - output: float (B,)
     """
 
     def __init__(self, num_fields: int) -> None:
         super().__init__()
-        # Not a scalar: FSDP2 shards none.
+        # Not a scalar, because FSDP2 can't shard scalars.
         self.id_weight = nn.Parameter(torch.empty(1))
 
     def init_parameters(self) -> None:
-        """Starts with equal shares; called by the model that owns this module."""
+        """Initialises the weight to equal shares; called by the model that owns this module."""
         init.constant_(self.id_weight, _EQUAL_SHARES)
 
     def forward(self, id_logits: torch.Tensor, text_logits: torch.Tensor, oov_fractions: torch.Tensor) -> torch.Tensor:
@@ -32,13 +32,14 @@ class LearnedWeightFusion(nn.Module):
 
 
 class GatedFusion(nn.Module):
-    """`g * id_logits + (1 - g) * text_logits`, where the gate `g` sees which fields are OOV.
+    """`g * id_logits + (1 - g) * text_logits`, where the gate `g` depends on which fields are OOV.
 
-    `g = sigmoid(w · oov_fractions + b)` for each row, so a field whose feature was never trained can hand the row to
-    the text. The gate learns that only where training holds OOV features: see `FlipCTRCollator`'s `oov_dropout`.
+    `g = sigmoid(w · oov_fractions + b)` for each row, so the text gets more weight in rows with unseen features. The
+    gate can learn this only from rows with OOV features: training rows with `oov_dropout` (see `FlipCTRCollator`), or
+    validation rows (`fusion_rows`).
 
     Args:
-        num_fields: fields of the tabular view.
+        num_fields: number of fields of the tabular view.
 
     Shape:
         - inputs: float (B,), float (B,), float (B, num_fields), the fraction of each field's features that are OOV
@@ -51,7 +52,7 @@ class GatedFusion(nn.Module):
         self.bias = nn.Parameter(torch.empty(1))
 
     def init_parameters(self) -> None:
-        """Starts with equal shares; called by the model that owns this module."""
+        """Initialises the gate to equal shares; called by the model that owns this module."""
         init.zeros_(self.oov_weights)
         init.zeros_(self.bias)
 

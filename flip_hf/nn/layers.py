@@ -1,4 +1,4 @@
-"""Layers that more than one backbone or head is made of."""
+"""Layers that several backbones and heads use."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -12,13 +12,13 @@ from flip_hf.nn.dropout import ByteDropout
 
 
 def pairs_of_fields(num_fields: int) -> tuple[list[int], list[int]]:
-    """Places of the first and of the second field of every pair, in the order (0, 1), (0, 2), ..., (1, 2), ...
+    """Indices of the first and of the second field of every pair, in the order (0, 1), (0, 2), ..., (1, 2), ...
 
     Raises:
-        ValueError: there are fewer than two fields, and so no pair.
+        ValueError: there are fewer than two fields.
     """
     if num_fields < 2:
-        raise ValueError(f"interactions of pairs need at least 2 fields, got {num_fields}")
+        raise ValueError(f"interactions of pairs need at least 2 fields; got {num_fields}")
     pairs = list(combinations(range(num_fields), 2))
     return [i for i, _ in pairs], [j for _, j in pairs]
 
@@ -33,11 +33,11 @@ class FirstOrder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Not a scalar: FSDP2 shards none.
+        # Not a scalar, because FSDP2 can't shard scalars.
         self.bias = nn.Parameter(torch.empty(1))
 
     def init_parameters(self) -> None:
-        """Starts the bias; called by the model that owns this module."""
+        """Initialises the bias; called by the model that owns this module."""
         init.zeros_(self.bias)
 
     def forward(self, weights: torch.Tensor) -> torch.Tensor:
@@ -45,10 +45,10 @@ class FirstOrder(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that also trains on a batch of one row.
+    """Batch normalisation that can also train on a batch of one row.
 
-    One value a channel has no variance, over which `nn.BatchNorm1d` raises in training. Such a batch, often an epoch's
-    last, is normalised by the running statistics, which it does not change.
+    A single value per channel has no variance, so `nn.BatchNorm1d` raises an error in training. This class normalises
+    such a batch, often the last of an epoch, by the running statistics, and does not update them.
 
     Shape:
         - input: float (B, C) or (B, C, L)
@@ -62,7 +62,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class MLP(nn.Sequential):
-    """Linear, batch normalisation if asked for, ReLU and dropout, once for each hidden size.
+    """A multi-layer perceptron: linear, optional batch normalisation, ReLU and dropout for each hidden size.
 
     Shape:
         - input: float (..., input_size)
@@ -84,8 +84,8 @@ class MLP(nn.Sequential):
 class FactorizationMachine(nn.Module):
     """Second-order interactions of all pairs of fields, summed over pairs but not over dimensions.
 
-    `0.5 * ((sum_f e_f)^2 - sum_f e_f^2)`: the bi-interaction pooling whose sum over dimensions is the second-order
-    term of a factorization machine (Rendle, ICDM 2010, Lemma 3.1).
+    `0.5 * ((sum_f e_f)^2 - sum_f e_f^2)`, the bi-interaction pooling. Its sum over dimensions is the second-order term
+    of a factorization machine (Rendle, ICDM 2010, Lemma 3.1).
 
     Shape:
         - input: float (B, F, D)

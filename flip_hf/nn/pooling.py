@@ -1,4 +1,4 @@
-"""From token states to one vector of the text."""
+"""Pooling of token states into one vector per text."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ def cls_pooling(token_states: torch.Tensor, attention_mask: torch.Tensor) -> tor
 
 
 def mean_pooling(token_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the tokens that are not padding: float (B, T, C), int64 (B, T) -> float (B, C)."""
+    """Mean over the tokens, without padding: float (B, T, C), int64 (B, T) -> float (B, C)."""
     weights = attention_mask.to(token_states.dtype).unsqueeze(-1)  # (B, T, 1)
     return (token_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 

@@ -1,15 +1,15 @@
-"""Linear regression that knows when there is nothing to learn."""
+"""Ridge regression that falls back to the mean if the inputs predict nothing."""
 
 import torch
 
-# From next to none to next to all of the inputs' variance.
+# Regularisation strengths from very weak to very strong, as multiples of the inputs' mean squared singular value.
 _STRENGTHS = torch.logspace(-4, 4, 33, dtype=torch.float64)
 
 
 def ridge_predictions(inputs: torch.Tensor, targets: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """Ridge regression whose strength is chosen by its exact leave-one-out error.
+    """Predicts by a ridge regression whose strength is chosen by its exact leave-one-out error.
 
-    Where no strength predicts targets that were left out better than their mean does, the mean is the prediction.
+    If no strength has a lower leave-one-out error than the mean of the targets, the mean is the prediction.
 
     Args:
         inputs: float (N, C).
@@ -17,7 +17,7 @@ def ridge_predictions(inputs: torch.Tensor, targets: torch.Tensor, queries: torc
         queries: float (Q, C).
 
     Returns:
-        float64 (Q, D).
+        The predictions for the queries, float64 (Q, D).
     """
     x, y, q = inputs.double(), targets.double(), queries.double()
     x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
@@ -29,7 +29,7 @@ def ridge_predictions(inputs: torch.Tensor, targets: torch.Tensor, queries: torc
     best, prediction = mean_error, y_mean.expand(len(q), -1)
     for strength in _STRENGTHS.to(x.device) * s.square().mean():
         shrinkage = s.square() / (s.square() + strength)  # (K,)
-        # The diagonal of the matrix that maps targets to fitted values, the mean's share included.
+        # Diagonal of the hat matrix, including the mean's share.
         leverage = u.square() @ shrinkage + 1 / n
         residuals = y - u @ (shrinkage.unsqueeze(1) * rotated)
         error = (residuals / (1 - leverage).clamp(min=1e-9).unsqueeze(1)).square().sum()

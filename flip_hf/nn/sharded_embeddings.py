@@ -1,4 +1,4 @@
-"""The feature table with its rows spread over the processes, for tables larger than one process holds."""
+"""A feature table whose rows are sharded over processes, for tables larger than one process can hold."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from flip_hf.fields import PADDING_ID
 from flip_hf.nn.embeddings import FeatureEmbedding
 from flip_hf.nn.gather import is_distributed
 
-# What is drawn, sent and written at a time: 8 MB of rows of 32 single-precision numbers.
+# Rows that are initialised, sent and written at a time: 8 MB for rows of 32 single-precision numbers.
 _BLOCK_ROWS = 1 << 16
 
 _REQUESTED: ContextVar[bool] = ContextVar("sharded_features", default=False)
@@ -22,10 +22,13 @@ _REQUESTED: ContextVar[bool] = ContextVar("sharded_features", default=False)
 
 @contextmanager
 def sharded_features(enabled: bool = True) -> Iterator[None]:
-    """Of a feature table built or loaded inside, each process holds its own share of the rows.
+    """Context manager in which feature tables are built or loaded in shards: each process holds its share of the rows.
 
-    Processes work on batches of their own (data parallelism) and look each other's rows up. With one process, or where
-    `enabled` is false, nothing changes. `torch.distributed` must be initialised before.
+    Processes work on different batches (data parallelism) and look up each other's rows. With one process, or if
+    `enabled` is false, nothing changes. `torch.distributed` must be initialised first.
+
+    Args:
+        enabled: whether to shard.
     """
     token = _REQUESTED.set(enabled)
     try:
@@ -35,16 +38,16 @@ def sharded_features(enabled: bool = True) -> Iterator[None]:
 
 
 def feature_embedding_class() -> type[FeatureEmbedding]:
-    """The class of the feature tables that are built here and now."""
+    """The class of feature tables in the current context."""
     return ShardedFeatureEmbedding if _REQUESTED.get() and is_distributed() else FeatureEmbedding
 
 
 class ShardedFeatureEmbedding(FeatureEmbedding):
     """A feature table of which every process holds one block of consecutive rows.
 
-    A lookup sends each distinct id to the process that owns its row and brings the row back, so all processes must
-    look up equally often. Gradients travel the other way and are averaged over processes, like those of the parameters
-    that DistributedDataParallel averages; that must leave `rows` alone.
+    A lookup sends each distinct id to the process that owns its row, and receives the row. All processes must therefore
+    make the same number of lookups. Gradients go the opposite way and are averaged over processes, as
+    DistributedDataParallel does for other parameters; exclude `rows` from DistributedDataParallel.
 
     Arguments and shapes as in `FeatureEmbedding`.
     """
@@ -56,17 +59,17 @@ class ShardedFeatureEmbedding(FeatureEmbedding):
         self.rows = nn.Parameter(torch.empty(end - self.first, width))
 
     def bounds(self, process: int) -> tuple[int, int]:
-        """The first row that a process holds and the end of its rows."""
+        """The range (first, end) of the rows that a process holds."""
         first, end = (min(i * self.block_size, self.num_features) for i in (process, process + 1))
         return first, end
 
     def init_parameters(self) -> None:
-        """Starts the rows unless they were loaded, as one process would start them."""
+        """Initialises the rows, unless they were loaded, with the same values as a single process would."""
         if getattr(self.rows, "_is_hf_initialized", False):
             return
         end = self.first + len(self.rows)
         for start in range(0, self.num_features, _BLOCK_ROWS):
-            # Every process draws the whole table and keeps its rows: so what is drawn next is the same everywhere.
+            # Every process draws the whole table and keeps its rows, so the random state stays the same everywhere.
             size = min(_BLOCK_ROWS, self.num_features - start)
             block = self.rows.new_zeros(size, self.rows.shape[1], requires_grad=False)
             nn.init.normal_(block[:, : self.embedding_dim], std=self.initializer_range)
@@ -77,7 +80,7 @@ class ShardedFeatureEmbedding(FeatureEmbedding):
             nn.init.zeros_(self.rows[PADDING_ID])
 
     def _lookup(self, feature_ids: torch.Tensor) -> torch.Tensor:
-        # Sorted, so the ids that one process owns stand together.
+        # unique sorts, so the ids that one process owns are adjacent.
         wanted, places = torch.unique(feature_ids, return_inverse=True)
         firsts = torch.arange(1, dist.get_world_size(), device=wanted.device) * self.block_size
         ends = torch.searchsorted(wanted, firsts)
@@ -92,12 +95,12 @@ class ShardedFeatureEmbedding(FeatureEmbedding):
         return F.embedding(places, found)
 
     def send_rows(self) -> None:
-        """Sends this process's rows to process 0, which must be in `all_rows`."""
+        """Sends this process's rows to process 0, which must be running `all_rows`."""
         for start in range(0, len(self.rows), _BLOCK_ROWS):
             dist.send(self.rows.detach()[start : start + _BLOCK_ROWS], 0)
 
     def all_rows(self) -> Iterator[torch.Tensor]:
-        """On process 0, the rows of the table in order, a block at a time; the others must be in `send_rows`."""
+        """On process 0, yields the rows of the table in order, in blocks; the others must be running `send_rows`."""
         yield from self.rows.detach().split(_BLOCK_ROWS)
         for process in range(1, dist.get_world_size()):
             first, end = self.bounds(process)
@@ -108,7 +111,7 @@ class ShardedFeatureEmbedding(FeatureEmbedding):
 
 
 class _ExchangeRows(torch.autograd.Function):
-    """Rows to the processes that asked for them, and their gradients back, averaged over processes."""
+    """Sends rows to the processes that asked for them, and averages their gradients over processes on the way back."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, to_send: Sequence[int], to_receive: Sequence[int]) -> torch.Tensor:
@@ -122,7 +125,7 @@ class _ExchangeRows(torch.autograd.Function):
 
 
 def _exchange(values: torch.Tensor, to_send: Sequence[int], to_receive: Sequence[int]) -> torch.Tensor:
-    """Sends so many of the values to each process, in the order of their ranks; returns what the others sent."""
+    """Sends each process its number of values, in the order of the ranks, and returns the values received."""
     received = values.new_empty(sum(to_receive), *values.shape[1:])
     dist.all_to_all_single(received, values.contiguous(), list(to_receive), list(to_send))
     return received

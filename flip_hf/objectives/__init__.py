@@ -1,4 +1,4 @@
-"""Pretraining objectives, one file each. To add one: write the file, add its line to `OBJECTIVES`."""
+"""Pretraining objectives, one file each. To add one, write its file and add a line to `OBJECTIVES`."""
 
 from flip_hf.objectives.base import ContrastiveShare, Objective, ObjectiveOutput, PretrainingBatch
 from flip_hf.objectives.icl import InstanceContrastiveLearning

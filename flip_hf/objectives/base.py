@@ -1,4 +1,4 @@
-"""The contract that pretraining objectives share."""
+"""The interface of pretraining objectives."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from flip_hf.fields import IGNORED_LABEL
 
 @dataclass(frozen=True)
 class ContrastiveShare:
-    """What a contrastive loss over a larger batch means for one part of it.
+    """One part's share of a contrastive loss that was computed over a larger batch.
 
     Attributes:
-        tabular_gradient: float32 (B, P), the summed loss's gradient with respect to the part's projected tabular views.
-        text_gradient: float32 (B, P), with respect to its projected texts.
+        tabular_gradient: float32 (B, P), gradient of the summed loss with respect to the part's projected tabular view.
+        text_gradient: float32 (B, P), gradient of the summed loss with respect to the part's projected text.
         loss_sum: float (), the part's share of the summed loss, detached.
-        metrics: of the larger batch, as in `ObjectiveOutput`.
+        metrics: metrics of the larger batch, as in `ObjectiveOutput`.
     """
 
     tabular_gradient: torch.Tensor
@@ -31,22 +31,22 @@ class ContrastiveShare:
 
 @dataclass(frozen=True)
 class PretrainingBatch:
-    """What an objective reads: the encoded views that it declared, the labels, and the two shared tables.
+    """Input of an objective: the encoded views that it declared, the labels, and the two shared tables.
 
-    Letters as in `flip_hf.outputs`; V tokens in the text encoder's vocabulary, N rows of the feature table.
+    Letters as in `flip_hf.outputs`. V: tokens in the text encoder's vocabulary. N: rows of the feature table.
 
     Attributes:
-        feature_ids: int64 (B, P), complete.
+        feature_ids: int64 (B, P), without masks.
         attention_mask: int64 (B, T).
-        mtm_labels: int64 (B, F), a masked field's feature, -100 elsewhere.
-        mlm_labels: int64 (B, T), the masked tokens' ids, -100 elsewhere.
-        tabular: float (B, H), representation of the complete tabular view.
+        mtm_labels: int64 (B, F), the feature of each masked field; -100 elsewhere.
+        mlm_labels: int64 (B, T), the ids of the masked tokens; -100 elsewhere.
+        tabular: float (B, H), representation of the tabular view without masks.
         masked_tabular: float (B, H), representation of the masked tabular view.
-        text: float (B, C), pooled complete text.
-        token_states: float (B, T, C), states of the complete text.
-        masked_token_states: float (B, T, C), states of the masked text.
-        embed_features: looks the feature table up, int64 (...) -> float (..., D). The table itself may be spread over
-            processes, all of which must look up equally often.
+        text: float (B, C), the pooled text without masks.
+        token_states: float (B, T, C), token states of the text without masks.
+        masked_token_states: float (B, T, C), token states of the masked text.
+        embed_features: looks up the feature table, int64 (...) -> float (..., D). If the table is sharded over
+            processes, all of them must call it equally often.
         token_embeddings: float (V, C), the text encoder's input embeddings.
     """
 
@@ -65,11 +65,11 @@ class PretrainingBatch:
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """An objective's loss over a batch.
+    """Loss of an objective over a batch.
 
     Attributes:
         loss_sum: float (), summed over the items.
-        num_items: int64 (), what the sum runs over: masked tokens, masked features or rows.
+        num_items: int64 (), number of items: masked tokens, masked features or rows.
         metrics: name to float (), detached means over the items.
     """
 
@@ -79,13 +79,13 @@ class ObjectiveOutput:
 
 
 class Objective(nn.Module, ABC):
-    """A pretraining objective: owns its head, returns a loss and its own metrics.
+    """A pretraining objective: owns its head, and returns a loss and its own metrics.
 
     The constructor takes `(config, tabular_size, text_size)`.
 
     Attributes:
-        views: what must be encoded for it: names out of "tabular", "masked_tabular", "text", "masked_text".
-        labels: the argument of `FlipForPreTraining.forward` that it can't do without, if any.
+        views: the views to encode for it: names out of "tabular", "masked_tabular", "text", "masked_text".
+        labels: the label argument of `FlipForPreTraining.forward` that it needs, if any.
     """
 
     views: ClassVar[frozenset[str]]
@@ -97,30 +97,30 @@ class Objective(nn.Module, ABC):
 
     @classmethod
     def num_items(cls, feature_ids: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """int64 (): what the loss of such a batch is summed over: labelled positions, or rows without labels."""
+        """Counts the items that the loss of a batch sums over, int64 (): labelled positions, or rows without labels."""
         if labels is None:
             return torch.tensor(feature_ids.shape[0], device=feature_ids.device)
         return (labels != IGNORED_LABEL).sum()
 
     def set_feature_counts(self, counts: torch.Tensor) -> None:
-        """Takes how often each feature was seen, int64 (N,); an objective that draws no features has no use for it."""
+        """Sets how often each feature was seen, int64 (N,); ignored by objectives that draw no features."""
 
     def set_tokens(self, tokens: torch.Tensor) -> None:
-        """Takes the tokens that may be scored alone, int64 (tokens,); an objective that scores none ignores them."""
+        """Restricts scoring to these tokens, int64 (tokens,); ignored by objectives that score no tokens."""
 
     def grow(self, config: FlipConfig, counts: torch.Tensor) -> None:
-        """Takes over a feature table with more rows at its end; an objective that knows no features stays as it is.
+        """Adapts to a feature table with new rows at its end; objectives without parameters for features ignore it.
 
         Args:
-            config: with the larger fields.
+            config: configuration with the extended fields.
             counts: int64 (N,), as in `set_feature_counts`.
         """
 
     @abstractmethod
     def forward(self, batch: PretrainingBatch) -> ObjectiveOutput:
-        """The loss over one batch."""
+        """Computes the loss of one batch."""
 
 
 def mean_over_items(values: torch.Tensor) -> torch.Tensor:
-    """Detached mean of a metric over items, 0 where a batch has none."""
+    """Detached mean of a metric over items; 0 for a batch without items."""
     return values.detach().float().sum() / max(values.numel(), 1)

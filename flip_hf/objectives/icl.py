@@ -13,18 +13,20 @@ from flip_hf.objectives.base import ContrastiveShare, Objective, ObjectiveOutput
 
 
 class InstanceContrastiveLearning(Objective):
-    """Symmetric InfoNCE: the two views of a row attract, other rows of the global batch repel.
+    """Symmetric InfoNCE: attracts the two views of a row, and repels the other rows of the global batch.
 
-    Projected representations are compared by cosine similarity over a temperature. Negatives come from all processes,
-    with gradients. Rows with the same features are not each other's negatives: nothing could tell them apart.
+    Projected representations are compared by cosine similarity, divided by a temperature. Negatives come from all
+    processes, with gradients. Rows with identical features are not used as negatives of each other, because they can't
+    be distinguished.
 
-    The loss is the mean of both directions' cross-entropies. Metrics: `icl_tabular_to_text_accuracy` and
-    `icl_text_to_tabular_accuracy`, the share of rows whose other view is the nearest in the global batch. At the
-    accuracy of chance the loss is ln(R), R rows of all processes, and nothing is being aligned.
+    The loss is the mean of the cross-entropies in both directions. Metrics: `icl_tabular_to_text_accuracy` and
+    `icl_text_to_tabular_accuracy`, the share of rows whose other view is the nearest in the global batch. If the
+    loss is ln(R), with R rows over all processes, and the accuracy is at chance, nothing has been aligned.
 
-    The contrastive batch may be larger than what is encoded at a time: `project` each part without a graph, have
-    `shares` of them all, and encode each part again `contrasted_as` its share (Gao et al., RepL4NLP 2021, arXiv
-    2101.06983, Section 3.2). The loss then is the part's share of the larger batch's, with the larger batch's gradient.
+    The contrastive batch may be larger than the batches that are encoded at a time (gradient caching: Gao et al.,
+    RepL4NLP 2021, arXiv 2101.06983, Section 3.2): `project` each part without a graph, compute the `shares` of all
+    parts, and encode each part again inside `contrasted_as(share)`. The loss is then the part's share of the larger
+    batch's loss, with the larger batch's gradient.
     """
 
     views = frozenset({"tabular", "text"})
@@ -50,7 +52,7 @@ class InstanceContrastiveLearning(Objective):
 
     @contextmanager
     def contrasted_as(self, share: ContrastiveShare) -> Iterator[None]:
-        """In this context `forward` takes its rows for that part of a larger batch, instead of a batch of their own."""
+        """Context manager in which `forward` treats its rows as part of a larger batch."""
         self._share = share
         try:
             yield
@@ -58,14 +60,14 @@ class InstanceContrastiveLearning(Objective):
             self._share = None
 
     def project(self, tabular: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The vectors that are compared: float (B, H) and (B, C) -> float32 (B, P) twice, of length 1."""
+        """Projects both views: float (B, H) and (B, C) -> float32 (B, P) twice, normalised to length 1."""
         tabular, text = self.tabular_projection(tabular), self.text_projection(text)
         return F.normalize(tabular.float(), dim=-1), F.normalize(text.float(), dim=-1)
 
     def contrast(self, tabular: torch.Tensor, text: torch.Tensor, feature_ids: torch.Tensor) -> ObjectiveOutput:
-        """The loss of rows whose views are projected: float32 (B, P) twice and int64 (B, positions)."""
+        """Computes the loss from projected views: float32 (B, P) twice, and int64 (B, positions)."""
         counts = row_counts(len(tabular), tabular.device)
-        # A similarity divided by the temperature needs more than the 8 bits of a bfloat16.
+        # A similarity divided by the temperature needs more precision than bfloat16 has.
         with torch.autocast(tabular.device.type, enabled=False):
             all_tabular, all_text = gather_rows(tabular, counts), gather_rows(text, counts)  # (R, P)
             tabular_to_text = tabular @ all_text.T / self.temperature  # (B, R)
@@ -73,7 +75,7 @@ class InstanceContrastiveLearning(Objective):
 
         num_rows, first = len(tabular), first_row(counts)
         targets = torch.arange(num_rows, device=tabular.device) + first
-        # Rows with the same features have the same number.
+        # Rows with identical features get the same number.
         _, numbers = torch.unique(gather_rows(feature_ids, counts), dim=0, return_inverse=True)  # (R,)
         duplicates = numbers[first : first + num_rows].unsqueeze(1) == numbers  # (B, R)
         duplicates[torch.arange(num_rows, device=targets.device), targets] = False
@@ -93,10 +95,10 @@ class InstanceContrastiveLearning(Objective):
     def shares(
         self, views: Sequence[tuple[torch.Tensor, torch.Tensor]], feature_ids: Sequence[torch.Tensor]
     ) -> list[ContrastiveShare]:
-        """Contrasts the rows of several batches, and tells each what that means for it.
+        """Contrasts the rows of several batches, and returns each batch's share of the loss.
 
         Args:
-            views: for each batch, what `project` returned, without a graph.
+            views: for each batch, the output of `project`, without a graph.
             feature_ids: for each batch, int64 (B, positions).
         """
         sizes = [len(ids) for ids in feature_ids]

@@ -1,4 +1,4 @@
-"""Masked language modelling, told by the tabular view (FLIP, Section 3.3.1)."""
+"""Masked language modelling, conditioned on the tabular view (FLIP, Section 3.3.1)."""
 
 from typing import ClassVar
 
@@ -12,11 +12,11 @@ from flip_hf.objectives.base import Objective, ObjectiveOutput, PretrainingBatch
 
 
 class MaskedLanguageModeling(Objective):
-    """Recovers the tokens of a masked field from the masked text and the complete tabular view.
+    """Recovers the tokens of a masked field from the masked text and the tabular view without masks.
 
-    Each masked token's state is concatenated with the complete tabular representation, transformed, and scored against
-    the text encoder's own input embeddings. States are gathered at masked positions first: the projection onto the
-    vocabulary of all positions would cost more than the encoder.
+    The state of each masked token is concatenated with the tabular representation, transformed, and scored against the
+    text encoder's own input embeddings. Only masked positions are scored, because projecting all positions onto the
+    vocabulary would cost more than the encoder.
 
     The loss is the cross-entropy over the vocabulary, or over the tokens of `set_tokens`. Metric: `mlm_accuracy`, the
     share of masked tokens recovered.
@@ -35,13 +35,13 @@ class MaskedLanguageModeling(Objective):
         self.register_buffer("tokens", torch.empty(0, dtype=torch.int64), persistent=False)
 
     def set_tokens(self, tokens: torch.Tensor) -> None:
-        """Scores these tokens alone, and those that a batch masks beside them.
+        """Scores only these tokens, and the tokens that are masked in the current batch.
 
-        Most of a language's tokens are in no row's text: to score them costs most of the objective's time, and teaches
-        the text encoder only that they don't come.
+        Most tokens of the vocabulary occur in no row's text. Scoring them takes most of the objective's time, and
+        teaches the text encoder only that they don't occur.
 
         Args:
-            tokens: int64 (tokens,), distinct and ascending; none for the whole vocabulary.
+            tokens: int64 (tokens,), distinct and ascending; empty for the whole vocabulary.
         """
         self.tokens = tokens.to(self.tokens.device)
 
@@ -60,6 +60,6 @@ class MaskedLanguageModeling(Objective):
         return ObjectiveOutput(loss_sum, masked.sum(), {self.metric: accuracy})
 
     def token_inputs(self, batch: PretrainingBatch, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """What a masked token is told from: int64 (M,) twice, where they are -> float (M, C + H)."""
+        """Inputs used to predict masked tokens: int64 (M,) twice, their rows and positions -> float (M, C + H)."""
         assert batch.masked_token_states is not None and batch.tabular is not None
         return torch.cat([batch.masked_token_states[rows, positions], batch.tabular[rows]], dim=-1)

@@ -1,4 +1,4 @@
-"""Masked tabular modelling, told by the text (FLIP, Section 3.3.2)."""
+"""Masked tabular modelling, conditioned on the text (FLIP, Section 3.3.2)."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ Embed: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 class TextSummary(nn.Module):
-    """One head of cross-attention: the tabular vector asks, the token states answer.
+    """Single-head cross-attention from the tabular vector (query) to the token states (keys and values).
 
     Shape:
         - inputs: float (B, H), float (B, T, C), int64 (B, T)
@@ -41,24 +41,23 @@ class TextSummary(nn.Module):
 
 
 class MaskedTabularModeling(Objective):
-    """Recovers the masked features from the masked tabular view and the complete text.
+    """Recovers the masked features from the masked tabular view and the text without masks.
 
-    The masked tabular representation is concatenated with a cross-attention summary of the text and projected once for
-    each field. A feature's score is the product with its embedding plus a bias, and means the logarithm of
-    `p(feature | row) / q(feature)`, where `q` is the unigram distribution over the candidates: the masked feature's own
-    field (`mtm_negatives="field"`) or all features (`"global"`). So all scores at zero is the unigram model, and the
-    corrections for sampling from `q` cancel. With `k` negatives drawn from `q`:
+    The masked tabular representation is concatenated with a cross-attention summary of the text, and projected once for
+    each field. The score of a feature is the product with its embedding plus a bias. It estimates the logarithm of
+    `p(feature | row) / q(feature)`, where `q` is the unigram distribution over the candidates: the features of the
+    masked field (`mtm_negatives="field"`) or all features (`"global"`). Scores of zero are therefore the unigram model,
+    and the corrections for sampling from `q` cancel. With `k` negatives drawn from `q`, the losses are:
 
     - `"nce"`: `softplus(log k - s(target)) + sum over negatives of softplus(s(negative) - log k)` (Gutmann and
-      Hyvärinen, AISTATS 2010, with the normaliser held at 1 as in Mnih and Teh, ICML 2012; the paper's choice);
-    - `"sampled_softmax"`: cross-entropy of the target against the negatives (Jean et al., ACL 2015), those that equal
-      the target left out;
-    - `"full_softmax"`: cross-entropy over every candidate of `s + log q`.
+      Hyvärinen, AISTATS 2010, with the normaliser fixed at 1 as in Mnih and Teh, ICML 2012; the paper's choice).
+    - `"sampled_softmax"`: cross-entropy of the target against the negatives that differ from it (Jean et al., ACL
+      2015).
+    - `"full_softmax"`: cross-entropy of `s + log q` over all candidates.
 
-    Of a field that holds several features, the collator chooses the one to recover. A field with no more than `k`
-    features is scored by the full softmax over the field under each of the three when
-    negatives come from the field. Metric: `mtm_accuracy`, the share of masked features that score highest among the
-    candidates that were scored.
+    If a field holds several features, the collator chooses the one to recover. With negatives from the field, a field
+    with at most `k` features is scored by the full softmax over the field, whatever the loss. Metric: `mtm_accuracy`,
+    the share of masked features that score highest among the scored candidates.
     """
 
     views = frozenset({"masked_tabular", "text"})
@@ -80,8 +79,8 @@ class MaskedTabularModeling(Objective):
         self.field_projection = nn.Linear(config.projection_dim, self.num_fields * config.embedding_dim)
         self.bias = nn.Parameter(torch.empty(config.num_features))
         self._are_counts_checked = False
-        # A field's features stand together in slots, whatever ids they were given when: so one search over counts
-        # summed up in this order draws from any field, and differences are the counts.
+        # Slots order the features so that those of a field are adjacent, even if they were added at different times.
+        # One search in the cumulative counts of the slots then draws from any field, and differences are counts.
         self._set_slots(config)
         for name, value in self._initial_buffers().items():
             self.register_buffer(name, value, persistent=name == "cumulative_counts")
@@ -98,7 +97,7 @@ class MaskedTabularModeling(Objective):
         self.field_slots = [firsts[ranges[0]] for ranges in config.feature_ranges]
 
     def init_parameters(self) -> None:
-        """Starts the biases at zero and the counts at one; called by the model that owns this module."""
+        """Initialises the biases to zero and the counts to one; called by the model that owns this module."""
         init.zeros_(self.bias)
         for name, value in self._initial_buffers().items():
             init.copy_(self.get_buffer(name), value)
@@ -125,8 +124,8 @@ class MaskedTabularModeling(Objective):
         """Sets the unigram distribution.
 
         Args:
-            counts: int64 (N,), how often each feature was seen. A feature never seen counts as seen once, so that it
-                has a probability if it comes; padding and mask count as never seen.
+            counts: int64 (N,), how often each feature was seen. An unseen feature counts as seen once, so that its
+                probability is not zero; padding and mask have the count 0.
         """
         if counts.shape != self.bias.shape:
             raise ValueError(f"feature counts must have the shape {tuple(self.bias.shape)}, got {tuple(counts.shape)}")
@@ -135,18 +134,18 @@ class MaskedTabularModeling(Objective):
         self._are_counts_checked = True
 
     def _check_counts(self) -> None:
-        """Warns, once, if every feature counts as seen once: nobody set the counts, and no checkpoint brought them."""
+        """Warns once if every feature counts as seen once, because neither a caller nor a checkpoint set the counts."""
         self._are_counts_checked = True
         if self.cumulative_counts[-1] == len(self.bias) - NUM_SHARED_FEATURES:
             logger.warning(
                 "MTM trains without feature counts, so its negatives are drawn uniformly instead of by how often "
-                "features occur: call model.set_feature_counts(processor.feature_counts) before training, or build the "
+                "features occur. Call model.set_feature_counts(processor.feature_counts) before training, or build the "
                 "model with FlipForPreTraining.from_text_pretrained(encoder, processor=processor)"
             )
 
     @staticmethod
     def _cumulate(counts: torch.Tensor) -> torch.Tensor:
-        """Of counts in the order of the slots."""
+        """Cumulative sums of counts that are in the order of the slots."""
         counts = counts.to(torch.int64).clone()
         counts[:NUM_SHARED_FEATURES] = 0
         return F.pad(counts.cumsum(0), (1, 0))
@@ -160,7 +159,7 @@ class MaskedTabularModeling(Objective):
         predictions = self.field_projection(hidden).unflatten(-1, (self.num_fields, -1))  # (B, F, D)
         masked = batch.mtm_labels != IGNORED_LABEL  # (B, F)
         rows, fields = masked.nonzero(as_tuple=True)  # (M,), (M,)
-        # Scores are logarithms of probabilities that differ by orders of magnitude: single precision throughout.
+        # Single precision throughout, because the probabilities differ by orders of magnitude.
         with torch.autocast(predictions.device.type, enabled=False):
             predicted = predictions[rows, fields].float()  # (M, D)
             targets = batch.mtm_labels[rows, fields]
@@ -174,7 +173,7 @@ class MaskedTabularModeling(Objective):
         return self.cumulative_counts[end] - self.cumulative_counts[first]
 
     def _candidate_range(self, fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """First slot and end of the candidates of each masked field, int64 (M,) and (M,)."""
+        """First slot and end slot of the candidates of each masked field, int64 (M,) and (M,)."""
         if self.negatives == "field":
             bounds = torch.tensor(self.field_slots, device=fields.device)[fields]
             return bounds[:, 0], bounds[:, 1]
@@ -183,7 +182,7 @@ class MaskedTabularModeling(Objective):
     def _full(
         self, predicted: torch.Tensor, targets: torch.Tensor, fields: torch.Tensor, embed: Embed
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Exact losses (M,) and whether the target scored highest, bool (M,)."""
+        """Exact losses (M,), and whether the target scored highest, bool (M,)."""
         first, end = self._candidate_range(fields)
         losses, correct = torch.zeros_like(predicted[:, 0]), torch.zeros_like(targets, dtype=torch.bool)
         for low, high in sorted(set(zip(first.tolist(), end.tolist(), strict=True))):
@@ -200,10 +199,10 @@ class MaskedTabularModeling(Objective):
     def _sampled(
         self, predicted: torch.Tensor, targets: torch.Tensor, fields: torch.Tensor, embed: Embed
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses (M,) and whether the target scored highest, bool (M,).
+        """Losses (M,), and whether the target scored highest, bool (M,).
 
-        Every position scores `1 + k` candidates: the target and `k` negatives, or, where the field is small, all
-        of the field, filled up with candidates that do not count.
+        Every position scores `1 + k` candidates: the target and `k` negatives. For a small field, they are the whole
+        field, padded with candidates that are not counted.
         """
         k = self.num_negatives
         first, end = self._candidate_range(fields)
@@ -223,7 +222,7 @@ class MaskedTabularModeling(Objective):
 
         scores = torch.einsum("md,mkd->mk", predicted, embed(candidates).float()) + self.bias[candidates]
         log_q = self._counts(slots, slots + 1).double().log() - total.double().log().unsqueeze(1)
-        # Only over a whole field does the unigram distribution stay in the score; elsewhere its correction cancels it.
+        # For a whole field, log q is part of the score; with sampling, the correction cancels it.
         scores = torch.where(exact.unsqueeze(1), scores + log_q.float(), scores)
         is_target = F.one_hot(target_places, k + 1).bool()
         accidental = ~exact.unsqueeze(1) & ~is_target & (candidates == targets.unsqueeze(1))

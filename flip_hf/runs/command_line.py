@@ -76,7 +76,9 @@ def run_parser(
         allow_abbrev=False,
     )
     parser.elsewhere = elsewhere or {}
-    parser.add_argument("--config", action="config", help="YAML file with settings; later arguments override it")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with the settings below; later arguments override it"
+    )
     parser.add_class_arguments(kind)
     return parser
 

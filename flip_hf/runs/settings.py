@@ -54,8 +54,8 @@ class DataSettings:
         split_seed: seed of the splits "random" and "item".
         histories: user histories to add to a named dataset as fields, such as `liked_titles`. A history lists what the
             user did in earlier rows. Set `max_values` of this field in `fields` to limit its length.
-        name: name of the data set in the files, such as `ml1m-months`, for run.json and the model card. A named dataset
-            has its own name.
+        name: name of the dataset in your own files, such as `ml1m-months`, to show in run.json and in the model card.
+            Leave it out if `source` is set.
         train_file: CSV or Parquet files of training rows: a file, a folder, a pattern such as `logs/*.csv`, a URL such
             as `s3://bucket/logs`, or a list of these.
         validation_file: files of validation rows.
@@ -63,9 +63,9 @@ class DataSettings:
         unlabeled_file: files of rows without labels, for finetuning with a `teacher`: its predictions replace labels.
         csv: Format of CSV files
         fields: the columns to learn from, in the order of the text. Each is a column name or a mapping of `FieldConfig`
-            settings, such as `{name: title, max_tokens: 16}`. By default, a named dataset uses all of its fields; a
-            mapping changes settings of one of them. With a pretrained model, name exactly that model's fields; their
-            saved settings apply.
+            settings, such as `{name: title, max_tokens: 16}`. By default, a named dataset uses all of its fields. If
+            you list fields of a named dataset, only these are used, and a mapping changes settings of its field. With a
+            pretrained model, the fields must be exactly those of the model, and their saved settings apply.
         label: name of the label column in the files. The default is the label column of the model to start from, or
             "label" without one. Files for pretraining may lack this column.
         group_field: column whose values group the rows, such as `user_id`. It adds GAUC and UAUC, which are AUCs within
@@ -111,7 +111,7 @@ class DataSettings:
             )
         check_ranges(self, "data")
         if self.name is not None and not self.name.strip():
-            raise ValueError("data.name is empty: set it to a name for the data set in the files, or leave it out")
+            raise ValueError("data.name is empty: set it to a name for the dataset in the files, or leave it out")
         if self.name is not None and self.source is not None:
             raise ValueError(f"data.name={self.name} is only for files: leave it out, or data.source={self.source}")
         if self.source is None:
@@ -193,7 +193,8 @@ class RunSettings:
     Args:
         output_dir: folder for the model, the log, the checkpoints and the record of the run.
         resume: continue from the last checkpoint in `output_dir`. Without a checkpoint the run starts from the
-            beginning; a finished run only pushes its model.
+            beginning. If the run has already finished, nothing is trained, and the model is pushed if `push_to_hub` is
+            set.
         push_to_hub: Hub repository to push the model to, such as `org/name`; it is created if needed. The token comes
             from `hf auth login` or from `HF_TOKEN`.
         private: create the repository as private; an existing public repository is an error.
@@ -249,7 +250,8 @@ class FinetuneSettings(RunSettings):
             memorised.
         teacher: folder or Hub repository of a finetuned model for knowledge distillation: the new model also learns
             from the teacher's click logits. For example, `mode: id` can learn from a joint teacher. A teacher is
-            overconfident on its own training rows, so add rows that it has not seen in `data.unlabeled_file`.
+            overconfident on its own training rows, so use `data.unlabeled_file` to add rows that the teacher has not
+            seen.
         distillation_weight: share of the loss that comes from the teacher, from 0 to 1; labels have the rest.
 
     Raises:
@@ -330,13 +332,13 @@ class PredictSettings:
         model: folder or Hub repository of a finetuned model.
         input: CSV or Parquet files with the columns of the model's fields: a file, a folder, a pattern, a URL, or a
             list of these.
-        output: file for the row numbers, kept columns and click probabilities. The end of its name selects the format:
-            .parquet; .csv or .csv.gz; or for JSON Lines .jsonl, .json, .jsonl.gz or .json.gz.
+        output: file for the row numbers, kept columns and click probabilities. The ending of its name selects the
+            format: Parquet (.parquet), CSV (.csv, .csv.gz) or JSON Lines (.jsonl, .json, .jsonl.gz, .json.gz).
         keep: columns of the input to copy to the output, such as `[request_id]`. They need not be fields.
         mode: score with both towers ("joint") or with one ("id", "text"); the default is the saved mode.
-        text_budget: share of the rows whose text is read, from 0 to 1, to save time. Only the rows that the ID-based
-            model is least sure about are read; the others get the ID-based model's probability. The share applies to
-            each chunk of rows. By default, all texts are read.
+        text_budget: share of the rows whose text is read, from 0 to 1. A smaller share saves time. The text is read for
+            the rows that the ID-based model is least sure about; the others get the ID-based model's probability. The
+            share applies to each chunk of `chunk_rows` rows. By default, all texts are read.
         batch_size: rows in a batch.
         chunk_rows: number of rows to hold in memory at a time.
         precision: "bf16" computes with bf16 autocast, "fp32" in single precision; "auto" chooses bf16 if the device

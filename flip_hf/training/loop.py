@@ -244,7 +244,7 @@ class _Training:
         # One process writes a checkpoint, so it must hold all parameters.
         self.is_resumable = not model.sharded_parameters and accelerator.distributed_type != DistributedType.FSDP
         if not self.is_resumable:
-            logger.warning("parameters are sharded over processes: this run saves no checkpoints and can't be resumed")
+            logger.warning("parameters are sharded over processes: this run saves its best model, but can't be resumed")
         if settings.torch_compile:
             compile_text_encoder(model, accelerator.device)
         self.settings, self.run, self.processor = settings, run, processor

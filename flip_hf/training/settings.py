@@ -25,9 +25,9 @@ class TrainingSettings:
         text_learning_rate: peak learning rate of the text encoder.
         weight_decay: weight decay of AdamW. It applies to matrices other than embeddings.
         oov_dropout: share of feature ids, from 0 to below 1, that finetuning replaces with the OOV (out-of-vocabulary)
-            feature of their field. A gated fusion needs it. One number applies to all fields; a mapping such as
-            `{user_id: 0.3}` applies to the named fields only. If a field has `show_oov: false`, the text shows the
-            replaced value as missing.
+            feature of their field. `fusion: gated` needs it, unless `fusion_rows: validation` learns the gate from rows
+            with unseen values. One number applies to all fields; a mapping such as `{user_id: 0.3}` applies to the
+            named fields only. If a field has `show_oov: false`, the text shows the replaced value as missing.
         feature_l2: weight of the L2 penalty on the feature embeddings that a batch reads.
         feature_updates: the rows of the feature table that an optimiser step updates. "dense" updates all rows; "rows"
             updates only the rows that the batch reads. The cost of "rows" does not grow with the table, but its AUC is

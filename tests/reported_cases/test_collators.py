@@ -228,7 +228,7 @@ def test_inputs_embeds_may_only_be_none(processor, encoded):
     assert torch.equal(model(**batch, inputs_embeds=None).logits, model(**batch).logits)
     with pytest.raises(ValueError, match="inputs_embeds must be None"):
         model(**batch, inputs_embeds=torch.zeros(1, 4, 16))
-    with pytest.raises(TypeError, match=r"does not take token_type_ids; batches for it are made by FlipCTRCollator"):
+    with pytest.raises(TypeError, match=r"does not take token_type_ids; make its batches with FlipCTRCollator"):
         model(**batch, token_type_ids=None)
 
 

@@ -206,8 +206,8 @@ def _character(entity: re.Match[str]) -> str:
 
 HOMEPAGE = "http://www2.informatik.uni-freiburg.de/~cziegler/BX/"
 LICENCE = (
-    "The authors' own terms: freely available for research use with acknowledgement of their paper. This package "
-    "does not carry the data."
+    "The authors' own terms: freely available for research use with acknowledgement of their paper. flip_hf "
+    "does not distribute the data."
 )
 CITATION = (
     "@inproceedings{ziegler2005improving,\n"

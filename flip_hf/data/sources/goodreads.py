@@ -307,7 +307,7 @@ GOODREADS = DatasetSource(
     homepage=HOMEPAGE,
     licence=(
         "The authors' own terms: academic use with citation of their papers; no redistribution and no commercial use. "
-        "This package does not carry the data."
+        "flip_hf does not distribute the data."
     ),
     citation=(
         "@inproceedings{wan2018item,\n"

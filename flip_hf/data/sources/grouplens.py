@@ -40,8 +40,8 @@ HISTORIES = (
 
 LICENCE = (
     "GroupLens' own terms: research use with acknowledgement; no redistribution and no commercial use without "
-    "permission from GroupLens; no claim of endorsement by the University of Minnesota or GroupLens. This "
-    "package does not carry the data."
+    "permission from GroupLens; no claim of endorsement by the University of Minnesota or GroupLens. flip_hf "
+    "does not distribute the data."
 )
 
 CITATION = (
