@@ -167,7 +167,8 @@ def wait_for_pid(path):
     return int(path.read_text())
 
 
-def test_a_signal_while_a_program_starts_ends_the_program(tmp_path):
+@pytest.mark.parametrize("kills_child", [False, True], ids=["reaches the script", "reaches both"])
+def test_a_signal_while_a_program_starts_ends_the_program(tmp_path, kills_child):
     started = tmp_path / "started"
     program = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)"
     script = f"""
@@ -179,6 +180,8 @@ real = subprocess.Popen
 def start(*given, **named):
     process = real(*given, **named)
     print(process.pid, flush=True)
+    if {kills_child}:
+        os.kill(process.pid, signal.SIGHUP)
     os.kill(os.getpid(), signal.SIGINT)
     return process
 

@@ -165,7 +165,7 @@ def test_a_column_that_is_no_field_groups_the_rows(workplace, finetuned, pretrai
     assert [group == -1 for group in scores["groups"]] == [session is None for session in sessions["test"]]
     card = render_card(record, "org/name", {})
     assert f"| UAUC | {record['result']['test']['uauc']:.4f} |" in card
-    assert "AUCs among rows of the same session: " in card
+    assert "AUCs within groups of rows with the same session: " in card
 
     config = json.loads((workplace / "config.yaml").read_text())["data"]
     (tmp_path / "data.yaml").write_text(json.dumps({"data": config}))
@@ -216,7 +216,7 @@ def test_a_card_is_of_the_run(finetuned, tmp_path, monkeypatch):
     )
     importlib.import_module("card").main()
     card = (tmp_path / "README.md").read_text()
-    assert "Files of the user's own: train.parquet, validation.parquet, test.parquet." in card
+    assert "The user's own files: train.parquet, validation.parquet, test.parquet." in card
     assert "Settings of pretraining" in card
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "run.json", "curves.png", "calibration.png"}
 

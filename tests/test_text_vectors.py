@@ -354,7 +354,7 @@ def test_no_texts_are_no_vectors(plain):
         (["a", None], "text 1 is None, not a string"),
         (["a", "b", float("nan")], "text 2 is nan, not a string"),
         ([7], "text 0 is 7, not a string"),
-        (["a", "\ud800"], r"text 1, '\\ud800', is not Unicode"),
+        (["a", "\ud800"], r"text 1, '\\ud800', is not valid Unicode"),
         ("a text", "'a text' is not in a list"),
     ],
 )
@@ -448,7 +448,7 @@ def test_encoded_texts_are_found_by_their_keys(plain):
     vectors = vectorizer(["b", "a"])
     keys = np.array([text_key("a"), text_key("b"), text_key("a")])
     np.testing.assert_array_equal(TextVectorizer(plain).find(keys), vectors[[1, 0, 1]])
-    with pytest.raises(OSError, match=r"vectors of 1 texts.*encode the rows"):
+    with pytest.raises(OSError, match=r"vectors of 1 texts.*encode their rows again"):
         vectorizer.find(np.array([text_key("a"), text_key("never seen")]))
 
 

@@ -163,18 +163,22 @@ def run_program(command: Sequence[str]) -> None:
         SystemExit: the child failed and has printed its own message.
         Interrupted: this process was interrupted, and the child has printed no message about it.
     """
-    # A signal while the child starts would leave it running.
-    with _held_back() as signals:
-        # Safe, because the caller names one of our own programs.
-        process = subprocess.Popen(command, start_new_session=True)  # nosec B603
+    process = None
     try:
+        # A signal while the child starts would leave it running.
+        with _held_back() as signals:
+            # Safe, because the caller names one of our own programs.
+            process = subprocess.Popen(command, start_new_session=True)  # nosec B603
         for number in signals:
             signal.raise_signal(number)
         code = process.wait()
     except Interrupted as interrupted:
+        if process is None:
+            raise
         process.terminate()
-        # With these exit codes, the child died at once or had already finished, so it has printed no message.
-        if process.wait() in (0, -signal.SIGTERM):
+        # A child that a signal killed, or that had already finished, has printed no message. The terminal's own signal
+        # can kill it, too, before it has its own session.
+        if process.wait() <= 0:
             raise
         raise SystemExit(interrupted.exit_code) from None
     if code != 0:
