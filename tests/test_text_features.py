@@ -423,7 +423,7 @@ def test_runs_attach_vectors_and_say_so(workplace, cache, tmp_path):
     (tmp_path / "card").mkdir()
     write_card(tmp_path / "card", "org/name", record, {})
     card = (tmp_path / "card" / "README.md").read_text()
-    assert '| vectors of title | size 32, encoder encodes the text of title, kind |' in card
+    assert "| vectors of title | size 32, encoder encodes the text of title, kind |" in card
 
 
 def test_runs_refuse_text_features_that_cant_be(workplace, cache, tmp_path):

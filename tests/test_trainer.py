@@ -340,7 +340,7 @@ def test_masks_follow_the_epoch_and_a_resumed_run_ends_alike(processor, rows, tm
     assert set(epochs) == {1, 2}
     assert distance(resumed, whole) < 1e-5
 
-    with pytest.raises(ValueError, match="dataloader_persistent_workers=True: .* set it to False"):
+    with pytest.raises(ValueError, match=r"dataloader_persistent_workers=True: .* set it to False"):
         run("workers", dataloader_persistent_workers=True, dataloader_num_workers=1)
 
 
