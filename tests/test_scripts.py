@@ -252,7 +252,8 @@ def test_finetuning_needs_no_pretraining(workplace, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["result"]["steps"] == 3
 
 
-def test_the_configuration_for_ml1m_months_learns_from_files_of_its_columns(workplace, tmp_path):
+def test_the_configuration_for_ml1m_months_learns_from_files_of_its_columns(workplace, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLIP_HF_CACHE", str(tmp_path / "cache"))
     rows = {
         "user_id": [1, 2, 3, 4] * 10,
         "movie_id": [1, 2, 3, 4, 5] * 8,
@@ -260,8 +261,8 @@ def test_the_configuration_for_ml1m_months_learns_from_files_of_its_columns(work
         "timestamp": range(40),
         "label": [0, 1] * 20,
         "is_warm": [True] * 40,
-        "liked_movie_ids": [[], [1], [5, 2], [1, 2, 3, 4] * 20] * 10,
-        "liked_titles": [["Heat (1995)"]] * 40,
+        "liked_movie_ids": [[], [1], [5, 2], [1, 2, 3, 4] * 40] * 10,
+        "liked_titles": [[], ["Heat (1995)"], ["Brazil (1985)", "Alien (1979)"], ["Heat (1995)"] * 160] * 10,
     }
     files = [str(tmp_path / f"{part}.parquet") for part in ("train", "validation", "test")]
     for file in files:
@@ -269,12 +270,14 @@ def test_the_configuration_for_ml1m_months_learns_from_files_of_its_columns(work
     config = ["--config", str(EXAMPLES / "configs" / "ml1m-months" / "dcnv2.yaml"), "--output_dir", str(tmp_path / "r")]
     names = ("--data.train_file", "--data.validation_file", "--data.test_file")
     given = [part for pair in zip(names, files, strict=True) for part in pair]
-    script("finetune")([*config, *given, "--model.text_encoder", str(workplace / "encoder")])
+    encoder = str(workplace / "encoder")
+    vectors = json.dumps([{"field": "title", "encoder": encoder, "fields": ["title"]}])
+    script("finetune")([*config, *given, "--model.text_encoder", encoder, "--data.text_features", vectors])
     record = json.loads((tmp_path / "r" / "run.json").read_text())
     assert record["data"]["name"] == "ml1m-months"
     assert {"auc", "uauc"} <= set(record["result"]["test"])
     liked = FlipProcessor.from_pretrained(tmp_path / "r" / "model").fields[3]
-    assert (liked.share_embedding, liked.target, liked.max_values) == ("movie_id", "movie_id", 50)
+    assert (liked.share_embedding, liked.target, liked.max_values) == ("title", "title", 150)
 
 
 def unseen_rows():
