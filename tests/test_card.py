@@ -95,8 +95,8 @@ def test_a_card_says_what_the_groups_are(record):
     card = render_card(record, "org/name", {})
     assert "| GAUC | 0.6250 |  | 0.6250 |\n| UAUC | 0.6000 |  | 0.6000 |\n| GAUC of the ID-based model | 0.61" in card
     assert (
-        "GAUC and UAUC are means of the AUCs within groups of rows with the same user\\_id: GAUC weighs groups by their "
-        "number of rows" in card
+        "GAUC and UAUC are means of the AUCs within groups of rows with the same user\\_id: GAUC weighs groups by "
+        "their number of rows" in card
     )
     (index,) = parts(card)[0]["model-index"]
     assert {"gauc", "uauc"} <= {metric["type"] for metric in index["results"][0]["metrics"]}
