@@ -100,6 +100,8 @@ def commands(page):
                 yield shlex.split(line, comments=True)[1:]
 
 
+# Half a minute; other tests run the same commands.
+@pytest.mark.slow
 def test_the_tutorial_runs_from_its_log_to_its_scores(tmp_path, monkeypatch, capsys):
     page = DOCS / "tutorials" / "your_own_log.md"
     monkeypatch.chdir(tmp_path)
